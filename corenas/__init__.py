@@ -1,0 +1,5 @@
+"""A plugin-based framework for one-shot neural architecture search."""
+
+__version__ = "0.1.0"
+CONTRACT = 1
+"""The version of the contracts in `corenas.hookspecs` and `corenas.contracts`; a plugin states the one it was written for."""

@@ -1,0 +1,437 @@
+"""What components fulfil: the page to read after `hookspecs`.
+
+Every component is a frozen attrs class of options with one verb that makes the live thing (`start` or `build`). Live
+things get one context object, which can grow, and give their state as plain data. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+
+from attrs import field, frozen
+
+from corenas.objectives import Objectives
+from corenas.settings import Calibration, Train
+from corenas.space import Arch, Drawing, SearchSpace
+from corenas.value import Dimension
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from corenas.calibrate import Evaluation
+    from corenas.cost import Cost
+
+Json: TypeAlias = Any
+"""None, numbers, strings, lists and mappings of these."""
+
+# -- what is trained --------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """Options of a network without its head.
+
+    layout: the attrs class of the tables that its spaces have, so that `corenas check` reads them without torch
+    """
+
+    layout: ClassVar[type]
+
+    def build(self, space: SearchSpace) -> nn.Module:
+        """A module with `features(x) -> [Tensor, …]` and `feat_dims`, the dimension of each of these tensors.
+
+        Optional: `segments`, its parts in order. Raises UserError if the space is not one for this backbone.
+        """
+        ...
+
+
+@frozen
+class Metric:
+    """What a number means.
+
+    unit: as it is printed, "%" for instance
+    direction: whether more is better
+    """
+
+    unit: str = ""
+    direction: Literal["max", "min"] = "max"
+
+
+class Meter(Protocol):
+    """Collects what a metric needs over the batches of a data set."""
+
+    def update(self, outputs: Any, batch: Any) -> None: ...
+    def merge(self, other: Meter) -> None: ...
+    def compute(self) -> Mapping[str, float]: ...
+
+
+class LiveTask(Protocol):
+    """Data with what is to be learnt from it. Valid and test never meet train, nor each other.
+
+    example: one input of the model, shape (1, channels, height, width)
+    metrics: what its meter computes
+    splits: how many samples each split has: "train", "valid", "test"
+    """
+
+    example: Tensor
+    metrics: Mapping[str, Metric]
+    splits: Mapping[str, int]
+
+    def dataset(self, split: str, augmented: bool) -> torch.utils.data.Dataset[Any]:
+        """A map-style data set; augmentation draws from torch's global generator, which the caller seeds."""
+        ...
+
+    def head(self, feat_dims: Sequence[Dimension]) -> nn.Module:
+        """What turns a backbone's features into outputs; (list of features) -> outputs."""
+        ...
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        """The model's outputs for a batch."""
+        ...
+
+    def loss(self, outputs: Any, batch: Any) -> Tensor:
+        """What training minimises: a scalar."""
+        ...
+
+    def logits(self, outputs: Any) -> Tensor | None:
+        """What can be distilled: (n, classes), or None where there is no such thing."""
+        ...
+
+    def meter(self) -> Meter:
+        """A new meter."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Options of a task."""
+
+    def start(self, rng: np.random.Generator) -> LiveTask:
+        """Read the data and cut the splits. Raises UserError for data that is missing or broken."""
+        ...
+
+
+# -- how it is trained ------------------------------------------------------------------------------------------------
+
+
+@frozen
+class MutatorContext:
+    """What a sampler draws from; `space` may be narrower than the supernet's."""
+
+    space: SearchSpace
+    cost: Cost
+    rng: np.random.Generator
+
+
+class Sampler(Protocol):
+    """Draws the archs of each training step."""
+
+    def sample(self, score: Callable[[Sequence[Arch]], Sequence[float]]) -> list[Arch]:
+        """The archs of one step; `score` gives their losses on this step's batch, without gradient."""
+        ...
+
+
+@runtime_checkable
+class Mutator(Protocol):
+    """Options of how archs are drawn."""
+
+    def start(self, context: MutatorContext) -> Sampler: ...
+
+
+@frozen
+class Phase:
+    """A part of a training with a space and settings of its own; `begin` runs once before its first step."""
+
+    space: SearchSpace
+    train: Train
+    begin: Callable[[], None] | None = None
+
+
+@frozen
+class AlgorithmContext:
+    """What a trainer works with. `distiller` is None unless the spec has one."""
+
+    supernet: nn.Module
+    space: SearchSpace
+    cost: Cost
+    task: LiveTask
+    train: Train
+    distiller: Distiller | None = None
+
+
+class Step(Protocol):
+    """One step of a training as its loop lends it to `train_step`.
+
+    archs: what the sampler drew; lr: the learning rate in force; index: steps taken before this one
+    """
+
+    archs: Sequence[Arch]
+    optimizer: torch.optim.Optimizer
+    lr: float
+    index: int
+
+    def backward(self, loss: Tensor) -> Tensor:
+        """Add a loss's gradients to those of the step and free its graph. Returns the loss, detached."""
+        ...
+
+    def more(self, split: str) -> Any:
+        """The next batch of another stream, "valid" for instance."""
+        ...
+
+    def mean(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The tensors averaged over processes."""
+        ...
+
+
+class Trainer(Protocol):
+    """A live algorithm. The loop clears gradients before `train_step` and steps the optimizer after it."""
+
+    phases: Sequence[Phase]
+
+    def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:
+        """Call `step.backward` once per path, so that one path's activations live at a time. Returns figures to show,
+        "loss" among them, detached and still on the device.
+        """  # fmt: skip
+        ...
+
+
+class Deriving(Protocol):
+    """A trainer that finds an arch itself (DARTS, Cream)."""
+
+    def derive(self) -> Arch: ...
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """Options of how a supernet is trained.
+
+    stages: which of "train", "search", "derive", "retrain" a run has, in order
+    """
+
+    stages: ClassVar[Sequence[str]]
+
+    def start(self, context: AlgorithmContext) -> Trainer: ...
+
+
+class LiveDistiller(Protocol):
+    """Compares a student with a teacher; `taps` are the segments whose features it wants."""
+
+    taps: Sequence[str]
+
+    def loss(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor: ...
+
+
+@runtime_checkable
+class Distiller(Protocol):
+    """Options of what a student learns from a teacher."""
+
+    def start(self, context: AlgorithmContext) -> LiveDistiller: ...
+
+
+# -- how it is searched -----------------------------------------------------------------------------------------------
+
+State: TypeAlias = Literal["done", "infeasible", "failed", "stopped"]
+
+
+@frozen
+class Trial:
+    """One arch with what was measured of it.
+
+    state: done; infeasible (a constraint is not met); failed (an evaluator says `error`); stopped
+    seconds: how long the measuring took
+    """
+
+    arch: Arch
+    metrics: Mapping[str, float] = field(factory=dict)
+    state: State = "done"
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it counts: everything was measured and every constraint is met."""
+        return self.state == "done"
+
+    def to_json(self) -> dict[str, Json]:
+        """As plain data."""
+        return {"arch": dict(self.arch), "metrics": dict(self.metrics), "state": self.state,
+                "seconds": self.seconds, "error": self.error}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> Trial:
+        """The trial that `to_json` gave."""
+        return cls(**{**data, "arch": Arch(data["arch"])})
+
+
+@frozen
+class Problem:
+    """What a searcher is asked.
+
+    space: draws, mutates and crosses archs that obey the cheap constraints
+    objectives: ranks trials
+    budget: how many trials there will be
+    """
+
+    space: Drawing
+    objectives: Objectives
+    budget: int
+
+
+@frozen
+class Proposal:
+    """An arch to be measured at less than full effort: `fidelity` is the share of data or training, 0 to 1."""
+
+    arch: Arch
+    fidelity: float = 1.0
+
+
+class Search(Protocol):
+    """A live searcher."""
+
+    def ask(self, n: int) -> list[Arch | Proposal]:
+        """Up to n archs to be measured next; none ends the search. Archs known already come back at once."""
+        ...
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """The results of the last `ask`, in its order, in all states."""
+        ...
+
+    def state_dict(self) -> dict[str, Json]: ...
+    def load_state_dict(self, state: Mapping[str, Json]) -> None: ...
+
+
+@runtime_checkable
+class Searcher(Protocol):
+    """Options of a search method."""
+
+    def start(self, problem: Problem, rng: np.random.Generator) -> Search: ...
+
+
+@frozen
+class Failure:
+    """What an evaluator gives for an arch that it could not measure, with the reason."""
+
+    reason: str
+
+
+@frozen
+class EvaluatorContext:
+    """What an evaluator measures with. `supernet` and `evaluation` are None where no supernet was trained.
+
+    evaluation: runs subnets on a split of the data, their batch norm recalibrated
+    """
+
+    space: SearchSpace
+    cost: Cost
+    task: LiveTask
+    supernet: nn.Module | None
+    evaluation: Evaluation | None
+    calibration: Calibration
+    rng: np.random.Generator
+
+
+Measure: TypeAlias = Callable[[Sequence[Arch]], "Sequence[Mapping[str, float] | Failure]"]
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Options of something that measures archs.
+
+    cheap: whether thousands a second are no trouble; cheap ones run first, so that constraints spare the others
+    """
+
+    cheap: ClassVar[bool]
+
+    def provides(self, task: LiveTask) -> Mapping[str, Metric]:
+        """The metrics it gives for a task."""
+        ...
+
+    def start(self, context: EvaluatorContext) -> Measure:
+        """A function from archs to their metrics, one mapping or `Failure` each, in order."""
+        ...
+
+
+# -- where it runs, what comes out ------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Options of where trials run."""
+
+    def start(self, setup: Callable[[], Any]) -> futures.Executor: ...
+
+
+@runtime_checkable
+class Exporter(Protocol):
+    """Options of a file format for networks."""
+
+    def write(self, network: nn.Module, example: Tensor, folder: Path) -> Path:
+        """Write a plain network in evaluation mode into a folder; returns the file."""
+        ...
+
+
+@frozen
+class StageStarted:
+    """A stage of a run begins; `total` counts its units ("steps", "trials")."""
+
+    stage: str
+    total: int
+    unit: str
+    done: int = 0
+
+
+@frozen
+class Progress:
+    """A stage has come this far; `figures` are what to show beside it."""
+
+    stage: str
+    done: int
+    figures: Mapping[str, float] = field(factory=dict)
+
+
+@frozen
+class StageDone:
+    """A stage has ended."""
+
+    stage: str
+    seconds: float
+    figures: Mapping[str, float] = field(factory=dict)
+
+
+@frozen
+class TrialDone:
+    """A trial was measured and stored."""
+
+    trial: Trial
+
+
+@frozen
+class Note:
+    """Something a person should know; not an error."""
+
+    text: str
+
+
+@frozen
+class RunStarted:
+    """A run begins, or goes on."""
+
+    name: str
+    folder: Path
+    resumed: bool
+
+
+@frozen
+class RunDone:
+    """A run has ended; `lines` say where everything is and how to load it."""
+
+    folder: Path
+    lines: Sequence[str]
+
+
+Event: TypeAlias = RunStarted | StageStarted | Progress | StageDone | TrialDone | Note | RunDone
+Emit: TypeAlias = Callable[[Event], None]

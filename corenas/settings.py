@@ -1,0 +1,159 @@
+"""The tables of a spec that are the core's own: training, search, calibration, export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from attrs import field, frozen
+from attrs.validators import ge, gt, in_, le, optional
+
+Amount = float | str
+"""A number, or text such as "200M" or, of the largest subnet's, "60%"."""
+
+
+@frozen
+class Schedule:
+    """How the learning rate goes on.
+
+    type: "constant", "cosine", "exponential", or the name of a class in torch.optim.lr_scheduler
+    warmup: epochs in which it grows linearly from nearly nothing
+    floor: share of the first learning rate that cosine and exponential end on
+    decay: factor of exponential
+    every: epochs after which exponential applies its factor again
+    options: arguments of a class in torch.optim.lr_scheduler, which steps once an epoch
+    """
+
+    type: str = "cosine"
+    warmup: float = field(default=0.0, validator=ge(0))
+    floor: float = field(default=0.0, validator=[ge(0), le(1)])
+    decay: float = field(default=0.97, validator=[gt(0), le(1)])
+    every: float = field(default=1.0, validator=gt(0))
+    options: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen
+class Train:
+    """How weights are trained.
+
+    epochs: how often the training data is seen
+    batch_size: images a step, over all accumulated parts
+    optimizer: type, the name of a class in torch.optim, and its arguments
+    schedule: how the learning rate goes on
+    no_decay: which parameters have no weight decay: "norm", "bias"
+    clip_norm: largest norm of all gradients together
+    clip_value: largest size of one gradient
+    ema: share of the old weights in the exponential moving average that is searched and exported
+    precision: "float32", or automatic mixed precision in "bfloat16" or "float16"
+    accumulate: parts a batch is cut into, for less memory
+    workers: processes that read data
+    checkpoint_every: epochs between checkpoints
+    """
+
+    epochs: int = field(default=10, validator=ge(0))
+    batch_size: int = field(default=64, validator=ge(1))
+    optimizer: Mapping[str, Any] = field(factory=lambda: {"type": "SGD", "lr": 0.1, "momentum": 0.9})
+    schedule: Schedule = Schedule()
+    no_decay: tuple[Literal["norm", "bias"], ...] = ("norm", "bias")
+    clip_norm: float | None = field(default=None, validator=optional(gt(0)))
+    clip_value: float | None = field(default=None, validator=optional(gt(0)))
+    ema: float | None = field(default=None, validator=optional([ge(0), le(1)]))
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    accumulate: int = field(default=1, validator=ge(1))
+    workers: int = field(default=0, validator=ge(0))
+    checkpoint_every: int = field(default=1, validator=ge(1))
+
+
+@frozen
+class Range:
+    """Bounds of a metric, both included.
+
+    min: the least that is allowed
+    max: the most that is allowed
+    """
+
+    min: Amount | None = None
+    max: Amount | None = None
+
+
+@frozen
+class Goal:
+    """A metric to search for.
+
+    metric: its name; those of the evaluators, and flops, params, activations
+    direction: "max" or "min"; left out, what its evaluator says
+    weight: what one unit of it is worth beside the other objectives
+    """
+
+    metric: str
+    direction: Literal["max", "min"] | None = None
+    weight: float = field(default=1.0, validator=gt(0))
+
+
+@frozen
+class Bins:
+    """Pareto mode that keeps the best trial of each bin of a metric.
+
+    metric: whose bins
+    width: how wide a bin is
+    """
+
+    metric: str
+    width: Amount
+
+
+@frozen
+class SearchSettings:
+    """What is searched for, and how long.
+
+    trials: archs to measure
+    batch: archs asked for at once
+    objectives: metrics to make large or small; several are weighed against each other, unless `pareto`
+    constraints: metric -> bounds: the most that is allowed, [least, most], or min and max; "60%" is of the largest subnet
+    pareto: true keeps every trade-off that no other beats; a table keeps the best of each bin of a metric
+    """
+
+    trials: int = field(default=100, validator=ge(1))
+    batch: int = field(default=10, validator=ge(1))
+    objectives: tuple[str | Goal, ...] | str = ("top1",)
+    constraints: Mapping[str, Amount | tuple[Amount, Amount] | Range] = field(factory=dict)
+    pareto: bool | Bins = False
+
+
+@frozen
+class Calibration:
+    """How batch-norm statistics are recomputed for a subnet before it is measured.
+
+    batches: how many; 0 keeps the supernet's statistics
+    batch_size: images in each
+    data: the split that is used
+    pipeline: whether images are augmented as in training ("train") or not ("eval")
+    """
+
+    batches: int = field(default=8, validator=ge(0))
+    batch_size: int = field(default=128, validator=ge(1))
+    data: Literal["train", "valid"] = "train"
+    pipeline: Literal["train", "eval"] = "eval"
+
+
+@frozen
+class Export:
+    """What is written into `best/` beside arch.toml and the cost card.
+
+    formats: "safetensors" (weights), "python" (a file that builds the network), "pt2" (a torch.export program), and what
+        exporter plugins offer
+    """
+
+    formats: tuple[str, ...] = ("safetensors", "python", "pt2")
+
+
+@frozen
+class Device:
+    """Where a run computes.
+
+    type: "auto" (a GPU if there is one), "cpu", "cuda", "mps"
+    threads: of torch on the CPU; left out, torch's choice
+    """
+
+    type: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", validator=in_(("auto", "cpu", "cuda", "mps")))
+    threads: int | None = field(default=None, validator=optional(ge(1)))

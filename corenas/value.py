@@ -1,0 +1,269 @@
+"""What a dimension of a layer is: a number, a variable's key, or an expression over them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from attrs import field, frozen
+
+Choices = Mapping[str, Any]
+"""What a value is computed from: key -> choice, or key -> column of choices of many archs."""
+
+LARGEST_TABLE = 1 << 16
+"""The largest number of combinations of choices that is tabulated for one value."""
+
+
+class Value:
+    """A number that may depend on the arch; called with choices it gives that number, with columns a column.
+
+    Its keys and all its possible numbers are known without running anything. Values are immutable, hashable and
+    equal by structure; `+`, `-`, `*` and `//` build expressions.
+    """
+
+    @property
+    def domains(self) -> Mapping[str, Sequence[Any]]:
+        """The keys it depends on, each with the choices of that variable."""
+        raise NotImplementedError
+
+    def __call__(self, choices: Choices) -> Any:
+        raise NotImplementedError
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the variables it depends on."""
+        return tuple(self.domains)
+
+    @cached_property
+    def possible(self) -> tuple[Any, ...]:
+        """All numbers it can be, in order.
+
+        Raises ValueError if its variables have more than 65,536 combinations.
+        """
+        return tuple(np.unique(np.asarray(self(grid(self.domains)))).tolist())
+
+    @property
+    def largest(self) -> Any:
+        """The largest number it can be; what a supernet allocates."""
+        return self.possible[-1]
+
+    def __add__(self, other: Value | float) -> Value:
+        return combine(operator.add, self, other)
+
+    def __radd__(self, other: float) -> Value:
+        return combine(operator.add, other, self)
+
+    def __sub__(self, other: Value | float) -> Value:
+        return combine(operator.sub, self, other)
+
+    def __mul__(self, other: Value | float) -> Value:
+        return combine(operator.mul, self, other)
+
+    def __rmul__(self, other: float) -> Value:
+        return combine(operator.mul, other, self)
+
+    def __floordiv__(self, other: Value | float) -> Value:
+        return combine(operator.floordiv, self, other)
+
+
+@frozen(slots=False)
+class Constant(Value):
+    """A number that no arch changes."""
+
+    number: Any
+
+    @property
+    def domains(self) -> Mapping[str, Sequence[Any]]:
+        """None."""
+        return {}
+
+    @cached_property
+    def possible(self) -> tuple[Any, ...]:
+        """The one number."""
+        return (self.number,)
+
+    def __call__(self, choices: Choices) -> Any:
+        return self.number
+
+
+@frozen(slots=False, cache_hash=True)
+class Variable(Value):
+    """The choice of one variable of the space."""
+
+    key: str
+    choices: Sequence[Any] = field(converter=lambda choices: choices if isinstance(choices, range) else tuple(choices))
+
+    @cached_property
+    def domains(self) -> Mapping[str, Sequence[Any]]:
+        """Its own key and choices."""
+        return {self.key: self.choices}
+
+    @cached_property
+    def possible(self) -> tuple[Any, ...]:
+        """Its choices in order."""
+        return tuple(sorted(self.choices))
+
+    def __call__(self, choices: Choices) -> Any:
+        return choices[self.key]
+
+
+@frozen(slots=False, cache_hash=True)
+class Expression(Value):
+    """A function of other values. The function takes numbers as well as numpy columns and is importable by name."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Value, ...]
+
+    @cached_property
+    def domains(self) -> Mapping[str, Sequence[Any]]:
+        """Those of its arguments."""
+        return merged(argument.domains for argument in self.arguments)
+
+    def __call__(self, choices: Choices) -> Any:
+        return self.function(*(argument(choices) for argument in self.arguments))
+
+
+def as_value(value: Value | float) -> Value:
+    """A number as a value; a value as it is."""
+    return value if isinstance(value, Value) else Constant(value)
+
+
+def combine(function: Callable[..., Any], *arguments: Any) -> Value:
+    """The value of a function of values and numbers; computed at once where all of them are numbers."""
+    values = tuple(as_value(argument) for argument in arguments)
+    if all(isinstance(value, Constant) for value in values):
+        return Constant(function(*(value({}) for value in values)))
+    return Expression(function, values)
+
+
+def merged(domains: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, Sequence[Any]]:
+    """Several domains as one. Raises ValueError if a key has different choices in two of them."""
+    result: dict[str, Sequence[Any]] = {}
+    for domain in domains:
+        for key, choices in domain.items():
+            if result.setdefault(key, choices) != choices:
+                raise ValueError(f"variable {key!r} has the choices {result[key]} here and {choices} there")
+    return result
+
+
+def grid(domains: Mapping[str, Sequence[Any]], limit: int = LARGEST_TABLE) -> dict[str, np.ndarray]:
+    """Every combination of choices as columns, the last key changing fastest. Raises ValueError beyond `limit` rows."""
+    sizes = [len(choices) for choices in domains.values()]
+    if math.prod(sizes) > limit:
+        raise ValueError(f"{math.prod(sizes):,} combinations of {', '.join(domains)} are too many to tabulate")
+    indices = np.indices(sizes).reshape(len(sizes), -1)
+    return {key: np.asarray(domains[key])[index] for key, index in zip(domains, indices, strict=True)}
+
+
+def rounded(value: Value | float) -> Value:
+    """The nearest whole number, halves to even as Python's `round`."""
+    return combine(_rounded, value)
+
+
+def make_divisible(value: Value | float, divisor: int = 8, smallest: int | None = None) -> Value:
+    """The nearest multiple of `divisor` that is not under 90% of the number, at least `smallest` (or `divisor`).
+
+    The rounding of channels in MobileNetV2's reference code (Sandler et al. 2018, arXiv:1801.04381).
+    """
+    return combine(_make_divisible, value, divisor, divisor if smallest is None else smallest)
+
+
+def at_least(value: Value | float, number: float) -> Value:
+    """1 where the value reaches `number`, else 0: the gate of a block that only deeper stages have."""
+    return combine(_at_least, value, number)
+
+
+def equals(value: Value | float, choice: Any) -> Value:
+    """1 where the value is `choice`, else 0: the gate of one candidate of a mixed operation."""
+    return combine(_equals, value, choice)
+
+
+def looked_up(table: Mapping[tuple[Any, ...], float], *values: Value) -> Value:
+    """The number that a table gives for each combination of the values' numbers; the table has all of them."""
+    if len(set(table.values())) == 1:
+        return Constant(next(iter(table.values())))
+    axes = tuple(value.possible for value in values)
+    numbers = tuple(table[combination] for combination in itertools.product(*axes))
+    return combine(_looked_up, Constant(axes), Constant(numbers), *values)
+
+
+def _rounded(x: Any) -> Any:
+    return np.rint(x).astype(np.int64) if isinstance(x, np.ndarray) else round(x)
+
+
+def _whole(x: Any) -> Any:
+    return x.astype(np.int64) if isinstance(x, np.ndarray) else int(x)
+
+
+def _make_divisible(x: Any, divisor: int, smallest: int) -> Any:
+    near = _whole((x + divisor / 2) // divisor * divisor)
+    near = near + (smallest - near) * (near < smallest)
+    return near + divisor * (near < 0.9 * x)
+
+
+def _at_least(x: Any, number: float) -> Any:
+    return x >= number if isinstance(x, np.ndarray) else int(x >= number)
+
+
+def _equals(x: Any, choice: Any) -> Any:
+    return x == choice if isinstance(x, np.ndarray) else int(x == choice)
+
+
+def _looked_up(axes: tuple[tuple[Any, ...], ...], numbers: tuple[float, ...], *columns: Any) -> Any:
+    if not any(isinstance(column, np.ndarray) for column in columns):
+        place = 0
+        for axis, number in zip(axes, columns, strict=True):
+            place = place * len(axis) + axis.index(number)
+        return numbers[place]
+    indices = [np.searchsorted(axis, column) for axis, column in zip(axes, columns, strict=True)]
+    return np.asarray(numbers)[np.ravel_multi_index(indices, [len(axis) for axis in axes])]
+
+
+@frozen
+class Dimension:
+    """One axis of a layer: the values of its parts, in order. Active are the first `value` elements of each part.
+
+    One part is the common case (and a view of a weight); several stand where layers are concatenated, or where one
+    layer holds several things side by side, as qkv does.
+    """
+
+    parts: tuple[Value, ...]
+
+    @classmethod
+    def of(cls, size: Dimension | Value | float | Iterable[Value | float]) -> Dimension:
+        """A dimension from one value, from several parts, or from itself."""
+        if isinstance(size, Dimension):
+            return size
+        if isinstance(size, Value | int | float):
+            return cls((as_value(size),))
+        return cls(tuple(as_value(part) for part in size))
+
+    @property
+    def size(self) -> Value:
+        """The number of active elements."""
+        total = self.parts[0]
+        for part in self.parts[1:]:
+            total = total + part
+        return total
+
+    @property
+    def allocated(self) -> int:
+        """The number of elements that a supernet's weight has along this axis."""
+        return sum(part.largest for part in self.parts)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the variables it depends on."""
+        return tuple(dict.fromkeys(key for part in self.parts for key in part.keys))
+
+    def __call__(self, choices: Choices) -> tuple[int, ...]:
+        return tuple(part(choices) for part in self.parts)
+
+    def __add__(self, other: Dimension) -> Dimension:
+        """The dimension of two layers' outputs, concatenated."""
+        return Dimension((*self.parts, *other.parts))

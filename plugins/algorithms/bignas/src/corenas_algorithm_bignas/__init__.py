@@ -1,0 +1,1 @@
+"""BigNAS: the sandwich rule with in-place distillation."""

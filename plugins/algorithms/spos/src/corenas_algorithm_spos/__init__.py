@@ -1,0 +1,1 @@
+"""Single Path One-Shot: train a supernet one uniform path at a time."""

@@ -1,0 +1,1 @@
+"""Accuracy of a subnet with recalibrated batch norm."""

@@ -1,0 +1,340 @@
+"""Layers of which the first channels are active, and the two ways to choose among whole blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from corenas.cost import LayerCost, conv_cost, linear_cost, norm_cost
+from corenas.mutable import Values, chosen
+from corenas.value import Constant, Dimension, Value, as_value, at_least, equals, make_divisible
+
+Plain = TypeVar("Plain", bound=nn.Module)
+Size = Dimension | Value | int
+
+
+def take(tensor: Tensor, axis: int, dimension: Dimension, active: Sequence[int]) -> Tensor:
+    """The active elements along an axis: a view where the dimension has one part, else one copy."""
+    if len(active) == 1:
+        return tensor if active[0] == tensor.shape[axis] else tensor.narrow(axis, 0, active[0])
+    return tensor.index_select(axis, places(dimension, active, tensor.device))
+
+
+def places(dimension: Dimension, active: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """Where the active elements of each part stand along the whole axis."""
+    starts, start = [], 0
+    for part, n in zip(dimension.parts, active, strict=True):
+        starts.append(torch.arange(start, start + n, device=device))
+        start += part.largest
+    return torch.cat(starts)
+
+
+class Conv2dSlice(nn.Conv2d):
+    """A convolution of which the first channels are active (Yu et al. 2019, arXiv:1812.08928).
+
+    inputs, outputs: its channels; kernel_size: odd, a smaller one is the centre of the largest; groups: a number, a
+        value, or "depthwise" (as many as channels); the padding keeps the map's size at stride 1
+    forward: (n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))
+    """
+
+    def __init__(
+        self,
+        inputs: Size,
+        outputs: Size,
+        kernel_size: Value | int,
+        stride: int = 1,
+        groups: Value | int | str = 1,
+        dilation: int = 1,
+        bias: bool = True,
+    ) -> None:
+        dims = {"inputs": Dimension.of(inputs), "outputs": Dimension.of(outputs)}
+        kernel = as_value(kernel_size)
+        if any(k % 2 == 0 for k in kernel.possible):
+            raise ValueError(f"kernel sizes are odd, not {kernel.possible}")
+        self.depthwise = groups == "depthwise"
+        if self.depthwise and dims["inputs"] != dims["outputs"]:
+            raise ValueError("a depthwise convolution has the same dimension on both sides")
+        per_group = Constant(1) if self.depthwise else dims["inputs"].size // groups  # type: ignore[operator]
+        width = dims["inputs"].allocated if groups == 1 else per_group.largest
+        outs = dims["outputs"].allocated
+        # torch allocates (outputs, inputs / groups): the quotient is what a group sees at most.
+        super().__init__(width, outs, kernel.largest, stride, dilation=dilation, bias=bias)
+        if self.depthwise:
+            self.groups, self.in_channels = outs, outs
+        self.values: Values = dims | {"kernel": kernel}
+        if not self.depthwise and groups != 1:
+            self.values = {**self.values, "groups": as_value(groups), "per_group": per_group}  # type: ignore[arg-type]
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def active(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the chosen part: views where a dimension has one part, else one copy."""
+        outputs = self.values["outputs"], self.choice["outputs"]
+        weight = take(self.weight, 0, *outputs)  # type: ignore[arg-type]
+        if "groups" in self.choice:
+            weight = weight[:, : self.choice["per_group"]]
+        elif not self.depthwise:
+            weight = take(weight, 1, self.values["inputs"], self.choice["inputs"])  # type: ignore[arg-type]
+        kernel = self.choice["kernel"]
+        if kernel < self.kernel_size[0]:
+            start = (self.kernel_size[0] - kernel) // 2
+            weight = weight[:, :, start : start + kernel, start : start + kernel]
+        return weight, None if self.bias is None else take(self.bias, 0, *outputs)  # type: ignore[arg-type]
+
+    def _shape(self) -> dict[str, Any]:
+        """The chosen part's stride, padding, dilation and groups."""
+        padding = self.choice["kernel"] // 2 * self.dilation[0]
+        groups = sum(self.choice["outputs"]) if self.depthwise else self.choice.get("groups", 1)
+        return {"stride": self.stride, "padding": (padding, padding), "dilation": self.dilation, "groups": groups}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))."""
+        return F.conv2d(x, *self.active(), **self._shape())
+
+    def cost(self, positions: Value) -> LayerCost:
+        """Its cost at `positions` pixels."""
+        inputs, outputs = (self.values[name].size for name in ("inputs", "outputs"))  # type: ignore[union-attr]
+        groups = outputs if self.depthwise else self.values.get("groups", Constant(1))
+        kernel = self.values["kernel"]
+        return conv_cost(inputs, outputs, kernel * kernel, positions, groups, self.bias is not None)  # type: ignore[operator, arg-type]
+
+    def export(self) -> nn.Conv2d:
+        """The chosen part as a plain convolution."""
+        inputs, outputs = (sum(self.choice[name]) for name in ("inputs", "outputs"))
+        plain = nn.Conv2d(inputs, outputs, self.choice["kernel"], bias=self.bias is not None, **self._shape())
+        return _filled(plain, self, *self.active())
+
+
+class LinearSlice(nn.Linear):
+    """A linear layer of which the first features are active.
+
+    forward: (…, active inputs) -> (…, active outputs)
+    """
+
+    def __init__(self, inputs: Size, outputs: Size, bias: bool = True) -> None:
+        self_values = {"inputs": Dimension.of(inputs), "outputs": Dimension.of(outputs)}
+        super().__init__(self_values["inputs"].allocated, self_values["outputs"].allocated, bias)
+        self.values: Values = self_values
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def active(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the chosen part."""
+        outputs = self.values["outputs"], self.choice["outputs"]
+        weight = take(take(self.weight, 0, *outputs), 1, self.values["inputs"], self.choice["inputs"])  # type: ignore[arg-type]
+        return weight, None if self.bias is None else take(self.bias, 0, *outputs)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, active inputs) -> (…, active outputs)."""
+        return F.linear(x, *self.active())
+
+    def cost(self, positions: Value) -> LayerCost:
+        """Its cost at `positions` tokens (1 after pooling)."""
+        inputs, outputs = (self.values[name].size for name in ("inputs", "outputs"))  # type: ignore[union-attr]
+        return linear_cost(inputs, outputs, positions, self.bias is not None)
+
+    def export(self) -> nn.Linear:
+        """The chosen part as a plain linear layer."""
+        inputs, outputs = (sum(self.choice[name]) for name in ("inputs", "outputs"))
+        return _filled(nn.Linear(inputs, outputs, self.bias is not None), self, *self.active())
+
+
+class BatchNorm2dSlice(nn.BatchNorm2d):
+    """A batch norm of which the first features are active; their statistics are views of the whole's.
+
+    forward: (n, active features, h, w) -> the same shape
+    """
+
+    def __init__(self, features: Size, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True) -> None:
+        outputs = Dimension.of(features)
+        super().__init__(outputs.allocated, eps, momentum, affine)
+        self.values: Values = {"outputs": outputs}
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def active(self) -> list[Tensor | None]:
+        """Weight, bias, running mean and running variance of the chosen part."""
+        outputs = self.values["outputs"], self.choice["outputs"]
+        whole = (self.weight, self.bias, self.running_mean, self.running_var)
+        return [None if tensor is None else take(tensor, 0, *outputs) for tensor in whole]  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, active features, h, w) -> the same shape."""
+        weight, bias, mean, var = self.active()
+        if not self.training:
+            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        normed = F.batch_norm(x, mean, var, weight, bias, True, momentum, self.eps)
+        if len(self.choice["outputs"]) > 1:  # several parts were copied: write their statistics back
+            at = places(self.values["outputs"], self.choice["outputs"], x.device)  # type: ignore[arg-type]
+            for whole, part in ((self.running_mean, mean), (self.running_var, var)):
+                assert whole is not None and part is not None
+                whole.index_copy_(0, at, part)
+        return normed
+
+    def cost(self, positions: Value) -> LayerCost:
+        """Two parameters a feature."""
+        return norm_cost(self.values["outputs"].size, self.affine)  # type: ignore[union-attr]
+
+    def export(self) -> nn.BatchNorm2d:
+        """The chosen part as a plain batch norm."""
+        weight, bias, mean, var = self.active()
+        plain = nn.BatchNorm2d(sum(self.choice["outputs"]), self.eps, self.momentum, self.affine)
+        plain = _filled(plain, self, weight, bias)
+        for name, part in (("running_mean", mean), ("running_var", var)):
+            assert part is not None
+            setattr(plain, name, part.detach().clone())
+        assert self.num_batches_tracked is not None
+        plain.num_batches_tracked = self.num_batches_tracked.detach().clone()
+        return plain
+
+
+def _filled(plain: Plain, source: nn.Module, weight: Tensor | None, bias: Tensor | None) -> Plain:
+    """A plain layer with copies of weight and bias, in the source's mode."""
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None:
+            setattr(plain, name, nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format)))
+    return plain.train(source.training)
+
+
+class InputResize(nn.Module):
+    """Resizes square images to a resolution that may be a variable; images of that size pass as they are.
+
+    mode: "nearest", "bilinear" or "bicubic"
+    forward: (n, c, h, w) -> (n, c, resolution, resolution)
+    """
+
+    resizes = ("resolution",)
+
+    def __init__(self, resolution: Value | int, mode: str = "bilinear") -> None:
+        super().__init__()
+        self.mode = mode
+        self.values: Values = {"resolution": as_value(resolution)}
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c, resolution, resolution)."""
+        size = (self.choice["resolution"],) * 2
+        return x if x.shape[-2:] == size else F.interpolate(x, size, mode=self.mode)
+
+    def export(self) -> nn.Module:
+        """A layer that resizes to the chosen resolution."""
+        return nn.Upsample((self.choice["resolution"],) * 2, mode=self.mode)
+
+
+class MixedOp(nn.Module):
+    """One of several operations, or a sum of all of them with weights (Liu et al. 2019, arXiv:1806.09055).
+
+    candidates: choice -> module; op: a value over these choices
+    forward: what the chosen candidate gives; if the choice in force is a tensor of weights, the weighted sum
+    """
+
+    def __init__(self, candidates: Mapping[Any, nn.Module], op: Value | str | int) -> None:
+        super().__init__()
+        self.candidates = nn.ModuleDict({str(name): module for name, module in candidates.items()})
+        self.names = tuple(candidates)
+        self.values: Values = {"op": as_value(op)}  # type: ignore[arg-type]
+        if missing := [name for name in as_value(op).possible if name not in candidates]:  # type: ignore[arg-type]
+            raise ValueError(f"no candidate for {missing}; there are {list(candidates)}")
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def gates(self) -> Iterable[tuple[nn.Module, Value]]:
+        """Each candidate runs where it is the choice."""
+        return [(self.candidates[str(name)], equals(self.values["op"], name)) for name in self.names]  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the chosen candidate gives, or the weighted sum."""
+        choice = self.choice["op"]
+        if isinstance(choice, Tensor):
+            outputs = (weight * self.candidates[str(n)](x) for n, weight in zip(self.names, choice, strict=True))
+            return torch.stack([*outputs]).sum(0)
+        return self.candidates[str(choice)](x)
+
+
+class ElasticDepth(nn.Module):
+    """The first blocks of a stage, as many as its depth says (Cai et al. 2020, arXiv:1908.09791).
+
+    forward: the blocks one after the other
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module], depth: Value | int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.values: Values = {"depth": as_value(depth)}
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def gates(self) -> Iterable[tuple[nn.Module, Value]]:
+        """A block runs where the depth reaches it."""
+        depth = self.values["depth"]
+        return [(block, at_least(depth, i + 1)) for i, block in enumerate(self.blocks)]  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The active blocks one after the other."""
+        for block in self.blocks[: self.choice["depth"]]:  # type: ignore[union-attr]
+            x = block(x)
+        return x
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "none": nn.Identity,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "h_swish": nn.Hardswish,
+    "swish": nn.SiLU,
+    "gelu": nn.GELU,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """A new activation layer by its name in a space file."""
+    cls = ACTIVATIONS[name]
+    return cls() if name in ("none", "gelu") else cls(inplace=True)
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, batch norm, activation: children `conv`, `norm` and, unless act is "none", `act`.
+
+    forward: (n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))
+    """
+
+    conv: Conv2dSlice
+    norm: BatchNorm2dSlice
+
+    def __init__(
+        self,
+        inputs: Size,
+        outputs: Size,
+        kernel_size: Value | int = 1,
+        stride: int = 1,
+        groups: Value | int | str = 1,
+        act: str = "relu",
+    ) -> None:
+        super().__init__()
+        self.conv = Conv2dSlice(inputs, outputs, kernel_size, stride, groups, bias=False)
+        self.norm = BatchNorm2dSlice(outputs)
+        if act != "none":
+            self.act = activation(act)
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel gates from the map's mean (Hu et al. 2018, arXiv:1709.01507), with MobileNetV3's hard sigmoid.
+
+    channels: its width; reduction: the inner width is channels // reduction, made divisible by 8
+    forward: (n, active channels, h, w) -> the same shape
+    """
+
+    def __init__(self, channels: Value | int, reduction: int = 4) -> None:
+        super().__init__()
+        inner = make_divisible(as_value(channels) // reduction, 8)
+        self.reduce = Conv2dSlice(channels, inner, 1)
+        self.act = nn.ReLU(inplace=True)
+        self.expand = Conv2dSlice(inner, channels, 1)
+        self.gate = nn.Hardsigmoid(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, active channels, h, w) -> the same shape."""
+        gates = self.gate(self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True)))))
+        return x * gates

@@ -1,0 +1,1 @@
+"""How the archs of a training step are drawn: max, uniform, sandwich."""

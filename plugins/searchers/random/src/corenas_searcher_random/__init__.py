@@ -1,0 +1,1 @@
+"""Random search over the archs that obey the constraints."""

@@ -1,0 +1,1 @@
+"""Image classification: MNIST-5k, digits, image folders, torchvision's data sets."""
