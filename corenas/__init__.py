@@ -2,4 +2,4 @@
 
 __version__ = "0.1.0"
 CONTRACT = 1
-"""The version of the contracts in `corenas.hookspecs` and `corenas.contracts`; a plugin states the one it was written for."""
+"""The version of the contracts in `corenas.hookspecs` and `corenas.contracts` that plugins are written for."""

@@ -64,9 +64,17 @@ class Metric:
 class Meter(Protocol):
     """Collects what a metric needs over the batches of a data set."""
 
-    def update(self, outputs: Any, batch: Any) -> None: ...
-    def merge(self, other: Meter) -> None: ...
-    def compute(self) -> Mapping[str, float]: ...
+    def update(self, outputs: Any, batch: Any) -> None:
+        """Take in the outputs for a batch."""
+        ...
+
+    def merge(self, other: Meter) -> None:
+        """Take in what another meter has seen."""
+        ...
+
+    def compute(self) -> Mapping[str, float]:
+        """The metrics over all that was seen."""
+        ...
 
 
 class LiveTask(Protocol):
@@ -110,8 +118,12 @@ class LiveTask(Protocol):
 class Task(Protocol):
     """Options of a task."""
 
-    def start(self, rng: np.random.Generator) -> LiveTask:
-        """Read the data and cut the splits. Raises UserError for data that is missing or broken."""
+    def start(self, rng: np.random.Generator, data: bool = True) -> LiveTask:
+        """Read the data and cut the splits. Raises UserError for data that is missing or broken.
+
+        data: False reads nothing and knows `example`, `metrics` and `head` all the same, for costs and checks; `splits`
+            is then empty
+        """
         ...
 
 
@@ -139,7 +151,9 @@ class Sampler(Protocol):
 class Mutator(Protocol):
     """Options of how archs are drawn."""
 
-    def start(self, context: MutatorContext) -> Sampler: ...
+    def start(self, context: MutatorContext) -> Sampler:
+        """The sampler of one phase of a training."""
+        ...
 
 
 @frozen
@@ -202,7 +216,9 @@ class Trainer(Protocol):
 class Deriving(Protocol):
     """A trainer that finds an arch itself (DARTS, Cream)."""
 
-    def derive(self) -> Arch: ...
+    def derive(self) -> Arch:
+        """The arch, after training."""
+        ...
 
 
 @runtime_checkable
@@ -214,7 +230,9 @@ class Algorithm(Protocol):
 
     stages: ClassVar[Sequence[str]]
 
-    def start(self, context: AlgorithmContext) -> Trainer: ...
+    def start(self, context: AlgorithmContext) -> Trainer:
+        """The trainer of a supernet."""
+        ...
 
 
 class LiveDistiller(Protocol):
@@ -222,14 +240,18 @@ class LiveDistiller(Protocol):
 
     taps: Sequence[str]
 
-    def loss(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor: ...
+    def loss(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+        """How far the student is from the teacher: a scalar; features by segment."""
+        ...
 
 
 @runtime_checkable
 class Distiller(Protocol):
     """Options of what a student learns from a teacher."""
 
-    def start(self, context: AlgorithmContext) -> LiveDistiller: ...
+    def start(self, context: AlgorithmContext) -> LiveDistiller:
+        """The distiller of a training."""
+        ...
 
 
 # -- how it is searched -----------------------------------------------------------------------------------------------
@@ -281,18 +303,10 @@ class Problem:
     budget: int
 
 
-@frozen
-class Proposal:
-    """An arch to be measured at less than full effort: `fidelity` is the share of data or training, 0 to 1."""
-
-    arch: Arch
-    fidelity: float = 1.0
-
-
 class Search(Protocol):
     """A live searcher."""
 
-    def ask(self, n: int) -> list[Arch | Proposal]:
+    def ask(self, n: int) -> list[Arch]:
         """Up to n archs to be measured next; none ends the search. Archs known already come back at once."""
         ...
 
@@ -300,15 +314,22 @@ class Search(Protocol):
         """The results of the last `ask`, in its order, in all states."""
         ...
 
-    def state_dict(self) -> dict[str, Json]: ...
-    def load_state_dict(self, state: Mapping[str, Json]) -> None: ...
+    def state_dict(self) -> dict[str, Json]:
+        """Everything that it needs to go on, as plain data."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Go on from a state."""
+        ...
 
 
 @runtime_checkable
 class Searcher(Protocol):
     """Options of a search method."""
 
-    def start(self, problem: Problem, rng: np.random.Generator) -> Search: ...
+    def start(self, problem: Problem, rng: np.random.Generator) -> Search:
+        """The search for one problem."""
+        ...
 
 
 @frozen
@@ -362,7 +383,9 @@ class Evaluator(Protocol):
 class Executor(Protocol):
     """Options of where trials run."""
 
-    def start(self, setup: Callable[[], Any]) -> futures.Executor: ...
+    def start(self, setup: Callable[[], Any]) -> futures.Executor:
+        """An executor whose workers have called `setup`, which is picklable."""
+        ...
 
 
 @runtime_checkable

@@ -7,8 +7,10 @@ and pooling count nothing. `activations` are the elements of the outputs of conv
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,8 +20,8 @@ from attrs import frozen
 from torch import nn
 
 from corenas.mutable import Gated, Resizing, apply, mutables
-from corenas.space import Codes, SearchSpace
-from corenas.value import LARGEST_TABLE, Constant, Dimension, Value, as_value, combine, grid, looked_up
+from corenas.space import Codes, Float, SearchSpace
+from corenas.value import LARGEST_TABLE, Constant, Dimension, Value, as_value, at_least, grid, looked_up
 
 METRICS = ("flops", "params", "activations")
 
@@ -61,6 +63,9 @@ def norm_cost(features: Value | int, affine: bool) -> LayerCost:
     return LayerCost(params=as_value(features) * (2 if affine else 0))
 
 
+_UNKNOWN = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.MultiheadAttention, nn.RNNBase, nn.Bilinear)
+
+
 def _plain_cost(module: nn.Module, positions: Value) -> LayerCost:
     """The cost of a module that no arch changes."""
     bias = getattr(module, "bias", None) is not None
@@ -69,6 +74,8 @@ def _plain_cost(module: nn.Module, positions: Value) -> LayerCost:
         return conv_cost(module.in_channels, module.out_channels, taps, positions, module.groups, bias)
     if isinstance(module, nn.Linear):
         return linear_cost(module.in_features, module.out_features, positions, bias)
+    if isinstance(module, _UNKNOWN):
+        raise ValueError(f"the flops of a {type(module).__name__} are not known; a mutable with `cost` could say them")
     return LayerCost(params=Constant(sum(p.numel() for p in module.parameters(recurse=False))))
 
 
@@ -86,7 +93,8 @@ class Cost:
 
     model: a supernet over the space's keys, on any device
     example: one input, of shape (1, channels, height, width); only its shape counts
-    Raises ValueError where a layer's number of positions depends on a variable that no `Resizing` mutable declares.
+    Raises ValueError where a layer's number of positions depends on a variable that no `Resizing` mutable declares,
+    and for a plain layer whose flops are not known.
     """
 
     def __init__(self, model: nn.Module, space: SearchSpace, example: torch.Tensor) -> None:
@@ -96,7 +104,7 @@ class Cost:
     def use(self, space: SearchSpace) -> None:
         """Prepare for the codes of a space that is narrower than, or the same as, the model's."""
         self.space = space
-        self._domains = {variable.key: variable.choices for variable in space.variables if _finite(variable)}
+        self._domains = {v.key: v.choices for v in space.variables if not isinstance(v, Float) or v.step is not None}
         self._fixed, self._tables, self._rest = self._tabulate()
 
     def on(self, space: SearchSpace) -> Cost:
@@ -113,11 +121,17 @@ class Cost:
             row = sum((columns[p] * s for p, s in zip(places, strides, strict=True)), start=np.int64(0))
             total += table[row]
         if self._rest:
-            keys = {key for _, value in self._rest for key in value.keys}
-            choices = {k: np.asarray(self._domains[k])[columns[self.space.keys.index(k)]] for k in keys}
+            choices = {key: self._column(key, codes) for key in {key for _, value in self._rest for key in value.keys}}
             for metric, value in self._rest:
-                total[:, metric] += value(choices)
+                total[:, metric] += value(choices).astype(np.int64)
         return dict(zip(METRICS, total.T, strict=True))
+
+    def _column(self, key: str, codes: Codes) -> np.ndarray:
+        """The choices of one variable in many archs."""
+        column = codes[:, self.space.keys.index(key)]
+        if key in self._domains:
+            return np.asarray(self._domains[key])[column.astype(np.int64)]
+        return np.array([*map(self.space[key].choice, column)])
 
     def of(self, archs: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:
         """flops, params and activations of archs, one mapping each."""
@@ -136,7 +150,7 @@ class Cost:
             for metric, value in enumerate((layer.flops, layer.params, layer.activations)):
                 if not value.keys:
                     fixed[metric] += value({})
-                elif self._rows(value.keys) > LARGEST_TABLE:
+                elif not self._rows(value.keys) <= LARGEST_TABLE:
                     rest.append((metric, value))
                 else:
                     terms.setdefault(frozenset(value.keys), []).append((metric, value))
@@ -150,91 +164,93 @@ class Cost:
             columns = grid({key: self._domains[key] for key in keys})
             table = np.zeros((self._rows(keys), len(METRICS)), np.int64)
             for metric, value in members:
-                table[:, metric] += value(columns)
+                table[:, metric] += value(columns).astype(np.int64)
             sizes = [len(self._domains[key]) for key in keys]
             strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
             tables.append(([self.space.keys.index(key) for key in keys], strides, table))
         return fixed, tables, rest
 
-    def _rows(self, keys: Iterable[str]) -> int:
-        return math.prod(len(self._domains[key]) for key in keys)
-
-
-def _finite(variable: Any) -> bool:
-    try:
-        return len(variable.choices) > 0
-    except TypeError:
-        return False
+    def _rows(self, keys: Iterable[str]) -> float:
+        """How many combinations of choices there are: infinitely many of a continuous variable."""
+        return math.prod(len(self._domains[key]) if key in self._domains else math.inf for key in keys)
 
 
 def _layer_costs(model: nn.Module, space: SearchSpace, example: torch.Tensor) -> list[LayerCost]:
-    gates: dict[nn.Module, Value] = {}
+    gates: dict[nn.Module, list[Value]] = {}
     _collect_gates(model, Constant(1), gates)
+    gates = {module: own if len({*own}) > 1 else own[:1] for module, own in gates.items()}
     owners = [module for module in gates if hasattr(module, "cost") or [*module.parameters(recurse=False)]]
-    positions, calls = _positions(model, space, example, gates, owners)
+    calls = _calls(model, space, example, gates, owners)
     costs = []
     for module in owners:
-        at = positions.get(module, Constant(0))
-        cost = module.cost(at) if isinstance(module, Costed) else _plain_cost(module, at)
-        gate, n = gates[module], calls.get(module, 1)
-        costs.append(LayerCost(gate * cost.flops * n, gate * cost.params, gate * cost.activations * n))
+        # What stands in several places is called in each, but has its weights once.
+        runs = functools.reduce(operator.add, gates[module])
+        owned = at_least(runs, 1) if len(gates[module]) > 1 else runs
+        cost = module.cost if isinstance(module, Costed) else functools.partial(_plain_cost, module)
+        costs.append(LayerCost(params=owned * cost(Constant(0)).params))
+        for positions in calls.get(module, ()):
+            once = cost(positions)
+            costs.append(LayerCost(flops=runs * once.flops, activations=runs * once.activations))
     return costs
 
 
-def _collect_gates(module: nn.Module, gate: Value, gates: dict[nn.Module, Value]) -> None:
-    """Under which archs each module runs: the product of the gates above it."""
-    if module in gates:
-        return
-    gates[module] = gate
-    own = {id(child): value for child, value in module.gates()} if isinstance(module, Gated) else {}
+def _collect_gates(
+    module: nn.Module, gate: Value, gates: dict[nn.Module, list[Value]], gated: frozenset[nn.Module] = frozenset()
+) -> None:
+    """Under which archs each module runs: for each of its places the product of the gates above it."""
+    gates.setdefault(module, []).append(gate)
+    own = [*module.gates()] if isinstance(module, Gated) else []
+    for child, value in own:
+        _collect_gates(child, _both(gate, value), gates)
+    if own or not isinstance(module, nn.ModuleList | nn.ModuleDict):  # a container leaves its items to its owner
+        gated = frozenset(child for child, _ in own)
     for child in module.children():
-        if isinstance(child, nn.ModuleList | nn.ModuleDict):  # a container of candidates has no gate of its own
-            for grandchild in child:
-                item = child[grandchild] if isinstance(child, nn.ModuleDict) else grandchild
-                _collect_gates(item, _both(gate, own.get(id(item))), gates)
-        else:
-            _collect_gates(child, _both(gate, own.get(id(child))), gates)
+        if child not in gated:
+            _collect_gates(child, gate, gates, gated)
 
 
-def _both(gate: Value, other: Value | None) -> Value:
-    if other is None or other == Constant(1):
-        return gate
-    return other if gate == Constant(1) else combine(_and, gate, other)
+def _both(gate: Value, other: Value) -> Value:
+    if Constant(1) in (gate, other):
+        return other if gate == Constant(1) else gate
+    return gate * other
 
 
-def _and(a: Any, b: Any) -> Any:
-    return a * b
-
-
-def _positions(
+def _calls(
     model: nn.Module,
     space: SearchSpace,
     example: torch.Tensor,
-    gates: Mapping[nn.Module, Value],
+    gates: Mapping[nn.Module, Sequence[Value]],
     owners: Sequence[nn.Module],
-) -> tuple[dict[nn.Module, Value], dict[nn.Module, int]]:
-    """At how many positions each layer's output stands, and how often it is called: read off runs on no data.
+) -> dict[nn.Module, list[Value]]:
+    """At how many positions a layer's output stands, for each time it is called in one of its places.
 
-    The runs are made on the meta device, one for each combination of the choices that resize, and as many archs as
-    it takes for every layer to run once.
+    Read off runs on no data, on the meta device: one for each combination of the choices that resize, and as many archs
+    as it takes for every layer to run once.
     """
     resizing = {key: space.value(key) for m in mutables(model) if isinstance(m, Resizing)
                 for name in m.resizes for key in m.values[name].keys}  # fmt: skip
-    seen: dict[nn.Module, dict[tuple[Any, ...], int]] = {}
-    calls: dict[nn.Module, int] = {}
+    seen: dict[nn.Module, dict[tuple[Any, ...], tuple[int, ...]]] = {}
     # The very modules run, so that results belong to them: their weights are put on the meta device for a while.
     with _weightless(model) as run:
-        for base in _covering_archs(space, [gates[module] for module in owners]):
+        for base in _covering_archs(space, [gate for module in owners for gate in gates[module]]):
             for sizes in itertools.product(*(value.possible for value in resizing.values())):
                 arch = {**base, **dict(zip(resizing, sizes, strict=True))}
-                for module, (found, n) in run(owners, arch, example).items():
-                    if seen.setdefault(module, {}).setdefault(sizes, found) != found:
+                for module, found in run(owners, arch, example).items():
+                    open_places = sum(gate(arch) for gate in gates[module])
+                    one = found[: len(found) // max(open_places, 1)]
+                    if one * open_places != found or seen.setdefault(module, {}).setdefault(sizes, one) != one:
                         raise ValueError(
-                            f"a {type(module).__name__} has {found} positions under one arch and "
-                            f"{seen[module][sizes]} under another: a mutable that resizes must declare `resizes`"
+                            f"a {type(module).__name__} ran at {list(found)} positions in {open_places} places, "
+                            f"{seen.get(module, {}).get(sizes, 'otherwise')} in one: a mutable that resizes must "
+                            "declare `resizes`, one some of whose children run must have `gates`"
                         )
-                    calls[module] = n
-    return {module: looked_up(table, *resizing.values()) for module, table in seen.items()}, calls
+    calls = {}
+    for module, table in seen.items():
+        if len({len(found) for found in table.values()}) > 1:
+            raise ValueError(f"how often a {type(module).__name__} is called depends on the size of its input")
+        columns = ({sizes: found[i] for sizes, found in table.items()} for i in range(len(next(iter(table.values())))))
+        calls[module] = [looked_up(column, *resizing.values()) for column in columns]
+    return calls
 
 
 def _covering_archs(space: SearchSpace, gates: Iterable[Value]) -> Iterable[dict[str, Any]]:
@@ -269,22 +285,24 @@ class _weightless:  # noqa: N801 - reads as a verb where it is used
         self.model = model
 
     def __enter__(self) -> Any:
-        self.modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         self.weights = {name: torch.empty_like(tensor, device="meta") for name, tensor in named}
+        self.modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
         return self.run
 
     def run(
         self, owners: Iterable[nn.Module], arch: Mapping[str, Any], example: torch.Tensor
-    ) -> dict[nn.Module, tuple[int, int]]:
-        found: dict[nn.Module, tuple[int, int]] = {}
+    ) -> dict[nn.Module, tuple[int, ...]]:
+        found: dict[nn.Module, tuple[int, ...]] = {}
 
-        def note(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
             channels = _outputs(module)
+            output = output[0] if isinstance(output, tuple) else output
             if channels is not None and isinstance(output, torch.Tensor):
-                positions = output.numel() // output.shape[0] // channels(arch)
-                found[module] = (positions, found.get(module, (0, 0))[1] + 1)
+                # Over the example's size, not the output's: some layers fold windows into the batch.
+                positions = output.numel() // len(example) // max(channels(arch), 1)
+                found[module] = (*found.get(module, ()), positions)
 
         hooks = [module.register_forward_hook(note) for module in owners]
         try:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from corenas.value import Dimension, Value
+from corenas.value import Constant, Dimension, Value
 
 Values = Mapping[str, Value | Dimension]
 
@@ -52,11 +52,8 @@ class Resizing(Protocol):
 
 def chosen(values: Values) -> dict[str, Any]:
     """The choice of a new mutable: every number at its largest, every other value at its first choice."""
-    return {name: _largest(value) for name, value in values.items()}
-
-
-def _largest(value: Value | Dimension) -> Any:
-    return tuple(part.largest for part in value.parts) if isinstance(value, Dimension) else value.largest
+    return {name: tuple(part.largest for part in value.parts) if isinstance(value, Dimension) else value.largest
+            for name, value in values.items()}  # fmt: skip
 
 
 def mutables(model: nn.Module) -> Iterator[Mutable]:
@@ -81,7 +78,7 @@ def apply(model: nn.Module, choices: Mapping[str, Any]) -> Applied:
     for mutable in mutables(model):
         choice = {}
         for name, value in mutable.values.items():
-            if value not in known:
+            if value not in known or isinstance(value, Constant):  # 1 is 1.0 to a dictionary, not to a layer
                 known[value] = value(choices)
             choice[name] = known[value]
         after.append((mutable, choice))

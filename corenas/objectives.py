@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from attrs import frozen
 
 if TYPE_CHECKING:
     from corenas.contracts import Trial
+    from corenas.space import Arch
 
 
 @frozen
@@ -26,8 +28,10 @@ class Constraint:
 
     def violation(self, number: float) -> float:
         """How far outside a number lies, relative to the nearer bound; 0 inside."""
-        outside = max(self.low - number, number - self.high, 0.0)
-        return outside and outside / (abs(self.low if number < self.low else self.high) or 1.0)
+        if self.low <= number <= self.high:
+            return 0.0
+        bound = self.low if number < self.low else self.high
+        return math.inf if math.isnan(number) else abs(number - bound) / (abs(bound) or 1.0)
 
     def __str__(self) -> str:
         if self.low == -math.inf:
@@ -73,32 +77,41 @@ class Objectives:
     def best(self, trials: Iterable[Trial], n: int) -> list[Trial]:
         """The n best trials that count, each arch once, best first; earlier ones win ties.
 
-        In Pareto mode whole fronts come first, the less crowded of a front before the others (NSGA-II, Deb et al. 2002).
+        In Pareto mode front after front, of each the less crowded first (NSGA-II, Deb et al. 2002); of bins the better.
         """
-        distinct = [*{trial.arch: trial for trial in reversed([*trials]) if trial.ok}.values()][::-1]
-        if not self.pareto:
-            return sorted(distinct, key=self.score, reverse=True)[:n]
-        if self.bin_metric is not None:
-            front = self.front(distinct)
-            rest = [trial for trial in distinct if trial not in front]
-            return [*sorted(front, key=self.score, reverse=True), *sorted(rest, key=self.score, reverse=True)][:n]
+        left = self._counting(trials)
         ranked: list[Trial] = []
-        while distinct and len(ranked) < n:
-            front = self._nondominated(distinct)
-            crowding = self._crowding(front)
-            ranked += [front[i] for i in sorted(range(len(front)), key=lambda i: -crowding[i])]
-            distinct = [trial for trial in distinct if trial not in front]
+        while left and len(ranked) < n:
+            front = self._front(left) if self.pareto else left
+            if self.pareto and self.bin_metric is None:
+                crowding = self._crowding(front)
+                ranked += [front[i] for i in sorted(range(len(front)), key=lambda i: -crowding[i])]
+            else:
+                ranked += sorted(front, key=self.score, reverse=True)
+            taken = {trial.arch for trial in front}
+            left = [trial for trial in left if trial.arch not in taken]
         return ranked[:n]
 
     def front(self, trials: Iterable[Trial]) -> list[Trial]:
         """The trials that no other makes pointless: one, the Pareto front, or the best of each bin, by bin."""
-        distinct = [*{trial.arch: trial for trial in reversed([*trials]) if trial.ok}.values()][::-1]
-        if not self.pareto:
-            return self.best(distinct, 1)
+        return self._front(self._counting(trials)) if self.pareto else self.best(trials, 1)
+
+    def _counting(self, trials: Iterable[Trial]) -> list[Trial]:
+        """The trials that count: every arch once, as it was measured first; none with a figure that is no number."""
+        distinct: dict[Arch, Trial] = {}
+        for trial in trials:
+            if trial.ok and all(map(math.isfinite, self._gains(trial))) and self._binnable(trial):
+                distinct.setdefault(trial.arch, trial)
+        return [*distinct.values()]
+
+    def _binnable(self, trial: Trial) -> bool:
+        return self.bin_metric is None or math.isfinite(trial.metrics[self.bin_metric])
+
+    def _front(self, trials: Sequence[Trial]) -> list[Trial]:
         if self.bin_metric is None:
-            return self._nondominated(distinct)
+            return self._nondominated(trials)
         bins: dict[int, Trial] = {}
-        for trial in distinct:
+        for trial in trials:
             place = math.floor(trial.metrics[self.bin_metric] / self.bin_width)
             if place not in bins or self.score(trial) > self.score(bins[place]):
                 bins[place] = trial
@@ -108,12 +121,9 @@ class Objectives:
         return tuple(objective.gain(trial.metrics) for objective in self.objectives)
 
     def _nondominated(self, trials: Sequence[Trial]) -> list[Trial]:
-        gains = [self._gains(trial) for trial in trials]
-
-        def dominated(mine: tuple[float, ...]) -> bool:
-            return any(other != mine and all(o >= m for o, m in zip(other, mine, strict=True)) for other in gains)
-
-        return [trial for trial, mine in zip(trials, gains, strict=True) if not dominated(mine)]
+        gains = np.array([self._gains(trial) for trial in trials]).reshape(len(trials), len(self.objectives))
+        dominated = [((gains >= mine).all(1) & (gains > mine).any(1)).any() for mine in gains]
+        return [trial for trial, beaten in zip(trials, dominated, strict=True) if not beaten]
 
     def _crowding(self, front: Sequence[Trial]) -> list[float]:
         """How far apart each trial's neighbours are, summed over objectives (Deb et al. 2002, section III B)."""
@@ -133,13 +143,14 @@ _SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e1
 
 def parse_amount(text: str | float) -> float:
     """A number in plain units: 2e8, "200M", "1.5G". Raises ValueError for anything else."""
-    if isinstance(text, int | float):
-        return float(text)
-    text = text.strip()
-    suffix = text[-1:] if text[-1:] in _SUFFIXES else ""
-    number = float(text.removesuffix(suffix)) * _SUFFIXES[suffix]
+    try:
+        digits = str(text).strip()
+        suffix = digits[-1:] if digits[-1:] in _SUFFIXES else ""
+        number = float(digits.removesuffix(suffix)) * _SUFFIXES[suffix]
+    except ValueError:
+        number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{text!r} is no finite number")
+        raise ValueError(f'expected an amount such as 2e8 or "200M", found {text!r}')
     return number
 
 

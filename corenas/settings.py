@@ -8,8 +8,37 @@ from typing import Any, Literal
 from attrs import field, frozen
 from attrs.validators import ge, gt, in_, le, optional
 
+from corenas import optim
+from corenas.errors import Fault, UserError
+from corenas.objectives import parse_amount
+
 Amount = float | str
 """A number, or text such as "200M" or, of the largest subnet's, "60%"."""
+
+
+def _amount(instance: object, attribute: object, amount: Amount | None) -> None:
+    try:
+        parse_amount(amount.removesuffix("%") if isinstance(amount, str) else amount or 0)
+    except ValueError:
+        raise ValueError(f'expected an amount such as 2e8, "200M" or "60%", found {amount!r}') from None
+
+
+def _bounds(instance: object, attribute: object, constraints: Mapping[str, Any]) -> None:
+    faults = []
+    for metric, bounds in constraints.items():
+        for amount in bounds if isinstance(bounds, tuple) else () if isinstance(bounds, Range) else (bounds,):
+            try:
+                _amount(None, None, amount)
+            except ValueError as error:
+                faults.append(Fault(str(error), (metric,)))
+    if faults:
+        raise UserError(faults=faults)
+
+
+def _optimizer(instance: object, attribute: object, table: Mapping[str, Any]) -> None:
+    faults = optim.optimizer_faults(table)
+    if faults:
+        raise UserError(faults=faults)
 
 
 @frozen
@@ -30,6 +59,11 @@ class Schedule:
     decay: float = field(default=0.97, validator=[gt(0), le(1)])
     every: float = field(default=1.0, validator=gt(0))
     options: Mapping[str, Any] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        faults = optim.schedule_faults(self.type, self.options)
+        if faults:
+            raise UserError(faults=faults)
 
 
 @frozen
@@ -52,7 +86,9 @@ class Train:
 
     epochs: int = field(default=10, validator=ge(0))
     batch_size: int = field(default=64, validator=ge(1))
-    optimizer: Mapping[str, Any] = field(factory=lambda: {"type": "SGD", "lr": 0.1, "momentum": 0.9})
+    optimizer: Mapping[str, Any] = field(
+        factory=lambda: {"type": "SGD", "lr": 0.1, "momentum": 0.9}, validator=_optimizer
+    )
     schedule: Schedule = Schedule()
     no_decay: tuple[Literal["norm", "bias"], ...] = ("norm", "bias")
     clip_norm: float | None = field(default=None, validator=optional(gt(0)))
@@ -72,8 +108,12 @@ class Range:
     max: the most that is allowed
     """
 
-    min: Amount | None = None
-    max: Amount | None = None
+    min: Amount | None = field(default=None, validator=_amount)
+    max: Amount | None = field(default=None, validator=_amount)
+
+    def __attrs_post_init__(self) -> None:
+        if self.min is None and self.max is None:
+            raise UserError("expected `min`, `max` or both")
 
 
 @frozen
@@ -99,7 +139,7 @@ class Bins:
     """
 
     metric: str
-    width: Amount
+    width: Amount = field(validator=_amount)
 
 
 @frozen
@@ -109,15 +149,22 @@ class SearchSettings:
     trials: archs to measure
     batch: archs asked for at once
     objectives: metrics to make large or small; several are weighed against each other, unless `pareto`
-    constraints: metric -> bounds: the most that is allowed, [least, most], or min and max; "60%" is of the largest subnet
+    constraints: metric -> bounds: the most that is allowed (of what is to be large the least), [least, most], or min
+        and max; "60%" is of the largest subnet
     pareto: true keeps every trade-off that no other beats; a table keeps the best of each bin of a metric
     """
 
     trials: int = field(default=100, validator=ge(1))
     batch: int = field(default=10, validator=ge(1))
     objectives: tuple[str | Goal, ...] | str = ("top1",)
-    constraints: Mapping[str, Amount | tuple[Amount, Amount] | Range] = field(factory=dict)
+    constraints: Mapping[str, Amount | tuple[Amount, Amount] | Range] = field(factory=dict, validator=_bounds)
     pareto: bool | Bins = False
+
+    @property
+    def goals(self) -> list[Goal]:
+        """The objectives in their long form."""
+        objectives = (self.objectives,) if isinstance(self.objectives, str) else self.objectives
+        return [Goal(goal) if isinstance(goal, str) else goal for goal in objectives]
 
 
 @frozen
@@ -140,8 +187,8 @@ class Calibration:
 class Export:
     """What is written into `best/` beside arch.toml and the cost card.
 
-    formats: "safetensors" (weights), "python" (a file that builds the network), "pt2" (a torch.export program), and what
-        exporter plugins offer
+    formats: "safetensors" (weights), "python" (a file that builds the network), "pt2" (a torch.export program), and
+        what exporter plugins offer
     """
 
     formats: tuple[str, ...] = ("safetensors", "python", "pt2")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import itertools
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
@@ -30,6 +30,12 @@ class Condition:
     choices: frozenset[Choice]
 
 
+MOST_CHOICES = 1_000_000
+"""The largest number of choices of one variable."""
+MOST_BLOCKS = 10_000
+"""The largest depth of a stage."""
+
+
 def _tuple(choices: Iterable[Any]) -> Sequence[Any]:
     return choices if isinstance(choices, range) else tuple(choices)
 
@@ -38,17 +44,30 @@ def _conditions(when: Iterable[Condition]) -> tuple[Condition, ...]:
     return tuple(when)
 
 
+def _float(number: float | None) -> float | None:
+    return float(number) if number is not None and _finite(number) else number
+
+
+def _finite(number: Any) -> bool:
+    return isinstance(number, int | float) and abs(number) <= sys.float_info.max
+
+
 class _Discrete:
     """What `Categorical`, `Int` and a stepped `Float` share: finitely many choices, coded by their index."""
 
     key: str
     choices: Sequence[Any]
 
+    @cached_property
+    def _codes(self) -> Mapping[Any, int]:
+        return {choice: code for code, choice in enumerate(self.choices)}
+
     def draw(self, rng: np.random.Generator, n: int) -> Codes:
         return rng.integers(len(self.choices), size=n)
 
     def code(self, choice: Any) -> float:
-        return self.choices.index(choice)
+        """Its index. Raises KeyError for one that is not among the choices."""
+        return self._codes[choice]
 
     def choice(self, code: float) -> Any:
         return self.choices[int(code)]
@@ -70,14 +89,13 @@ class Categorical(_Discrete):
         if not self.choices:
             raise UserError("a variable needs at least one choice", key=(self.key,))
         kinds = {str if isinstance(c, str) else bool if isinstance(c, bool) else float for c in self.choices}
-        if len(kinds) > 1 or any(not isinstance(c, str | bool | int | float) for c in self.choices):
+        if len(kinds) > 1 or not all(isinstance(c, str) or _finite(c) for c in self.choices):
             raise UserError(f"choices are all numbers or all strings, not {list(self.choices)}", key=(self.key,))
         if len(set(self.choices)) < len(self.choices):
             raise UserError(f"a choice stands twice in {list(self.choices)}", key=(self.key,))
         if self.default is None:
             object.__setattr__(self, "default", self.largest)
-        if self.default not in self.choices:
-            raise UserError(f"default {self.default!r} is not among {list(self.choices)}", key=(self.key,))
+        _check_default(self)
 
     @property
     def ordered(self) -> bool:
@@ -118,14 +136,15 @@ class Int(_Discrete):
     def __attrs_post_init__(self) -> None:
         if self.step < 1:
             raise UserError(f"step {self.step}: expected at least 1", key=(self.key,))
+        if self.high - self.low >= MOST_CHOICES * self.step:
+            raise UserError(f"more than {MOST_CHOICES:,} choices: take a larger step", key=(self.key,))
         if self.high < self.low or (self.high - self.low) % self.step:
             raise UserError(f"{self.low}..{self.high} in steps of {self.step} never ends on high", key=(self.key,))
         if self.default is None:
             object.__setattr__(self, "default", self.high)
-        if self.default not in self.choices:
-            raise UserError(f"default {self.default} is not among {self.low}..{self.high}", key=(self.key,))
+        _check_default(self)
 
-    @property
+    @cached_property
     def choices(self) -> range:  # type: ignore[override]
         """All its numbers."""
         return range(self.low, self.high + 1, self.step)
@@ -157,26 +176,31 @@ class Float(_Discrete):
     """
 
     key: str
-    low: float
-    high: float
+    low: float = field(converter=_float)
+    high: float = field(converter=_float)
     log: bool = False
-    step: float | None = None
-    default: float | None = None
+    step: float | None = field(default=None, converter=_float)
+    default: float | None = field(default=None, converter=_float)
     when: tuple[Condition, ...] = field(default=(), converter=_conditions)
 
     def __attrs_post_init__(self) -> None:
+        if not all(map(_finite, (self.low, self.high, self.high - self.low, self.step or 0))):
+            raise UserError(f"expected finite numbers, found {self.low}, {self.high}, {self.step}", key=(self.key,))
         if not self.low <= self.high:
             raise UserError(f"low {self.low} is above high {self.high}", key=(self.key,))
         if self.log and (self.low <= 0 or self.step is not None):
             raise UserError("a log scale needs low above 0 and has no step", key=(self.key,))
         if self.step is not None:
             steps = (self.high - self.low) / self.step if self.step > 0 else math.nan
-            if not math.isclose(steps, round(steps) if steps == steps else 0, abs_tol=1e-9):
+            if steps >= MOST_CHOICES:
+                raise UserError(f"more than {MOST_CHOICES:,} choices: take a larger step", key=(self.key,))
+            if not _finite(steps) or not math.isclose(steps, round(steps), abs_tol=1e-9):
                 raise UserError(f"{self.low}..{self.high} in steps of {self.step} never ends on high", key=(self.key,))
+            if len(self._codes) < len(self.choices):
+                raise UserError(f"step {self.step} is lost beside numbers of the size of {self.high}", key=(self.key,))
         if self.default is None:
             object.__setattr__(self, "default", self.high)
-        if not self.low <= self.default <= self.high or (self.step and self.default not in self.choices):  # type: ignore[operator]
-            raise UserError(f"default {self.default} is not among {self.low}..{self.high}", key=(self.key,))
+        _check_default(self)
 
     @cached_property
     def choices(self) -> Sequence[float]:  # type: ignore[override]
@@ -185,7 +209,7 @@ class Float(_Discrete):
             raise TypeError(f"{self.key} is continuous: it has no list of choices")
         steps = round((self.high - self.low) / self.step)
         # The last bound is exact and the others carry no noise such as 0.30000000000000004.
-        return (*(float(f"{self.low + i * self.step:.12g}") for i in range(steps)), float(self.high))
+        return (*(float(f"{self.low + i * self.step:.15g}") for i in range(steps)), float(self.high))
 
     @property
     def smallest(self) -> float:
@@ -277,9 +301,17 @@ class Drawing(Protocol):
 
     variables: tuple[SpaceVariable, ...]
 
-    def sample(self, rng: np.random.Generator) -> Arch: ...
-    def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch: ...
-    def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch: ...
+    def sample(self, rng: np.random.Generator) -> Arch:
+        """An arch at random."""
+        ...
+
+    def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
+        """The arch with each variable drawn again with probability `prob`."""
+        ...
+
+    def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
+        """An arch with each variable from one of two parents."""
+        ...
 
 
 class SearchSpace:
@@ -307,11 +339,14 @@ class SearchSpace:
                     earlier = did_you_mean(condition.key, self.keys[:place], "variables before it")
                     raise UserError(f"condition on {condition.key!r}, which is no earlier variable",
                                     key=(variable.key,), hint=earlier)  # fmt: skip
+                if _continuous(self.variables[parent]):
+                    raise UserError(
+                        f"condition on {condition.key!r}, which has no list of choices", key=(variable.key,)
+                    )
                 choices = self.variables[parent].choices
                 parents.append((parent, np.array([choice in condition.choices for choice in choices])))
             self._parents.append(parents)
-        continuous = any(isinstance(v, Float) and v.step is None for v in self.variables)
-        self._dtype = np.float64 if continuous else np.int64
+        self._dtype = np.float64 if any(map(_continuous, self.variables)) else np.int64
         self._defaults = np.array([v.code(v.default) for v in self.variables], self._dtype)
 
     # -- from and to TOML ---------------------------------------------------------------------------------------------
@@ -324,6 +359,8 @@ class SearchSpace:
         can reach, under `blocks.0`, `blocks.1` and so on, and are active where the depth reaches it.
         Raises UserError with all mistakes, each with its key.
         """
+        if not isinstance(table, Mapping):
+            raise UserError(f"expected a table, found {table!r}")
         reader = _Reader()
         tree = reader.table(table, (), ())
         if reader.faults:
@@ -332,12 +369,12 @@ class SearchSpace:
 
     def to_table(self) -> dict[str, Any]:
         """The TOML table of this space, blocks written out one by one."""
-        return _written(self.tree, {v.key: v for v in self.variables}) if self.tree else {
-            v.key: v.to_table() for v in self.variables}  # fmt: skip
+        tree = self.tree or {variable.key: _value(variable) for variable in self.variables}
+        return _written(tree, {variable.key: variable for variable in self.variables}, "", ())
 
     def value(self, key: str) -> Variable:
         """A variable as a value, to make dimensions of."""
-        return Variable(key, self[key].choices)
+        return _value(self[key])
 
     def __getitem__(self, key: str) -> SpaceVariable:
         if key not in self._place:
@@ -368,14 +405,21 @@ class SearchSpace:
                 alien = [c for c in wanted if not _allowed(variable, c)]
                 if alien or not wanted:
                     faults.append(Fault(f"{alien or 'no choice'}: {key} has {_choices_text(variable)}", (pattern,)))
-                allowed[key] = list(wanted)
+                else:  # 224.0 is the choice 224
+                    allowed[key] = [c if _continuous(variable) else variable.choice(variable.code(c)) for c in wanted]
+                    if len(set(wanted)) < len(wanted):
+                        faults.append(Fault(f"a choice stands twice in {list(wanted)}", (pattern,)))
         if faults:
             raise UserError(faults=faults)
-        variables = [v.narrowed(allowed[v.key]) if v.key in allowed else v for v in self.variables]
-        parents = {v.key: v for v in variables}
-        for i, variable in enumerate(variables):  # a condition speaks of choices that are still there
-            when = [c for c in variable.when if not set(parents[c.key].choices) <= c.choices]
-            variables[i] = evolve(variable, when=when)
+        variables: list[SpaceVariable] = []
+        parents: dict[str, SpaceVariable] = {}
+        for variable in self.variables:
+            narrowed = variable.narrowed(allowed[variable.key]) if variable.key in allowed else variable
+            # A condition speaks of choices that are still there.
+            left = [Condition(c.key, c.choices & {*parents[c.key].choices}) for c in variable.when]
+            when = [c for c in left if not _always(c, parents[c.key], left)]
+            variables.append(narrowed if when == [*narrowed.when] else evolve(narrowed, when=when))
+            parents[variable.key] = variables[-1]
         return SearchSpace(variables, _revalued(self.tree, {v.key: v for v in variables if v.key in allowed}))
 
     def fix(self, choices: Mapping[str, Choice]) -> SearchSpace:
@@ -390,10 +434,13 @@ class SearchSpace:
         Raises UserError with every unknown key and every choice that its variable does not have.
         """
         flat = flatten(choices or {})
-        faults = [Fault("no such variable", (key,), hint=did_you_mean(key, self.keys, "variables"))
-                  for key in flat if key not in self._place]  # fmt: skip
+        faults = []
         for key, choice in flat.items():
-            if key in self._place and not _allowed(self[key], choice):
+            if key not in self._place:
+                if not isinstance(choice, Mapping | list | tuple):  # a table without variables is one of the space's
+                    hint = did_you_mean(key, self.keys, "variables")
+                    faults.append(Fault("no such variable", (key,), hint=hint))
+            elif not _allowed(self[key], choice):
                 faults.append(Fault(f"{choice!r} is none of {_choices_text(self[key])}", (key,)))
         if faults:
             raise UserError(faults=faults)
@@ -414,13 +461,21 @@ class SearchSpace:
 
     def encode(self, archs: Iterable[Mapping[str, Any]]) -> Codes:
         """Archs as a matrix (archs, variables) of choice indices."""
-        rows = [[v.code(arch[v.key]) for v in self.variables] for arch in archs]
-        return np.array(rows, self._dtype).reshape(len(rows), len(self.variables))
+        rows = [arch._choices if isinstance(arch, Arch) else arch for arch in archs]
+        coders = [v.code if _continuous(v) else v._codes.__getitem__ for v in self.variables]
+        columns = [[*map(code, [row[key] for row in rows])] for key, code in zip(self.keys, coders, strict=True)]
+        return np.array(columns, self._dtype).reshape(len(self.keys), len(rows)).T
 
     def decode(self, codes: Codes) -> list[Arch]:
         """The archs of a matrix that `encode` or `draw` gave."""
-        keys, variables = self.keys, self.variables
-        return [Arch({k: v.choice(c) for k, v, c in zip(keys, variables, row, strict=True)}) for row in codes.tolist()]
+        columns = [
+            map(v.choice, column.tolist())
+            if _continuous(v)
+            else map(v.choices.__getitem__, column.astype(int).tolist())
+            for v, column in zip(self.variables, codes.T, strict=True)
+        ]
+        rows = zip(*columns, strict=True) if columns else [()] * len(codes)
+        return [Arch(dict(zip(self.keys, row, strict=True))) for row in rows]
 
     # -- drawing, many archs at once ----------------------------------------------------------------------------------
 
@@ -479,20 +534,41 @@ class SearchSpace:
 
     def _count(self, places: tuple[int, ...], chosen: dict[int, int | None]) -> int:
         """Distinct archs of some variables, given the codes of those chosen before (None: inactive)."""
-        total = 1
-        for group in self._independent(places, chosen):
-            total *= sum(self._count(group[1:], {**chosen, group[0]: code}) for code in self._codes(group[0], chosen))
-        return total
+        return math.prod(sum(n for _, n in self._counts(group, chosen)) for group in self._independent(places, chosen))
 
-    def _codes(self, place: int, chosen: Mapping[int, int | None]) -> Sequence[int | None]:
+    def _counts(
+        self, group: tuple[int, ...], chosen: dict[int, int | None]
+    ) -> Iterator[tuple[Sequence[int | None], int]]:
+        """The codes of a group's first variable, those together that open the same others, with their archs."""
+        first, rest = group[0], group[1:]
+        for alike in [(None,)] if self._closed(first, chosen) else self._alike[first]:
+            yield alike, len(alike) * self._count(rest, {**chosen, first: alike[0]})
+
+    def _closed(self, place: int, chosen: Mapping[int, int | None]) -> bool:
+        """Whether one of the choices made so far leaves a variable inactive."""
         for parent, allowed in self._parents[place]:
-            code = chosen[parent]
-            if code is None or not allowed[code]:
-                return (None,)
-        return range(len(self.variables[place].choices))
+            code = chosen.get(parent, -1)
+            if code is None or (code >= 0 and not allowed[code]):
+                return True
+        return False
+
+    @cached_property
+    def _alike(self) -> list[list[Sequence[int]]]:
+        """The codes of each variable, those together that open the same other variables."""
+        opens: list[list[np.ndarray]] = [[] for _ in self.variables]
+        for parents in self._parents:
+            for parent, allowed in parents:
+                opens[parent].append(allowed)
+        found: list[list[Sequence[int]]] = []
+        for variable, masks in zip(self.variables, opens, strict=True):
+            classes: dict[tuple[bool, ...], list[int]] = {}
+            for code, key in enumerate(zip(*masks, strict=True)):
+                classes.setdefault(key, []).append(code)
+            found.append([*classes.values()] if masks else [range(len(variable.choices))])
+        return found
 
     def _independent(self, places: tuple[int, ...], chosen: Mapping[int, Any]) -> list[tuple[int, ...]]:
-        """The variables in groups that no open condition links; each group in order, so its first has no open parent."""
+        """The variables in groups that no open condition links; each in order, so its first has no open parent."""
         group = {place: place for place in places}
 
         def root(place: int) -> int:
@@ -501,9 +577,10 @@ class SearchSpace:
             return place
 
         for place in places:
-            for parent, _ in self._parents[place]:
-                if parent not in chosen:
-                    group[root(place)] = root(parent)
+            if not self._closed(place, chosen):
+                for parent, _ in self._parents[place]:
+                    if parent not in chosen:
+                        group[root(place)] = root(parent)
         found: dict[int, list[int]] = {}
         for place in places:
             found.setdefault(root(place), []).append(place)
@@ -516,7 +593,8 @@ class SearchSpace:
             if place == len(self.variables):
                 yield [self._defaults[i] if code is None else code for i, code in chosen.items()]
                 return
-            for code in self._codes(place, chosen):
+            codes = (None,) if self._closed(place, chosen) else range(len(self.variables[place].choices))
+            for code in codes:
                 yield from rows(place + 1, {**chosen, place: code})
 
         for row in rows(0, {}):
@@ -530,28 +608,34 @@ class SearchSpace:
 
         def fill(places: tuple[int, ...], chosen: dict[int, int | None]) -> None:
             for group in self._independent(places, chosen):
-                first, rest = group[0], group[1:]
-                options = self._codes(first, chosen)
-                counts = (
-                    [self._count(rest, {**chosen, first: code}) for code in options] if rest else [1] * len(options)
-                )
-                # Whole numbers of any size: cut a uniform share of their sum.
-                cuts = list(itertools.accumulate(counts))
-                share = rng.random() * cuts[-1]
-                pick = next(i for i, cut in enumerate(cuts) if share < cut)
-                if options[pick] is not None:
-                    codes[first] = options[pick]
-                fill(rest, {**chosen, first: options[pick]})
+                counts = [*self._counts(group, chosen)]
+                share = _below(rng, sum(n for _, n in counts))
+                for alike, n in counts:  # noqa: B007 - the one in which the share lies
+                    if share < n:
+                        break
+                    share -= n
+                code = alike[share % len(alike)]
+                if code is not None:
+                    codes[group[0]] = code
+                fill(group[1:], {**chosen, group[0]: code})
 
         fill(tuple(range(len(self.variables))), {})
         return self.decode(codes[None])[0]
+
+
+def _below(rng: np.random.Generator, n: int) -> int:
+    """A whole number under n, uniform, however large n is."""
+    bits = n.bit_length()
+    while (drawn := int.from_bytes(rng.bytes((bits + 7) // 8)) >> -bits % 8) >= n:
+        pass
+    return drawn
 
 
 def flatten(table: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables and arrays as one mapping from dotted keys: `{"a": [{"b": 1}]}` is `{"a.0.b": 1}`."""
     flat: dict[str, Any] = {}
     for key, item in table.items() if isinstance(table, Mapping) else enumerate(table):
-        if isinstance(item, Mapping | list | tuple):
+        if isinstance(item, Mapping | list | tuple) and item:
             flat |= flatten(item, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = item
@@ -559,18 +643,38 @@ def flatten(table: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[
 
 
 def _allowed(variable: SpaceVariable, choice: Any) -> bool:
-    if isinstance(choice, bool) != isinstance(variable.default, bool):  # True is 1 to Python, not to a reader
+    if isinstance(choice, bool) != isinstance(variable.smallest, bool):  # True is 1 to Python, not to a reader
         return False
     try:
         variable.code(choice)
-    except (ValueError, TypeError):
+    except (KeyError, ValueError, TypeError):
         return False
     return True
 
 
+def _check_default(variable: SpaceVariable) -> None:
+    if not _allowed(variable, variable.default):
+        raise UserError(f"default {variable.default!r} is none of {_choices_text(variable)}", key=(variable.key,))
+
+
+def _continuous(variable: SpaceVariable) -> bool:
+    return isinstance(variable, Float) and variable.step is None
+
+
+def _always(condition: Condition, parent: SpaceVariable, beside: Iterable[Condition]) -> bool:
+    """Whether a condition says nothing that the conditions beside it leave open."""
+    return condition.choices >= {*parent.choices} and {*parent.when} <= {*beside}
+
+
+def _value(variable: SpaceVariable) -> Variable:
+    """A variable as a value; of one without steps the bounds stand for all its numbers."""
+    bounds = (variable.smallest, variable.largest)
+    return Variable(variable.key, bounds if _continuous(variable) else variable.choices)
+
+
 def _choices_text(variable: SpaceVariable) -> str:
     if isinstance(variable, Categorical):
-        return f"the choices {', '.join(map(str, variable.choices))}"
+        return f"the choices {', '.join(c if isinstance(c, str) else json.dumps(c) for c in variable.choices)}"
     step = f" in steps of {variable.step}" if variable.step is not None else ""
     return f"{variable.low} to {variable.high}{step}"
 
@@ -583,14 +687,35 @@ def _revalued(tree: Any, variables: Mapping[str, SpaceVariable]) -> Any:
     return [_revalued(item, variables) for item in tree] if isinstance(tree, list) else tree
 
 
-def _written(tree: Any, variables: Mapping[str, SpaceVariable]) -> Any:
+def _written(tree: Any, variables: Mapping[str, SpaceVariable], path: str, when: tuple[Condition, ...]) -> Any:
+    """A part of a tree as TOML. `when`: the conditions that its place implies, which are not written."""
     if isinstance(tree, Variable):
-        return variables[tree.key].to_table()
+        variable = variables[tree.key]
+        own = {c.key: sorted(c.choices) for c in variable.when if c not in when}
+        table = variable.to_table()
+        if not own:
+            return table
+        return {**(table if isinstance(table, dict) else {"type": "categorical", "choices": table}), "when": own}
     if isinstance(tree, Constant):
         return tree.number
     if isinstance(tree, Mapping):
-        return {key: _written(item, variables) for key, item in tree.items()}
-    return [_written(item, variables) for item in tree] if isinstance(tree, list) else tree
+        table = {key: _written(item, variables, f"{path}{key}.", when) for key, item in tree.items() if key != "blocks"}
+        if "blocks" in tree:
+            depth = variables.get(f"{path}depth")
+            table["blocks"] = [
+                _written(block, variables, f"{path}blocks.{i}.", when if depth is None else _reached(depth, i, when))
+                for i, block in enumerate(tree["blocks"])
+            ]
+        return table
+    if isinstance(tree, list):
+        return [_written(item, variables, f"{path}{i}.", when) for i, item in enumerate(tree)]
+    return tree
+
+
+def _reached(depth: SpaceVariable, place: int, when: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    """The conditions of what stands in a block: the depth beside it reaches its place."""
+    reached = Condition(depth.key, frozenset(d for d in depth.choices if d > place))
+    return when if _always(reached, depth, when) else (*when, reached)
 
 
 _TYPES: dict[str, tuple[type[SpaceVariable], dict[str, type]]] = {
@@ -631,25 +756,27 @@ class _Reader:
         when: tuple[Condition, ...],
     ) -> list[Any]:
         """The blocks of a stage, each active where the stage's depth reaches it."""
-        if isinstance(depth, Variable):
-            depths: Sequence[int] = depth.choices
-        elif isinstance(depth, Constant):
+        key = ".".join(map(str, (*path, "depth")))
+        variable = next((v for v in self.variables if v.key == key), None)
+        depths: Sequence[Any] = variable.choices if isinstance(variable, Categorical | Int) else ()
+        if isinstance(depth, Constant):
             depths = [depth.number]
-        else:
-            depths = [len(written)] if written is not None else []
-        if not depths or not all(isinstance(d, int) and d >= 0 for d in depths):
+        elif depth is None and written is not None:
+            depths = [len(written)]
+        reach = max(depths) if depths and all(type(d) is int and d >= 0 for d in depths) else -1
+        if any(fault.key[: len(path) + 1] == (*path, "depth") for fault in self.faults):
+            reach = -1
+        elif reach < 0:
             self.faults.append(Fault("blocks need a `depth` beside them: whole numbers, 0 or more", path))
-            return []
-        if written is not None and len(written) < max(depths):
-            self.faults.append(Fault(f"{len(written)} blocks, but depth reaches {max(depths)}", (*path, "blocks")))
+        elif reach > MOST_BLOCKS:
+            self.faults.append(Fault(f"depth reaches {reach}: at most {MOST_BLOCKS:,} blocks", path))
+        elif written is not None and (len(written) < reach or (variable is None and len(written) > reach)):
+            self.faults.append(Fault(f"{len(written)} blocks, but depth reaches {reach}", (*path, "blocks")))
+        if not 0 <= reach <= MOST_BLOCKS:  # its mistakes are told, those of the blocks are still to be found
+            variable, reach = None, 1
         blocks: list[Any] = []
-        for i in range(max(depths) if written is None else len(written)):
-            reached = frozenset(d for d in depths if d > i)
-            own = (
-                when
-                if len(reached) == len(depths)
-                else (*when, Condition(".".join(map(str, (*path, "depth"))), reached))
-            )
+        for i in range(reach if written is None else len(written)):
+            own = when if variable is None else _reached(variable, i, when)
             before = len(self.faults)
             item = pattern if written is None else written[i]
             blocks.append(self.item(item, (*path, "blocks", i), own))
@@ -712,7 +839,11 @@ class _Reader:
             near = ".".join(map(str, (*path[:-1], key)))
             full = near if near in known else key
             wanted = choices if isinstance(choices, list) else [choices]
-            if full not in known:
+            if full in known and _continuous(known[full]):
+                self.faults.append(Fault(f"{full} has no list of choices", (*path, "when", key)))
+            elif not wanted:
+                self.faults.append(Fault("expected at least one choice", (*path, "when", key)))
+            elif full not in known:
                 hint = did_you_mean(key, known, "variables before it")
                 self.faults.append(Fault("no earlier variable of this name", (*path, "when", key), hint=hint))
             elif alien := [c for c in wanted if not _allowed(known[full], c)]:
@@ -729,9 +860,7 @@ class _Reader:
             self.faults += [evolve(fault, key=path) for fault in error.faults]
             return Constant(0)
         self.variables.append(variable)
-        if cls is Float and variable.step is None:
-            return Variable(key, (variable.low, variable.high))
-        return Variable(key, variable.choices)
+        return _value(variable)
 
 
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", list: "a list"}

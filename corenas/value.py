@@ -32,6 +32,7 @@ class Value:
         raise NotImplementedError
 
     def __call__(self, choices: Choices) -> Any:
+        """The number, or the column, of some choices."""
         raise NotImplementedError
 
     @property
@@ -49,7 +50,7 @@ class Value:
 
     @property
     def largest(self) -> Any:
-        """The largest number it can be; what a supernet allocates."""
+        """The largest number it can be, what a supernet allocates; of strings the first."""
         return self.possible[-1]
 
     def __add__(self, other: Value | float) -> Value:
@@ -88,6 +89,7 @@ class Constant(Value):
         return (self.number,)
 
     def __call__(self, choices: Choices) -> Any:
+        """The number, or the column, of some choices."""
         return self.number
 
 
@@ -108,8 +110,16 @@ class Variable(Value):
         """Its choices in order."""
         return tuple(sorted(self.choices))
 
+    @property
+    def largest(self) -> Any:
+        """The largest of numbers, the first of strings."""
+        return self.choices[0] if isinstance(self.choices[0], str) else self.possible[-1]
+
     def __call__(self, choices: Choices) -> Any:
-        return choices[self.key]
+        """The number, or the column, of some choices."""
+        choice = choices[self.key]
+        # numpy's sum of truth values is their "or", Python's counts them
+        return choice.astype(np.int64) if isinstance(choice, np.ndarray) and choice.dtype == bool else choice
 
 
 @frozen(slots=False, cache_hash=True)
@@ -125,6 +135,7 @@ class Expression(Value):
         return merged(argument.domains for argument in self.arguments)
 
     def __call__(self, choices: Choices) -> Any:
+        """The number, or the column, of some choices."""
         return self.function(*(argument(choices) for argument in self.arguments))
 
 
@@ -207,11 +218,11 @@ def _make_divisible(x: Any, divisor: int, smallest: int) -> Any:
 
 
 def _at_least(x: Any, number: float) -> Any:
-    return x >= number if isinstance(x, np.ndarray) else int(x >= number)
+    return _whole(x >= number)
 
 
 def _equals(x: Any, choice: Any) -> Any:
-    return x == choice if isinstance(x, np.ndarray) else int(x == choice)
+    return _whole(x == choice)
 
 
 def _looked_up(axes: tuple[tuple[Any, ...], ...], numbers: tuple[float, ...], *columns: Any) -> Any:
@@ -262,6 +273,7 @@ class Dimension:
         return tuple(dict.fromkeys(key for part in self.parts for key in part.keys))
 
     def __call__(self, choices: Choices) -> tuple[int, ...]:
+        """How many elements of each part are active."""
         return tuple(part(choices) for part in self.parts)
 
     def __add__(self, other: Dimension) -> Dimension:

@@ -1,1 +1,48 @@
 """Accuracy of a subnet with recalibrated batch norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from attrs import frozen
+
+from corenas.contracts import EvaluatorContext, LiveTask, Measure, Metric
+from corenas.errors import UserError
+from corenas.hookspecs import hookimpl
+from corenas.space import Arch
+
+
+@frozen
+class Accuracy:
+    """The task's metrics (top-1 and top-5 accuracy for classification) of a subnet with the supernet's weights.
+
+    Batch-norm statistics are recomputed for each arch first, as `[calibration]` says.
+
+    split: the data that is measured on; test data is for the end of a run alone
+    """
+
+    split: Literal["valid", "train"] = "valid"
+
+    cheap: ClassVar[bool] = False
+
+    def provides(self, task: LiveTask) -> Mapping[str, Metric]:
+        """What the task's meter computes."""
+        return task.metrics
+
+    def start(self, context: EvaluatorContext) -> Measure:
+        """Raises UserError if there is no trained supernet."""
+        evaluation = context.evaluation
+        if evaluation is None:
+            raise UserError("accuracy needs a trained supernet", key=("evaluators",), hint="this algorithm trains none")
+
+        def measure(archs: Sequence[Arch]) -> list[Mapping[str, float]]:
+            return [evaluation(arch, self.split) for arch in archs]
+
+        return measure
+
+
+@hookimpl
+def corenas_evaluators() -> dict[str, type]:
+    """The evaluator "accuracy"."""
+    return {"accuracy": Accuracy}

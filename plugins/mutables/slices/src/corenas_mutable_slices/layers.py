@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,18 +21,16 @@ Size = Dimension | Value | int
 
 def take(tensor: Tensor, axis: int, dimension: Dimension, active: Sequence[int]) -> Tensor:
     """The active elements along an axis: a view where the dimension has one part, else one copy."""
-    if len(active) == 1:
-        return tensor if active[0] == tensor.shape[axis] else tensor.narrow(axis, 0, active[0])
-    return tensor.index_select(axis, places(dimension, active, tensor.device))
+    if sum(active) == tensor.shape[axis]:
+        return tensor
+    views = parts(tensor, axis, dimension, active)
+    return views[0] if len(views) == 1 else torch.cat(views, axis)
 
 
-def places(dimension: Dimension, active: Sequence[int], device: torch.device | None = None) -> Tensor:
-    """Where the active elements of each part stand along the whole axis."""
-    starts, start = [], 0
-    for part, n in zip(dimension.parts, active, strict=True):
-        starts.append(torch.arange(start, start + n, device=device))
-        start += part.largest
-    return torch.cat(starts)
+def parts(tensor: Tensor, axis: int, dimension: Dimension, active: Sequence[int]) -> list[Tensor]:
+    """The active elements of each part, as views."""
+    starts = itertools.accumulate((part.largest for part in dimension.parts[:-1]), initial=0)
+    return [tensor.narrow(axis, start, n) for start, n in zip(starts, active, strict=True)]
 
 
 class Conv2dSlice(nn.Conv2d):
@@ -104,7 +104,9 @@ class Conv2dSlice(nn.Conv2d):
     def export(self) -> nn.Conv2d:
         """The chosen part as a plain convolution."""
         inputs, outputs = (sum(self.choice[name]) for name in ("inputs", "outputs"))
-        plain = nn.Conv2d(inputs, outputs, self.choice["kernel"], bias=self.bias is not None, **self._shape())
+        plain = nn.Conv2d(
+            inputs, outputs, self.choice["kernel"], bias=self.bias is not None, device="meta", **self._shape()
+        )
         return _filled(plain, self, *self.active())
 
 
@@ -138,7 +140,7 @@ class LinearSlice(nn.Linear):
     def export(self) -> nn.Linear:
         """The chosen part as a plain linear layer."""
         inputs, outputs = (sum(self.choice[name]) for name in ("inputs", "outputs"))
-        return _filled(nn.Linear(inputs, outputs, self.bias is not None), self, *self.active())
+        return _filled(nn.Linear(inputs, outputs, self.bias is not None, device="meta"), self, *self.active())
 
 
 class BatchNorm2dSlice(nn.BatchNorm2d):
@@ -168,11 +170,13 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         normed = F.batch_norm(x, mean, var, weight, bias, True, momentum, self.eps)
-        if len(self.choice["outputs"]) > 1:  # several parts were copied: write their statistics back
-            at = places(self.values["outputs"], self.choice["outputs"], x.device)  # type: ignore[arg-type]
-            for whole, part in ((self.running_mean, mean), (self.running_var, var)):
-                assert whole is not None and part is not None
-                whole.index_copy_(0, at, part)
+        outputs = self.values["outputs"], self.choice["outputs"]
+        for whole, active in ((self.running_mean, mean), (self.running_var, var)):
+            assert whole is not None
+            assert active is not None
+            if len(outputs[1]) > 1 and active is not whole:  # several parts were copied: write their statistics back
+                for part, new in zip(parts(whole, 0, *outputs), active.split(outputs[1]), strict=True):  # type: ignore[arg-type]
+                    part.copy_(new)
         return normed
 
     def cost(self, positions: Value) -> LayerCost:
@@ -182,7 +186,7 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
     def export(self) -> nn.BatchNorm2d:
         """The chosen part as a plain batch norm."""
         weight, bias, mean, var = self.active()
-        plain = nn.BatchNorm2d(sum(self.choice["outputs"]), self.eps, self.momentum, self.affine)
+        plain = nn.BatchNorm2d(sum(self.choice["outputs"]), self.eps, self.momentum, self.affine, device="meta")
         plain = _filled(plain, self, weight, bias)
         for name, part in (("running_mean", mean), ("running_var", var)):
             assert part is not None
@@ -193,7 +197,7 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
 
 
 def _filled(plain: Plain, source: nn.Module, weight: Tensor | None, bias: Tensor | None) -> Plain:
-    """A plain layer with copies of weight and bias, in the source's mode."""
+    """A plain layer (on the meta device, so that nothing was drawn) with copies of the weights, in the source's mode."""
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None:
             setattr(plain, name, nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format)))
@@ -250,7 +254,7 @@ class MixedOp(nn.Module):
         choice = self.choice["op"]
         if isinstance(choice, Tensor):
             outputs = (weight * self.candidates[str(n)](x) for n, weight in zip(self.names, choice, strict=True))
-            return torch.stack([*outputs]).sum(0)
+            return functools.reduce(torch.add, outputs)
         return self.candidates[str(choice)](x)
 
 
@@ -265,6 +269,8 @@ class ElasticDepth(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.values: Values = {"depth": as_value(depth)}
         self.choice: Mapping[str, Any] = chosen(self.values)
+        if self.choice["depth"] > len(self.blocks):
+            raise ValueError(f"depth reaches {self.choice['depth']}, there are {len(self.blocks)} blocks")
 
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """A block runs where the depth reaches it."""
@@ -273,7 +279,7 @@ class ElasticDepth(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The active blocks one after the other."""
-        for block in self.blocks[: self.choice["depth"]]:  # type: ignore[union-attr]
+        for block in itertools.islice(self.blocks, self.choice["depth"]):  # a slice would be a new ModuleList
             x = block(x)
         return x
 

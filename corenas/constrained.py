@@ -1,0 +1,138 @@
+"""The archs of a space that obey constraints on their cost: which ranges can be reached, and how to draw inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from corenas.cost import METRICS, Cost
+from corenas.errors import Fault, UserError
+from corenas.objectives import Constraint, amount
+from corenas.space import Arch, Codes, SearchSpace
+
+_BATCH = 256
+_ROUNDS = 40
+
+
+def reachable(cost: Cost, metric: str) -> tuple[int, int]:
+    """The least and the most that archs of the cost's space need of a metric.
+
+    Found by changing one variable at a time for the better, from the smallest and from the largest arch; exact where
+    the best choice of a variable does not hang on the others, as it is with widths, depths, kernels and resolutions.
+    """
+    return _extreme(cost, metric, -1), _extreme(cost, metric, 1)
+
+
+def _extreme(cost: Cost, metric: str, sign: int) -> int:
+    space = cost.space
+    best = int(sign * -np.iinfo(np.int64).max)
+    for start in (space.smallest(), space.default(), space.largest()):
+        codes = space.encode([start])
+        value = int(cost(codes)[metric][0])
+        improved = True
+        while improved:
+            improved = False
+            for place, variable in enumerate(space.variables):
+                row = np.repeat(codes, len(variable.choices), axis=0)
+                row[:, place] = np.arange(len(variable.choices))
+                values = sign * cost(space.canonical(row))[metric]
+                pick = int(values.argmax())
+                if values[pick] > sign * value:
+                    codes, value, improved = space.canonical(row[pick : pick + 1]), int(sign * values[pick]), True
+        best = max(best, value) if sign > 0 else min(best, value)
+    return best
+
+
+class Constrained:
+    """A space under constraints on flops, params or activations; draws, mutates and crosses inside them.
+
+    Draws are those of the space with what breaks a constraint thrown away; where hardly anything is left, archs are
+    moved into the range by mutations that do not make it worse.
+    Raises UserError, keys under "search.constraints", if no arch meets them, with the range that can be reached.
+    """
+
+    def __init__(self, space: SearchSpace, cost: Cost, constraints: Sequence[Constraint]) -> None:
+        self.space, self.cost, self.constraints = space, cost.on(space), tuple(constraints)
+        self.variables = space.variables
+        if self.constraints:
+            self._refuse_unreachable()
+            codes = self._draw(np.random.default_rng(0), _BATCH)
+            self.share = float(self._violation(space.draw(np.random.default_rng(1), 4096)).astype(bool).mean())
+            self.share = 1 - self.share
+            assert len(codes)
+        else:
+            self.share = 1.0
+
+    def _refuse_unreachable(self) -> None:
+        faults = []
+        for constraint in self.constraints:
+            low, high = reachable(self.cost, constraint.metric)
+            if constraint.high < low or constraint.low > high:
+                text = f"no arch has {constraint}: this space reaches {amount(low)} to {amount(high)}"
+                hint = f"{constraint.metric} of the smallest subnet is {low:,}, of the largest {high:,}"
+                faults.append(Fault(text, ("search", "constraints", constraint.metric), hint=hint))
+        if faults:
+            raise UserError(faults=faults)
+
+    def _violation(self, codes: Codes) -> np.ndarray:
+        """How far outside each arch lies, summed over the constraints, each relative to its bound."""
+        costs = self.cost(codes)
+        total = np.zeros(len(codes))
+        for c in self.constraints:
+            numbers = costs[c.metric].astype(float)
+            bound = np.where(numbers < c.low, c.low, c.high)
+            outside = np.maximum(np.maximum(c.low - numbers, numbers - c.high), 0)
+            total += np.divide(outside, np.abs(bound), out=outside.copy(), where=(outside > 0) & (bound != 0))
+        return total
+
+    def _draw(self, rng: np.random.Generator, n: int) -> Codes:
+        """Some codes inside the constraints, one at least."""
+        if not self.constraints:
+            return self.space.draw(rng, n)
+        codes = self.space.draw(rng, n)
+        outside = self._violation(codes)
+        for _ in range(_ROUNDS * 5):
+            if (outside == 0).any():
+                return codes[outside == 0]
+            codes, outside = self._nearer(codes, outside, rng)
+        raise self._refusal(codes)
+
+    def _nearer(self, codes: Codes, outside: np.ndarray, rng: np.random.Generator) -> tuple[Codes, np.ndarray]:
+        moved = self.space.mutated(codes, max(0.05, 1.5 / len(self.variables)), rng)
+        then = self._violation(moved)
+        better = then <= outside
+        return np.where(better[:, None], moved, codes), np.where(better, then, outside)
+
+    def _refusal(self, codes: Codes) -> UserError:
+        near = int(self._violation(codes).argmin())
+        found = {metric: int(column[near]) for metric, column in self.cost(codes).items()}
+        wanted = " and ".join(map(str, self.constraints))
+        nearest = ", ".join(f"{metric} {amount(found[metric])}" for metric in METRICS)
+        return UserError(
+            f"no arch found with {wanted}", key=("search", "constraints"), hint=f"the nearest has {nearest}"
+        )
+
+    def sample(self, rng: np.random.Generator) -> Arch:
+        """An arch inside the constraints."""
+        return self.space.decode(self._draw(rng, _BATCH if self.constraints else 1)[:1])[0]
+
+    def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
+        """A mutant inside the constraints; where none turns up, a new arch."""
+        parent = self.space.encode([arch])
+        return self._first(lambda n: self.space.mutated(np.repeat(parent, n, axis=0), prob, rng), rng)
+
+    def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
+        """A child inside the constraints; where none turns up, a new arch."""
+        one, two = self.space.encode([first]), self.space.encode([second])
+        return self._first(lambda n: self.space.crossed(np.repeat(one, n, 0), np.repeat(two, n, 0), rng), rng)
+
+    def _first(self, make: Callable[[int], Codes], rng: np.random.Generator) -> Arch:
+        if not self.constraints:
+            return self.space.decode(make(1))[0]
+        for _ in range(_ROUNDS // 10):
+            codes = make(_BATCH // 4)
+            inside = self._violation(codes) == 0
+            if inside.any():
+                return self.space.decode(codes[inside][:1])[0]
+        return self.sample(rng)

@@ -1,0 +1,178 @@
+"""Which optimizers and schedules torch has by name, and how they are built from a spec.
+
+What they take is read from torch's source text, so that a mistake in a spec is answered without importing torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from corenas.errors import Fault, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from corenas.settings import Schedule, Train
+
+OWN_SCHEDULES = ("constant", "cosine", "exponential")
+_NEED_MORE = ("LBFGS", "SparseAdam", "Optimizer", "Muon")
+"""Optimizers that a plain training loop cannot drive: a closure, sparse gradients, matrices only."""
+
+
+@functools.cache
+def _torch_optim() -> Path:
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0]) / "optim"
+
+
+@functools.cache
+def optimizers() -> dict[str, dict[str, Any]]:
+    """Optimizer classes of torch.optim -> their arguments with defaults (None where it is not a plain literal)."""
+    found = {}
+    for node in ast.parse((_torch_optim() / "__init__.py").read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("torch.optim."):
+            path = _torch_optim() / f"{node.module.removeprefix('torch.optim.')}.py"
+            for name in (alias.name for alias in node.names):
+                if name[0].isupper() and name not in _NEED_MORE and path.exists():
+                    arguments = _arguments(path, name)
+                    if arguments is not None:
+                        found[name] = arguments
+    return found
+
+
+@functools.cache
+def schedules() -> dict[str, dict[str, Any]]:
+    """Classes of torch.optim.lr_scheduler that step without being told anything -> their arguments with defaults."""
+    path = _torch_optim() / "lr_scheduler.py"
+    names = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    skipped = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau")
+    found = {name: _arguments(path, name) for name in names if name not in skipped and not name.startswith("_")}
+    return {name: arguments for name, arguments in found.items() if arguments is not None}
+
+
+def _arguments(path: Path, cls: str) -> dict[str, Any] | None:
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef) and node.name == cls:
+            for item in node.body:
+                if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                    names = [a.arg for a in item.args.args][2:]  # after self and the parameters or the optimizer
+                    missing = len(names) - len(item.args.defaults)
+                    defaults = [None] * max(missing, 0) + [
+                        _literal(d) for d in item.args.defaults[-len(names) or None :]
+                    ]
+                    keywords = zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)
+                    return dict(zip(names, defaults, strict=False)) | {k.arg: _literal(d) for k, d in keywords}
+    return None
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def optimizer_faults(table: Mapping[str, Any]) -> list[Fault]:
+    """What is wrong with `{type = "SGD", lr = 0.1, …}`, keys relative to it."""
+    return _check(table, optimizers(), "optimizer", "torch.optim")
+
+
+def schedule_faults(kind: str, options: Mapping[str, Any]) -> list[Fault]:
+    """What is wrong with a schedule's type and options, keys relative to its table."""
+    if kind in OWN_SCHEDULES:
+        text = f"{kind} takes no options; they are for classes of torch.optim.lr_scheduler"
+        return [Fault(text, ("options",))] if options else []
+    found = _check({**options, "type": kind}, schedules(), "schedule", "torch.optim.lr_scheduler", OWN_SCHEDULES)
+    return [fault if fault.key == ("type",) else fault.under("options") for fault in found]
+
+
+def _check(
+    table: Mapping[str, Any],
+    classes: Mapping[str, Mapping[str, Any]],
+    noun: str,
+    module: str,
+    own: tuple[str, ...] = (),
+) -> list[Fault]:
+    name = table.get("type")
+    if not isinstance(name, str) or name not in classes:
+        hint = did_you_mean(str(name), [*classes, *own], f"{noun}s")
+        return [Fault(f"no {noun} {name!r} in {module}" if name else "required key is missing", ("type",), hint=hint)]
+    faults = []
+    for key, value in table.items():
+        if key == "type":
+            continue
+        if key not in classes[name]:
+            faults.append(Fault("unknown key", (key,), hint=did_you_mean(key, classes[name], f"options of {name}")))
+            continue
+        default = classes[name][key]
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        if isinstance(default, bool) and not isinstance(value, bool):
+            faults.append(Fault(f"expected true or false, found {value!r}", (key,)))
+        elif isinstance(default, int | float) and not isinstance(default, bool) and number is None:
+            faults.append(Fault(f"expected a number, found {value!r}", (key,)))
+        elif isinstance(default, tuple) and not (isinstance(value, list) and len(value) == len(default)):
+            faults.append(Fault(f"expected a list of {len(default)} numbers, found {value!r}", (key,)))
+        elif number is not None and key in ("lr", "momentum", "weight_decay") and not 0 <= number < math.inf:
+            faults.append(Fault(f"expected a number of at least 0, found {value!r}", (key,)))
+    return faults
+
+
+def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
+    """The optimizer of a training over all parameters of a model, without weight decay where the settings say so."""
+    import torch
+
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in train.optimizer.items() if k != "type"}
+    decayed, spared = [], []
+    norms = (torch.nn.modules.batchnorm._NormBase, torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.LocalResponseNorm)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            norm = "norm" in train.no_decay and isinstance(module, norms)
+            bias = "bias" in train.no_decay and name.endswith("bias")
+            (spared if norm or bias else decayed).append(parameter)
+    groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    return getattr(torch.optim, train.optimizer["type"])([group for group in groups if group["params"]], **options)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, epochs: int, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The schedule of a training, to be stepped after every step of the optimizer; an epoch has `steps` of them."""
+    import torch
+
+    warmup, total = round(schedule.warmup * steps), epochs * steps
+
+    def warm(step: int) -> float:
+        return min(1.0, (step + 1) / (warmup + 1))
+
+    if schedule.type in OWN_SCHEDULES:
+        rate = _rate(schedule, steps, total - warmup)
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm(step) * rate(max(0, step - warmup)))
+    # A class of torch's steps once an epoch: its factors are worked out on an optimizer of its own and looked up.
+    probe = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    theirs = getattr(torch.optim.lr_scheduler, schedule.type)(probe, **schedule.options)
+    factors = []
+    for _ in range(epochs + 1):
+        factors.append(probe.param_groups[0]["lr"])
+        probe.step()
+        theirs.step()
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm(step) * factors[min(step // steps, epochs)])
+
+
+def _rate(schedule: Schedule, steps: int, total: int) -> Callable[[int], float]:
+    if schedule.type == "cosine":
+        return lambda step: (
+            schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * min(1, step / max(1, total)))) / 2
+        )
+    if schedule.type == "exponential":
+        # Once every so many epochs, with a constant ending (BigNAS, Yu et al. 2020, section 3.3).
+        return lambda step: max(schedule.floor, schedule.decay ** math.floor(step / (steps * schedule.every)))
+    return lambda step: 1.0

@@ -1,0 +1,343 @@
+"""What a run does, stage by stage: train, search, export, test; and the directory that it leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import tomli_w
+import torch
+from attrs import frozen
+from torch import nn
+
+import corenas
+from corenas import calibrate, export, seeding
+from corenas.constrained import Constrained
+from corenas.contracts import (
+    AlgorithmContext,
+    Emit,
+    EvaluatorContext,
+    LiveTask,
+    Metric,
+    Problem,
+    RunDone,
+    RunStarted,
+    StageDone,
+    StageStarted,
+    Trial,
+)
+from corenas.cost import Cost
+from corenas.errors import Fault, UserError
+from corenas.objectives import Constraint, Objectives, amount
+from corenas.plugins import Catalogue
+from corenas.search import metrics_of, read_constraints, read_objectives, search, stand
+from corenas.space import Arch, SearchSpace, flatten
+from corenas.spec import Spec
+from corenas.store import Store
+from corenas.supernet import build_supernet, pick_device, supernet_cost
+from corenas.train import load_weights, train
+
+
+@frozen
+class Prepared:
+    """A spec brought to life: everything that a run needs, checked.
+
+    drawing: the archs that obey the constraints on cost
+    """
+
+    spec: Spec
+    task: LiveTask
+    supernet: nn.Module
+    cost: Cost
+    metrics: Mapping[str, Metric]
+    objectives: Objectives
+    constraints: Sequence[Constraint]
+    drawing: Constrained
+    device: torch.device
+
+
+def prepare(spec: Spec, data: bool = True) -> Prepared:
+    """Build what a spec names. Raises UserError with all mistakes, keys relative to the spec.
+
+    data: False reads no data
+    """
+    device = pick_device(spec.device.type)
+    if spec.device.threads is not None:
+        torch.set_num_threads(spec.device.threads)
+    try:
+        task = spec.task.start(seeding.generator(spec.seed, "task"), data)
+    except UserError as error:
+        raise error.under("task") from None
+    with seeding.seeded(spec.seed, "init"):
+        supernet = build_supernet(spec.backbone, spec.space, task)
+    cost = supernet_cost(supernet, spec.space, task)
+    metrics = metrics_of(spec.evaluators, task)
+    faults: list[Fault] = []
+    objectives, constraints, drawing = None, [], None
+    searched = "search" in spec.algorithm.stages
+    try:
+        objectives = read_objectives(spec.search, metrics) if searched else Objectives(())
+    except UserError as error:
+        faults += error.faults
+    try:
+        largest = cost.of([spec.space.largest()])[0]
+        constraints = read_constraints(spec.search, metrics, largest)
+        drawing = Constrained(spec.space, cost, [c for c in constraints if c.metric in largest])
+    except UserError as error:
+        faults += error.faults
+    if faults:
+        raise UserError(faults=faults)
+    assert objectives is not None
+    assert drawing is not None
+    return Prepared(spec, task, supernet, cost, metrics, objectives, constraints, drawing, device)
+
+
+def run(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: bool = False) -> dict[str, Any]:
+    """Do everything that a spec asks for, or what is left of it. Returns what `corenas run --json` prints.
+
+    folder: the run directory; one begun with this spec is continued, one begun with another is refused
+    fresh: empty it first
+    """
+    if fresh:
+        _empty(folder)
+    prepared = prepare(spec)
+    store = _open(folder, spec.to_table(catalogue))
+    resumed = bool(store.noted("seconds"))
+    emit(RunStarted(spec.name or folder.name, folder, resumed))
+    trained = _train(prepared, folder, store, emit)
+    evaluation = calibrate.Evaluation(trained, prepared.task, spec.calibration, prepared.device, spec.seed)
+    trials = _search(prepared, catalogue, evaluation, store, emit)
+    best = prepared.objectives.best(trials, 1)
+    if not best:
+        wanted = " and ".join(map(str, prepared.constraints))
+        raise UserError(f"none of {len(trials)} trials is done and has {wanted or 'a result'}",
+                        key=("search", "constraints"), hint=f"corenas trials {folder} lists them")  # fmt: skip
+    start = time.perf_counter()
+    emit(StageStarted("export", 1, "networks"))
+    test = write_best(prepared, evaluation, best[0].arch, folder / "best", spec.export.formats, best[0].metrics, True)
+    seconds = time.perf_counter() - start
+    emit(StageDone("export", seconds, test))
+    _spent(store, "export", seconds)
+    front = prepared.objectives.front(trials) if prepared.objectives.pareto else best
+    result = {
+        "run": str(folder),
+        "best": {"arch": dict(best[0].arch), "metrics": dict(best[0].metrics), "test": test},
+        "front": [{"arch": dict(trial.arch), "metrics": dict(trial.metrics)} for trial in front],
+        "trials": len(trials),
+        "seconds": store.noted("seconds"),
+    }
+    store.note("result", result)
+    emit(RunDone(folder, closing_lines(prepared, folder, best[0], test, len(trials))))
+    store.close()
+    return result
+
+
+def _empty(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()) and not (folder / "run.sqlite").exists():
+        raise UserError("--fresh empties run directories only, and this is none", file=str(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open(folder: Path, table: Mapping[str, Any]) -> Store:
+    """The store of a run directory that is new or was begun with this spec."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "spec.toml.part").write_text(tomli_w.dumps(table), encoding="utf-8")
+    except OSError as error:
+        text = f"cannot write into this run directory: {error.strerror}"
+        raise UserError(text, file=str(folder), hint="another one: --out DIR") from error
+    store = Store(folder / "run.sqlite")
+    begun = store.noted("spec")
+    plain = json.loads(json.dumps(table))
+    if begun is not None and begun != plain:
+        ours, theirs = flatten(plain), flatten(begun)
+        keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        changes = ", ".join(f"{key} ({theirs.get(key)} then, {ours.get(key)} now)" for key in keys[:8])
+        (folder / "spec.toml.part").unlink()
+        raise UserError(f"this run was begun with another spec: {changes}", file=str(folder),
+                        hint="--out DIR for another directory, --fresh to begin anew")  # fmt: skip
+    os.replace(folder / "spec.toml.part", folder / "spec.toml")
+    store.note("spec", plain)
+    versions = {"corenas": corenas.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    store.note("versions", versions)
+    return store
+
+
+def _spent(store: Store, stage: str, seconds: float) -> None:
+    """Add to the time that a stage took over all sessions."""
+    spent = store.noted("seconds", {})
+    store.note("seconds", spent | {stage: spent.get(stage, 0.0) + seconds})
+
+
+def _train(prepared: Prepared, folder: Path, store: Store, emit: Emit) -> nn.Module:
+    """The trained supernet. Where an algorithm trains none, the one that was built."""
+    spec = prepared.spec
+    if "train" not in spec.algorithm.stages:
+        return prepared.supernet
+    context = AlgorithmContext(prepared.supernet, spec.space, prepared.cost, prepared.task, spec.train)
+    start = time.perf_counter()
+    with seeding.seeded(spec.seed, "algorithm"):
+        trainer = spec.algorithm.start(context)
+    trained = train(
+        trainer,
+        prepared.supernet,
+        prepared.task,
+        spec.mutator,
+        prepared.cost,
+        seed=spec.seed,
+        device=prepared.device,
+        checkpoint=folder / "supernet.pt",
+        emit=emit,
+    )
+    _spent(store, "train", time.perf_counter() - start)
+    return trained
+
+
+def _search(
+    prepared: Prepared, catalogue: Catalogue, evaluation: calibrate.Evaluation, store: Store, emit: Emit
+) -> list[Trial]:
+    spec = prepared.spec
+    context = EvaluatorContext(
+        spec.space,
+        prepared.cost,
+        prepared.task,
+        evaluation.supernet,
+        evaluation,
+        spec.calibration,
+        seeding.generator(spec.seed, "evaluators"),
+    )
+    evaluators = {catalogue.name_of(options): options for options in spec.evaluators}
+    problem = Problem(prepared.drawing, prepared.objectives, spec.search.trials)
+    searcher = spec.searcher.start(problem, seeding.generator(spec.seed, "searcher"))
+    start = time.perf_counter()
+    trials = search(
+        searcher,
+        stand(evaluators, context, prepared.constraints).trial,
+        spec.search.trials,
+        batch=spec.search.batch,
+        store=store,
+        objectives=prepared.objectives,
+        emit=emit,
+    )
+    _spent(store, "search", time.perf_counter() - start)
+    return trials
+
+
+def write_best(
+    prepared: Prepared,
+    evaluation: calibrate.Evaluation | None,
+    arch: Arch,
+    folder: Path,
+    formats: Sequence[str],
+    metrics: Mapping[str, float],
+    tested: bool,
+) -> dict[str, float]:
+    """Export an arch into a folder: network, arch.toml and cost card. Returns its metrics on test data, if asked for.
+
+    The folder appears whole or not at all. The test metrics are those of the exported network itself.
+    """
+    task = prepared.task
+    example = task.example.to(prepared.device)
+    if evaluation is None:
+        plain = export.export(prepared.supernet.to(prepared.device).eval(), arch, example)
+    else:
+        with evaluation.calibrated(arch) as model:
+            plain = export.export(model, arch, example)
+    test = calibrate.measure(plain, task, evaluation.split("test")) if tested and evaluation else {}
+    cost = prepared.cost.of([arch])[0]
+    card = {
+        "flops": cost["flops"],
+        "params": cost["params"],
+        "activations": cost["activations"],
+        "convention": "one input; a multiply-add counts once; bias, norms, activations and pooling count nothing",
+        "input": list(task.example.shape[1:]),
+        "preprocessing": dict(getattr(task, "preprocessing", {})),
+        "metrics": dict(metrics),
+        "test": test,
+        "splits": dict(task.splits),
+        "seed": prepared.spec.seed,
+    }
+    temporary = folder.with_name(f"{folder.name}.part")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        title = f"{prepared.spec.name}: the subnet {arch.digest}, exported by corenas {corenas.__version__}."
+        export.write(plain, task.example, temporary, formats, title)
+        (temporary / "arch.toml").write_text(tomli_w.dumps(dict(arch)), encoding="utf-8")
+        (temporary / "cost.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise UserError(f"cannot write: {error.strerror or error}", file=str(folder)) from error
+    return test
+
+
+def closing_lines(prepared: Prepared, folder: Path, best: Trial, test: Mapping[str, float], trials: int) -> list[str]:
+    """What a run says in the end: what was found, where it is, how to load it."""
+
+    def text(metrics: Mapping[str, float], n: int) -> str:
+        parts = []
+        for name, number in metrics.items():
+            metric = prepared.metrics.get(name, Metric())
+            noise = f" ± {math.sqrt(max(number * (100 - number), 0.0) / n):.1f}" if metric.unit == "%" and n else ""
+            plain = amount(number) if metric.unit != "%" else f"{number:.1f}"
+            parts.append(f"{name} {plain}{noise}{metric.unit and ' ' + metric.unit}")
+        return ", ".join(parts)
+
+    splits = prepared.task.splits
+    measured = {name: number for name, number in best.metrics.items() if name in prepared.metrics}
+    lines = [
+        f"best of {trials} trials: {text(measured, splits['valid'])} on {splits['valid']} validation images",
+        f"on {splits['test']} test images, touched once: {text(test, splits['test'])}",
+        f"network:   {folder}/best/ (network.py, network.safetensors, network.pt2, arch.toml, cost.json)",
+        f"trials:    {folder}/run.sqlite, listed by: corenas trials {folder}",
+        f"supernet:  {folder}/supernet.pt",
+        "load it, with torch alone:",
+        f'    import sys; sys.path.insert(0, "{folder}/best"); from network import Network',
+        "    from safetensors.torch import load_file; network = Network()",
+        f'    network.load_state_dict(load_file("{folder}/best/network.safetensors"))',
+        f'    or: torch.export.load("{folder}/best/network.pt2").module()',
+    ]
+    formats = prepared.spec.export.formats
+    if not {"python", "safetensors"} <= set(formats):
+        lines = [line for line in lines if "load_file" not in line and "sys.path" not in line]
+    return [line for line in lines if "pt2" in formats or "torch.export.load" not in line]
+
+
+def open_run(folder: Path, spec: Spec) -> tuple[Prepared, calibrate.Evaluation, Store]:
+    """A run that was trained, to export other subnets of its supernet. Raises UserError if it has not come so far."""
+    prepared = prepare(spec)
+    load_weights(prepared.supernet, folder / "supernet.pt")
+    prepared.supernet.to(prepared.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    evaluation = calibrate.Evaluation(prepared.supernet, prepared.task, spec.calibration, prepared.device, spec.seed)
+    return prepared, evaluation, Store(folder / "run.sqlite", readonly=True)
+
+
+def named_arch(space: SearchSpace, name: str) -> Arch:
+    """The arch that the command line names: "min", "max", "default", "random:SEED", or a TOML file."""
+    import tomli
+
+    if name in ("min", "max", "default"):
+        return {"min": space.smallest, "max": space.largest, "default": space.default}[name]()
+    kind, colon, seed = name.partition(":")
+    if kind == "random" and colon:
+        if not seed.isdigit():
+            raise UserError(f"random:{seed}: expected a whole number as seed", key=("--arch",))
+        return space.sample(seeding.generator(int(seed), "arch"))
+    path = Path(name)
+    if not path.is_file():
+        hint = 'expected a TOML file, or "min", "max", "default", "random:SEED"'
+        raise UserError("no such arch", file=name, hint=hint)
+    try:
+        return space.arch(tomli.loads(path.read_text(encoding="utf-8")))
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"this is no TOML: {error}", file=name) from None
+    except UserError as error:
+        raise UserError(faults=[attrs.evolve(fault, file=name) for fault in error.faults]) from None

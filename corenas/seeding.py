@@ -1,0 +1,46 @@
+"""Where randomness comes from: named generators of a run's seed, so that a new consumer shifts no other."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """The generator of one consumer ("searcher", "sampler") of a run."""
+    return np.random.default_rng([seed & 0xFFFFFFFF, crc32(name.encode())])
+
+
+def state(rng: np.random.Generator) -> str:
+    """A generator's state as JSON text."""
+    return json.dumps(rng.bit_generator.state)
+
+
+def restore(rng: np.random.Generator, text: str) -> None:
+    """Put a generator back into a state that `state` gave."""
+    rng.bit_generator.state = json.loads(text)
+
+
+def number(seed: int, name: str, *index: int) -> int:
+    """A seed of 32 bits for what reads torch's global generator, from a name and a place (epoch, sample)."""
+    return crc32(struct.pack(f"<{len(index) + 1}q", seed, *index), crc32(name.encode()))
+
+
+@contextmanager
+def seeded(seed: int, name: str, *index: int, device: torch.device | None = None) -> Iterator[None]:
+    """Torch's global generators seeded for a while, then as they were."""
+    import torch
+
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(number(seed, name, *index))
+        yield

@@ -1,0 +1,78 @@
+"""The model that a run is about: a backbone with a task's head, and what of it is inspected before it is trained."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from corenas.contracts import Backbone, LiveTask
+from corenas.cost import Cost
+from corenas.errors import Fault, UserError, did_you_mean
+from corenas.mutable import keys_used
+from corenas.space import SearchSpace
+from corenas.value import Dimension
+
+
+class _Features(Protocol):
+    feat_dims: list[Dimension]
+
+    def features(self, x: Tensor) -> list[Tensor]: ...
+
+
+class Supernet(nn.Module):
+    """A backbone followed by a head.
+
+    forward: inputs of the backbone -> outputs of the head
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, x: Tensor) -> Any:
+        """Inputs of the backbone -> outputs of the head."""
+        return self.head(self.backbone.features(x))  # type: ignore[operator]
+
+
+def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Supernet:
+    """The supernet of a space for a task, freshly initialised from torch's global generator.
+
+    Raises UserError, keys under "space", if the space does not fit the backbone or has variables that no layer uses.
+    """
+    try:
+        body = backbone.build(space)
+    except UserError as error:
+        raise error.under("space") from None
+    supernet = Supernet(body, task.head(body.feat_dims))  # type: ignore[arg-type]
+    used = keys_used(supernet)
+    parents = {condition.key for variable in space.variables for condition in variable.when}
+    unused = [key for key in space.keys if key not in used | parents]
+    if unused:
+        hint = did_you_mean(unused[0], used, "variables in use")
+        raise UserError(
+            faults=[Fault("no layer uses this variable", ("space", *_path(key)), hint=hint) for key in unused]
+        )
+    return supernet
+
+
+def _path(key: str) -> tuple[str | int, ...]:
+    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
+
+
+def supernet_cost(supernet: nn.Module, space: SearchSpace, task: LiveTask) -> Cost:
+    """The cost of all archs of a supernet, for one input of the task."""
+    return Cost(supernet, space, task.example)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a spec names; "auto" is a GPU where there is one. Raises UserError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[name]:
+        have = ", ".join(key for key, there in available.items() if there)
+        raise UserError(f"no {name} device here", key=("device", "type"), hint=f'there is: {have}; or say "auto"')
+    return torch.device(name)

@@ -1,0 +1,64 @@
+"""What every component promises, whatever its kind. Needs no torch."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import tomli
+
+from corenas.options import explanations
+
+
+def options_are_frozen_and_hashable(component: Any) -> None:
+    """Options are data: they cannot be changed, are equal by value and can be keys."""
+    assert attrs.has(type(component)), f"{type(component)} is no attrs class"
+    try:
+        component.surely_not_an_option = 1
+    except attrs.exceptions.FrozenInstanceError:
+        pass
+    else:
+        raise AssertionError(f"{type(component).__name__} is not frozen")
+    twin = attrs.evolve(component)
+    assert component == twin
+    assert hash(component) == hash(twin)
+
+
+def every_option_is_explained(component: Any) -> None:
+    """The docstring of the class has a line `name: what it means` for each option: `corenas show` prints it."""
+    cls = type(component)
+    missing = {option.name for option in attrs.fields(cls) if option.init} - set(explanations(cls))
+    assert not missing, f"the docstring of {cls.__name__} says nothing of {', '.join(sorted(missing))}"
+
+
+def imports_no_torch(module: str) -> None:
+    """A module, that of an entry point for instance, leaves torch alone, so that the command line answers at once."""
+    script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{module} imports torch, or does not import: {done.stderr}"
+
+
+def spec_fragments(readme: Path) -> list[dict[str, Any]]:
+    """The TOML in a README, for a test to read as a command would. Raises ValueError if it is none."""
+    return [tomli.loads(text) for text in re.findall(r"^```toml\n(.*?)^```", readme.read_text("utf-8"), re.S | re.M)]
+
+
+@contextmanager
+def global_generators_untouched() -> Iterator[None]:
+    """Fails if the block draws from Python's or numpy's global generator."""
+    before = random.getstate(), repr(np.random.get_state())
+    yield
+    assert random.getstate() == before[0], "drew from Python's global generator"
+    assert repr(np.random.get_state()) == before[1], "drew from numpy's global generator"
+
+
+component_checks = [options_are_frozen_and_hashable, every_option_is_explained]
+"""What holds for the options of any component; the lists of the kinds include it."""
