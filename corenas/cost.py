@@ -232,18 +232,20 @@ def _calls(
     seen: dict[nn.Module, dict[tuple[Any, ...], tuple[int, ...]]] = {}
     # The very modules run, so that results belong to them: their weights are put on the meta device for a while.
     with _weightless(model) as run:
-        for base in _covering_archs(space, [gate for module in owners for gate in gates[module]]):
-            for sizes in itertools.product(*(value.possible for value in resizing.values())):
-                arch = {**base, **dict(zip(resizing, sizes, strict=True))}
-                for module, found in run(owners, arch, example).items():
-                    open_places = sum(gate(arch) for gate in gates[module])
-                    one = found[: len(found) // max(open_places, 1)]
-                    if one * open_places != found or seen.setdefault(module, {}).setdefault(sizes, one) != one:
-                        raise ValueError(
-                            f"a {type(module).__name__} ran at {list(found)} positions in {open_places} places, "
-                            f"{seen.get(module, {}).get(sizes, 'otherwise')} in one: a mutable that resizes must "
-                            "declare `resizes`, one some of whose children run must have `gates`"
-                        )
+        covering = _covering_archs(space, [gate for module in owners for gate in gates[module]])
+        all_sizes = [*itertools.product(*(value.possible for value in resizing.values()))]
+        # The smallest arch opens nothing new: it shows what changes sizes without saying so.
+        for base, sizes in [*itertools.product(covering, all_sizes), (space.smallest(), all_sizes[0])]:
+            arch = {**base, **dict(zip(resizing, sizes, strict=True))}
+            for module, found in run(owners, arch, example).items():
+                places = sum(gate(arch) for gate in gates[module])
+                one = found[: len(found) // max(places, 1)]
+                if one * places != found or seen.setdefault(module, {}).setdefault(sizes, one) != one:
+                    raise ValueError(
+                        f"a {type(module).__name__} runs at {list(found)} positions in {places} places under one arch, "
+                        f"at {[*seen.get(module, {}).get(sizes, ())]} in each under another: a mutable that resizes "
+                        "must declare `resizes`, one that does not run all its children must have `gates`"
+                    )
     calls = {}
     for module, table in seen.items():
         if len({len(found) for found in table.values()}) > 1:

@@ -66,6 +66,7 @@ def _converter(lookup: Lookup | None) -> cattrs.Converter:
     converter.register_structure_hook_func(lambda t: t is Value, _value)
     converter.register_structure_hook_func(lambda t: t is Any, lambda value, _: value)
     converter.register_structure_hook_factory(_is_union, lambda t: _union(converter, t))
+    converter.register_structure_hook_factory(_is_annotated, lambda t: _annotated(converter, t))
     converter.register_structure_hook_factory(_is_literal, lambda t: _literal)
     converter.register_structure_hook_factory(_is_list, lambda t: _list(converter, t))
     converter.register_structure_hook_factory(_is_mapping, lambda t: _mapping(converter, t))
@@ -111,6 +112,23 @@ def _value(value: Any, _: Any) -> Value:
 
 def _is_union(t: Any) -> bool:
     return typing.get_origin(t) in (typing.Union, types.UnionType)
+
+
+def _is_annotated(t: Any) -> bool:
+    return typing.get_origin(t) is typing.Annotated
+
+
+def _annotated(converter: cattrs.Converter, t: Any) -> Callable[[Any, Any], Any]:
+    """`Annotated[type, "what is expected", check]`, where check is false for what is not."""
+    inner, _, check = typing.get_args(t)
+
+    def hook(value: Any, _: Any) -> Any:
+        result = converter.structure(value, inner)
+        if not check(result):
+            raise _Rejected(f"expected {expectation(t)}, {_found(value)}")
+        return result
+
+    return hook
 
 
 def _is_literal(t: Any) -> bool:
@@ -159,6 +177,8 @@ def expectation(t: Any) -> str:
         return _SCALARS[t][1]
     if t is Value:
         return "a number or a variable"
+    if _is_annotated(t):
+        return typing.get_args(t)[1]
     if _is_literal(t):
         return " or ".join(repr(choice) for choice in typing.get_args(t))
     if _is_union(t):

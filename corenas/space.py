@@ -693,14 +693,18 @@ def _written(tree: Any, variables: Mapping[str, SpaceVariable], path: str, when:
         variable = variables[tree.key]
         own = {c.key: sorted(c.choices) for c in variable.when if c not in when}
         table = variable.to_table()
-        if not own:
-            return table
-        return {**(table if isinstance(table, dict) else {"type": "categorical", "choices": table}), "when": own}
+        return {**_long(table), "when": own} if own else table
     if isinstance(tree, Constant):
         return tree.number
     if isinstance(tree, Mapping):
-        table = {key: _written(item, variables, f"{path}{key}.", when) for key, item in tree.items() if key != "blocks"}
-        if "blocks" in tree:
+        table: dict[str, Any] = {}
+        for key, item in tree.items():
+            if key != "blocks":
+                written = _written(item, variables, f"{path}{key}.", when)
+                # Writers of TOML put tables behind what is none: a list after them would lose its place.
+                late = isinstance(item, Variable) and any(isinstance(x, dict) or _nested(x) for x in table.values())
+                table[key] = _long(written) if late else written
+        if isinstance(tree.get("blocks"), list):
             depth = variables.get(f"{path}depth")
             table["blocks"] = [
                 _written(block, variables, f"{path}blocks.{i}.", when if depth is None else _reached(depth, i, when))
@@ -710,6 +714,15 @@ def _written(tree: Any, variables: Mapping[str, SpaceVariable], path: str, when:
     if isinstance(tree, list):
         return [_written(item, variables, f"{path}{i}.", when) for i, item in enumerate(tree)]
     return tree
+
+
+def _long(table: Any) -> dict[str, Any]:
+    """A variable's long form, from its long form or its list of choices."""
+    return table if isinstance(table, dict) else {"type": "categorical", "choices": table}
+
+
+def _nested(item: Any) -> bool:
+    return isinstance(item, list) and any(isinstance(x, Mapping | list) for x in item)
 
 
 def _reached(depth: SpaceVariable, place: int, when: tuple[Condition, ...]) -> tuple[Condition, ...]:
@@ -790,7 +803,7 @@ class _Reader:
         if isinstance(item, Mapping):
             return self.typed(item, path, when) if "type" in item else self.table(item, path, when)
         if isinstance(item, list):
-            if any(isinstance(x, Mapping | list) for x in item):
+            if _nested(item):
                 return [self.item(x, (*path, i), when) for i, x in enumerate(item)]
             return self.variable(path, Categorical, {"choices": item}, when)
         if isinstance(item, bool | str):
@@ -841,8 +854,6 @@ class _Reader:
             wanted = choices if isinstance(choices, list) else [choices]
             if full in known and _continuous(known[full]):
                 self.faults.append(Fault(f"{full} has no list of choices", (*path, "when", key)))
-            elif not wanted:
-                self.faults.append(Fault("expected at least one choice", (*path, "when", key)))
             elif full not in known:
                 hint = did_you_mean(key, known, "variables before it")
                 self.faults.append(Fault("no earlier variable of this name", (*path, "when", key), hint=hint))

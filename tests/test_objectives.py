@@ -57,8 +57,8 @@ def test_an_amount_is_a_number_in_plain_units(text, number):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "M", "200m", "lots", "nan", "inf", "infM", "1e400", "60%", "0x10", "1 2", True, math.nan, math.inf, 10**400, [3], None, {}],
-
+    ["", "M", "200m", "lots", "nan", "inf", "infM", "1e400", "60%", "0x10", "1 2", True, math.nan, math.inf, 10**400,
+     [3], None, {}],
 )  # fmt: skip
 def test_what_is_no_amount_raises_value_error(text):
     with pytest.raises(ValueError):

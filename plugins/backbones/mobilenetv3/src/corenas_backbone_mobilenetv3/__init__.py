@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import field, frozen
-from attrs.validators import ge, gt
+from attrs import Factory, field, frozen
+from attrs.validators import ge, gt, lt, optional
 
+from corenas.errors import Fault, UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value
@@ -15,6 +18,22 @@ if TYPE_CHECKING:
     from corenas_backbone_mobilenetv3.model import MobileNetV3Supernet
 
 Act = Literal["none", "relu", "relu6", "h_swish", "swish", "gelu"]
+
+
+def _each(test: Callable[[Any], bool], expected: str) -> Callable[[Any, Any, Value], None]:
+    """A validator: every number that a value can be passes a test."""
+
+    def validator(instance: object, attribute: object, value: Value) -> None:
+        wrong = [n for n in value.possible if isinstance(n, str | bool) or not test(n)]
+        if wrong:
+            raise ValueError(f"expected {expected}, found {wrong[0]!r}")
+
+    return validator
+
+
+_positive = _each(lambda n: n > 0, "numbers above 0")
+_whole = _each(lambda n: isinstance(n, int) and n >= 1, "whole numbers of at least 1")
+_odd = _each(lambda n: isinstance(n, int) and n >= 1 and n % 2 == 1, "odd whole numbers of at least 1")
 
 
 @frozen
@@ -26,7 +45,7 @@ class Stem:
     act: activation
     """
 
-    width: Value
+    width: Value = field(validator=_positive)
     stride: int = field(default=2, validator=ge(1))
     act: Act = "h_swish"
 
@@ -39,8 +58,8 @@ class Block:
     expand: inner channels over input channels
     """
 
-    kernel: Value | None = None
-    expand: Value | None = None
+    kernel: Value | None = field(default=None, validator=optional(_odd))
+    expand: Value | None = field(default=None, validator=optional(_positive))
 
 
 @frozen
@@ -48,22 +67,35 @@ class Stage:
     """Inverted residual blocks of one width.
 
     width: output channels
-    depth: number of blocks
+    kernel, expand: as in a block, for all that say nothing of their own
+    blocks: one table a block, or `block`, one for all
+    depth: number of blocks, at least 1; without it as many as `blocks` has, else one
     stride: of the first block
     act: activation
     se: whether blocks have squeeze-and-excitation
-    kernel, expand: as in a block, for all that say nothing of their own
-    blocks: one table a block, or `block`, one for all
     """
 
-    width: Value
-    depth: Value = Constant(1)
+    width: Value = field(validator=_positive)
+    kernel: Value | None = field(default=None, validator=optional(_odd))
+    expand: Value | None = field(default=None, validator=optional(_positive))
+    blocks: tuple[Block, ...] = ()
+    depth: Value = field(default=Factory(lambda self: Constant(len(self.blocks) or 1), takes_self=True),
+                         validator=_whole)  # fmt: skip
     stride: int = field(default=1, validator=ge(1))
     act: Act = "relu"
     se: bool = False
-    kernel: Value | None = None
-    expand: Value | None = None
-    blocks: tuple[Block, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        reach = self.depth.largest
+        if self.blocks and len(self.blocks) < reach:
+            raise UserError(f"{len(self.blocks)} blocks, but depth reaches {reach}", key=("blocks",))
+        blocks = self.blocks[:reach] or (Block(),)
+        missing = [name for name in ("kernel", "expand")
+                   if getattr(self, name) is None and any(getattr(block, name) is None for block in blocks)]  # fmt: skip
+        if missing:
+            hint = "say it once for the stage, or in `block` or `blocks`"
+            raise UserError(faults=[Fault(f"neither the stage nor each of its blocks has {name!r}", hint=hint)
+                                    for name in missing])  # fmt: skip
 
 
 @frozen
@@ -75,8 +107,8 @@ class Head:
     act: activation of both
     """
 
-    expand: Value
-    width: Value
+    expand: Value = field(validator=_positive)
+    width: Value = field(validator=_positive)
     act: Act = "h_swish"
 
 
@@ -93,7 +125,7 @@ class Layout:
     stem: Stem
     stages: tuple[Stage, ...]
     head: Head
-    resolution: Value | None = None
+    resolution: Value | None = field(default=None, validator=optional(_whole))
 
 
 @frozen
@@ -108,7 +140,7 @@ class MobileNetV3:
     resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"
     """
 
-    width_mult: float = field(default=1.0, validator=gt(0))
+    width_mult: float = field(default=1.0, validator=[gt(0), lt(math.inf)])
     in_channels: int = field(default=3, validator=ge(1))
     resize_mode: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
 

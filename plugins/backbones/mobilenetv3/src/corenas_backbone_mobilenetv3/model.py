@@ -15,7 +15,6 @@ from corenas_mutable_slices import (
 )
 from torch import Tensor, nn
 
-from corenas.errors import UserError
 from corenas.value import Constant, Dimension, Value, make_divisible, rounded
 
 if TYPE_CHECKING:
@@ -78,8 +77,8 @@ class MobileNetV3Supernet(nn.Module):
         width = wide(layout.stem.width)
         self.stem = ConvNormAct(options.in_channels, width, 3, layout.stem.stride, act=layout.stem.act)
         stages = []
-        for i, stage in enumerate(layout.stages):
-            stages.append(_stage(i, stage, width, wide(stage.width)))
+        for stage in layout.stages:
+            stages.append(_stage(stage, width, wide(stage.width)))
             width = wide(stage.width)
         self.stages = nn.Sequential(*stages)
         head = layout.head
@@ -103,17 +102,15 @@ class MobileNetV3Supernet(nn.Module):
         return [self.mix_act(self.mix(x.mean((2, 3), keepdim=True)))]
 
 
-def _stage(place: int, stage: Stage, inputs: Value, width: Value) -> ElasticDepth:
+def _stage(stage: Stage, inputs: Value, width: Value) -> ElasticDepth:
     blocks = []
     for i in range(stage.depth.largest):
         own = stage.blocks[i] if stage.blocks else stage
-        found = {}
-        for name in ("kernel", "expand"):
-            value = getattr(own, name)
-            found[name] = getattr(stage, name) if value is None else value
-            if found[name] is None:
-                raise UserError(f"neither the stage nor its blocks have {name!r}", key=("stages", place))
+        kernel = stage.kernel if own.kernel is None else own.kernel
+        expand = stage.expand if own.expand is None else own.expand
+        assert kernel is not None  # `Stage` sees to it
+        assert expand is not None
         stride = stage.stride if i == 0 else 1
-        blocks.append(InvertedResidual(inputs, width, found["kernel"], found["expand"], stride, stage.act, stage.se))
+        blocks.append(InvertedResidual(inputs, width, kernel, expand, stride, stage.act, stage.se))
         inputs = width
     return ElasticDepth(blocks, stage.depth)

@@ -197,7 +197,7 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
 
 
 def _filled(plain: Plain, source: nn.Module, weight: Tensor | None, bias: Tensor | None) -> Plain:
-    """A plain layer (on the meta device, so that nothing was drawn) with copies of the weights, in the source's mode."""
+    """A plain layer (on the meta device, so nothing was drawn for it) with copies of weights, in the source's mode."""
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None:
             setattr(plain, name, nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format)))

@@ -1,0 +1,377 @@
+"""Cost: what PyTorch's own counter and the parameters of a network written by hand say."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from corenas.cost import Cost, LayerCost, conv_cost, linear_cost, norm_cost
+from corenas.mutable import apply, chosen
+from corenas.space import Categorical, Condition, Float, Int, SearchSpace
+from corenas.value import Dimension, as_value, at_least, equals, make_divisible, rounded
+
+# -- a set of toy mutables --------------------------------------------------------------------------------------------
+
+
+class Conv(nn.Conv2d):
+    def __init__(self, inputs, outputs, kernel=1, stride=1, bias=True):
+        inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
+        super().__init__(inputs.allocated, outputs.allocated, as_value(kernel).largest, stride, bias=bias)
+        self.values = {"inputs": inputs, "outputs": outputs, "kernel": as_value(kernel)}
+        self.choice = chosen(self.values)
+
+    def forward(self, x):
+        i, o, k = sum(self.choice["inputs"]), sum(self.choice["outputs"]), self.choice["kernel"]
+        bias = None if self.bias is None else self.bias[:o]
+        return F.conv2d(x, self.weight[:o, :i, :k, :k], bias, self.stride, k // 2)
+
+    def cost(self, positions):
+        inputs, outputs, kernel = self.values["inputs"].size, self.values["outputs"].size, self.values["kernel"]
+        return conv_cost(inputs, outputs, kernel * kernel, positions, 1, self.bias is not None)
+
+
+class Norm(nn.BatchNorm2d):
+    def __init__(self, features):
+        self_values = {"outputs": as_value(features)}
+        super().__init__(self_values["outputs"].largest)
+        self.values = self_values
+        self.choice = chosen(self.values)
+
+    def forward(self, x):
+        n = self.choice["outputs"]
+        return F.batch_norm(x, self.running_mean[:n], self.running_var[:n], self.weight[:n], self.bias[:n])
+
+    def cost(self, positions):
+        return norm_cost(self.values["outputs"], self.affine)
+
+
+class Linear(nn.Linear):
+    def __init__(self, inputs, outputs):
+        super().__init__(as_value(inputs).largest, as_value(outputs).largest)
+        self.values = {"inputs": as_value(inputs), "outputs": as_value(outputs)}
+        self.choice = chosen(self.values)
+
+    def forward(self, x):
+        o, i = self.choice["outputs"], self.choice["inputs"]
+        return F.linear(x, self.weight[:o, :i], self.bias[:o])
+
+    def cost(self, positions):
+        return linear_cost(self.values["inputs"], self.values["outputs"], positions, True)
+
+
+class Depth(nn.Module):
+    def __init__(self, blocks, depth):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.values = {"depth": depth}
+        self.choice = chosen(self.values)
+
+    def gates(self):
+        return [(block, at_least(self.values["depth"], i + 1)) for i, block in enumerate(self.blocks)]
+
+    def forward(self, x):
+        for i in range(self.choice["depth"]):
+            x = self.blocks[i](x)
+        return x
+
+
+class Mixed(nn.Module):
+    def __init__(self, candidates, op):
+        super().__init__()
+        self.candidates = nn.ModuleDict(candidates)
+        self.values = {"op": op}
+        self.choice = chosen(self.values)
+
+    def gates(self):
+        return [(module, equals(self.values["op"], name)) for name, module in self.candidates.items()]
+
+    def forward(self, x):
+        return self.candidates[self.choice["op"]](x)
+
+
+class Resize(nn.Module):
+    resizes = ("side",)
+
+    def __init__(self, side):
+        super().__init__()
+        self.values = {"side": side}
+        self.choice = chosen(self.values)
+
+    def forward(self, x):
+        return F.interpolate(x, (self.choice["side"],) * 2)
+
+
+class Twice(nn.Module):
+    """One convolution, run at full size and at half of it."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        return self.conv(x), self.conv(x[..., ::2, ::2])[..., :1, :1]
+
+
+class Net(nn.Module):
+    """Everything at once: resize, slices, elastic depth in which a block is mixed, plain and shared layers, a head."""
+
+    def __init__(self, space):
+        super().__init__()
+        v = space.value
+        width, inner = make_divisible(v("width") * 1.5, 4), rounded(v("width") * v("ratio"))
+        self.resize = Resize(v("side"))
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.widen = nn.Sequential(Conv(8, width, v("kernel"), stride=2, bias=False), Norm(width), nn.ReLU())
+        mixed = Mixed({"conv": Conv(width, width, 3), "skip": nn.Identity(), "wide": nn.Sequential(
+            Conv(width, inner), nn.Hardswish(), Conv(inner, width))}, v("op"))  # fmt: skip
+        self.stage = Depth([nn.Sequential(Conv(width, width, v("kernel")), Norm(width)), mixed], v("depth"))
+        self.twice = Twice(Conv(width, width))
+        self.tokens = Linear(width, inner)
+        self.head = nn.Linear(5, 7)
+        self.reduce = Linear(inner, 5)
+
+    def forward(self, x):
+        x = self.widen(self.grouped(self.stem(self.resize(x))))
+        large, small = self.twice(self.stage(x))
+        x = self.tokens((large + small).flatten(2).transpose(1, 2))
+        return self.head(self.reduce(x.mean(1)))
+
+
+def net_space():
+    return SearchSpace([
+        Int("side", 16, 32, 8), Categorical("width", (4, 8, 12)), Categorical("ratio", (0.5, 2.0)),
+        Categorical("kernel", (1, 3, 5)), Int("depth", 0, 2),
+        Categorical("op", ("skip", "conv", "wide"), when=[Condition("depth", frozenset({2}))]),
+    ])  # fmt: skip
+
+
+def by_hand(arch, image):
+    """The plain network of an arch, its flops by `FlopCounterMode`, the elements of its layers' outputs."""
+    width = max(4, int(arch["width"] * 1.5 + 2) // 4 * 4)
+    width += 4 if width < 0.9 * arch["width"] * 1.5 else 0
+    inner, k = round(arch["width"] * arch["ratio"]), arch["kernel"]
+    stem = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.Conv2d(8, 8, 3, padding=1, groups=4),
+            nn.Conv2d(8, width, k, 2, k // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]  # fmt: skip
+    stage = [nn.Conv2d(width, width, k, padding=k // 2), nn.BatchNorm2d(width)] if arch["depth"] > 0 else []
+    if arch["depth"] > 1 and arch["op"] == "conv":
+        stage.append(nn.Conv2d(width, width, 3, padding=1))
+    if arch["depth"] > 1 and arch["op"] == "wide":
+        stage += [nn.Conv2d(width, inner, 1), nn.Hardswish(), nn.Conv2d(inner, width, 1)]
+    twice, tokens, reduce, head = (
+        nn.Conv2d(width, width, 1),
+        nn.Linear(width, inner),
+        nn.Linear(inner, 5),
+        nn.Linear(5, 7),
+    )
+    trunk = nn.Sequential(*stem, *stage)
+    everything = nn.ModuleList([trunk, twice, tokens, reduce, head])
+    elements = []
+    for module in everything.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(lambda module, args, output: elements.append(output.numel()))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        x = trunk(F.interpolate(image, (arch["side"],) * 2))
+        x = twice(x) + twice(x[..., ::2, ::2])[..., :1, :1]
+        head(reduce(tokens(x.flatten(2).transpose(1, 2)).mean(1)))
+    return {
+        "flops": counter.get_total_flops() // 2,
+        "params": sum(p.numel() for p in everything.parameters()),
+        "activations": sum(elements),
+    }
+
+
+IMAGE = torch.zeros(1, 3, 20, 20)
+
+
+def test_a_supernet_costs_what_networks_written_by_hand_cost():
+    space = net_space()
+    cost = Cost(Net(space), space, IMAGE)
+    archs = [*space][::5]
+    assert len(archs) > 50
+    assert cost.of(archs) == [by_hand(arch, IMAGE) for arch in archs]
+
+
+def test_many_archs_at_once_cost_what_they_cost_one_by_one():
+    space = net_space()
+    cost = Cost(Net(space), space, IMAGE)
+    codes = space.draw(np.random.default_rng(0), 300)
+    together = cost(codes)
+    assert set(together) == {"flops", "params", "activations"}
+    for metric, column in together.items():
+        assert column.dtype == np.int64
+        assert column.tolist() == [cost(codes[i : i + 1])[metric].item() for i in range(len(codes))]
+    assert [row["flops"] for row in cost.of(space.decode(codes))] == together["flops"].tolist()
+    assert cost.of([]) == []
+
+
+def test_a_narrower_space_costs_the_same_under_its_own_codes():
+    space = net_space()
+    cost = Cost(Net(space), space, IMAGE)
+    narrow = space.narrow({"depth": [2, 0], "width": [12, 4], "side": [24], "op": ["wide", "conv"]})
+    archs = [*narrow]
+    assert cost.on(narrow).of(archs) == cost.of(archs)
+    assert cost.on(narrow)(narrow.encode(archs))["flops"].tolist() == cost(space.encode(archs))["flops"].tolist()
+    assert cost.space is space
+
+
+def test_the_model_is_left_as_it_was():
+    space = net_space()
+    model = Net(space).train()
+    model.stage.blocks[0].eval()
+    apply(model, space.smallest())
+    modes = [module.training for module in model.modules()]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    choices = [dict(module.choice) for module in model.modules() if hasattr(module, "choice")]
+    seed = torch.get_rng_state()
+
+    def check():
+        assert [module.training for module in model.modules()] == modes
+        assert all(p.device.type == "cpu" for p in model.parameters())
+        assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+        assert [dict(module.choice) for module in model.modules() if hasattr(module, "choice")] == choices
+        assert not any(module._forward_hooks for module in model.modules())
+        assert torch.equal(torch.get_rng_state(), seed)
+
+    Cost(model, space, IMAGE)
+    check()
+    with pytest.raises(RuntimeError):
+        Cost(model, space, torch.zeros(1, 5, 20, 20))  # too many channels: the stem raises
+    check()
+
+
+def test_a_model_that_has_no_weights_in_memory_has_a_cost_too():
+    space = net_space()
+    with torch.device("meta"):
+        model = Net(space)
+    assert Cost(model, space, IMAGE).of([space.default()]) == [by_hand(space.default(), IMAGE)]
+
+
+def test_a_batch_of_several_costs_what_one_costs():
+    space = net_space()
+    one, several = (Cost(Net(space), space, torch.zeros(n, 3, 20, 20)) for n in (1, 4))
+    assert one.of([space.default()]) == several.of([space.default()])
+
+
+def test_products_too_large_for_a_table_are_computed_by_column():
+    space = SearchSpace([Int("a", 1, 300), Int("b", 1, 300), Categorical("k", (1, 3))])
+    a, b, k = map(space.value, "abk")
+    model = nn.Sequential(Conv(3, a, k), Conv(a, b, k), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Linear(b, 10))
+    cost = Cost(model, space, torch.zeros(1, 3, 8, 8))
+    codes = space.draw(np.random.default_rng(0), 200)
+    expected = []
+    for arch in space.decode(codes):
+        i, o, taps = arch["a"], arch["b"], arch["k"] ** 2
+        expected.append(
+            (64 * taps * (3 * i + i * o) + 10 * o, taps * (3 * i + i * o) + i + o + 10 * o + 10, 64 * (i + o) + 10)
+        )
+    assert [*zip(*(column.tolist() for column in cost(codes).values()), strict=True)] == expected
+    narrow = space.narrow({"a": [300, 7], "b": [2, 299]})
+    archs = [*narrow]
+    assert cost.on(narrow).of(archs) == cost.of(archs)
+
+
+def test_a_continuous_width_is_computed_by_column():
+    space = SearchSpace([Float("ratio", 0.25, 2.0), Categorical("k", (1, 3)), Float("unused", 0, 1)])
+    width = make_divisible(space.value("ratio") * 32, 8)
+    model = nn.Sequential(Conv(3, width, space.value("k")), Conv(width, 4))
+    cost = Cost(model, space, torch.zeros(1, 3, 4, 4))
+    archs = space.decode(space.draw(np.random.default_rng(0), 50))
+    widths = [width(arch) for arch in archs]
+    assert len(set(widths)) > 5
+    params = [w * 3 * arch["k"] ** 2 + w + w * 4 + 4 for w, arch in zip(widths, archs, strict=True)]
+    assert [row["params"] for row in cost.of(archs)] == params
+
+
+def test_one_block_that_a_stage_repeats_has_its_weights_once_and_its_flops_each_time():
+    space = SearchSpace([Int("depth", 0, 4)])
+    model = Depth([Conv(3, 3, 3, bias=False)] * 4, space.value("depth"))
+    rows = Cost(model, space, torch.zeros(1, 3, 8, 8)).of([*space])
+    assert [row["flops"] for row in rows] == [81 * 64 * d for d in range(5)]
+    assert [row["params"] for row in rows] == [0, 81, 81, 81, 81]
+    assert [row["activations"] for row in rows] == [192 * d for d in range(5)]
+
+
+def test_a_layer_that_two_candidates_share_counts_wherever_one_of_them_runs():
+    space = SearchSpace([Categorical("op", ("a", "b", "none"))])
+    shared = nn.Conv2d(3, 3, 1)
+    candidates = {"a": nn.Sequential(shared), "b": nn.Sequential(shared, nn.Conv2d(3, 3, 1)), "none": nn.Identity()}
+    rows = Cost(Mixed(candidates, space.value("op")), space, torch.zeros(1, 3, 2, 2)).of([*space])
+    assert [(row["flops"], row["params"]) for row in rows] == [(36, 12), (72, 24), (0, 0)]
+
+
+def test_a_layer_that_stands_twice_at_different_sizes_counts_both():
+    space = SearchSpace([Int("unused", 0, 1)])
+    conv = nn.Conv2d(3, 3, 1, bias=False)
+    model = nn.Sequential(nn.Sequential(conv), nn.AvgPool2d(2), nn.Sequential(conv))
+    assert Cost(model, space, torch.zeros(1, 3, 8, 8)).of([space.default()]) == [
+        {"flops": 9 * (64 + 16), "params": 9, "activations": 3 * (64 + 16)}
+    ]
+
+
+def test_candidates_that_only_a_deep_stage_runs_are_found():
+    space = SearchSpace([Int("outer", 0, 3), Int("inner", 0, 2), Categorical("op", ("none", "a", "b"))])
+    conv = {name: nn.Conv2d(3, 3, k, padding=k // 2, bias=False) for name, k in (("a", 3), ("b", 5))}
+    mixed = Mixed({"none": nn.Identity(), **conv}, space.value("op"))
+    model = Depth(
+        [nn.Identity(), nn.Identity(), Depth([nn.Identity(), mixed], space.value("inner"))], space.value("outer")
+    )
+    for arch in itertools.product(range(4), range(3), ("none", "a", "b")):
+        choices = dict(zip(space.keys, arch, strict=True))
+        runs = arch[0] == 3 and arch[1] == 2
+        expected = 9 * {"none": 0, "a": 9, "b": 25}[arch[2]] * runs
+        assert Cost(model, space, torch.zeros(1, 3, 4, 4)).of([choices])[0]["params"] == expected
+
+
+def test_a_size_that_depends_on_an_undeclared_variable_is_an_error():
+    class Shrink(Resize):
+        resizes = ()
+
+    space = SearchSpace([Int("side", 2, 4), Categorical("op", ("a", "b"))])
+    mixed = Mixed({"a": nn.Identity(), "b": nn.AvgPool2d(2)}, space.value("op"))
+    candidates = Mixed({"a": nn.Identity(), "b": nn.Conv2d(3, 3, 1)}, space.value("op"))
+    with pytest.raises(ValueError, match="a mutable that resizes must declare `resizes`"):
+        Cost(nn.Sequential(Shrink(space.value("side")), nn.Conv2d(3, 3, 1)), space, torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ValueError, match="a mutable that resizes must declare `resizes`"):
+        Cost(nn.Sequential(mixed, nn.Conv2d(3, 3, 1), candidates), space, torch.zeros(1, 3, 4, 4))
+
+
+def test_a_plain_layer_of_unknown_flops_is_an_error_not_nothing():
+    space = SearchSpace([Int("unused", 0, 1)])
+    with pytest.raises(ValueError, match="the flops of a ConvTranspose2d are not known"):
+        Cost(nn.Sequential(nn.ConvTranspose2d(3, 3, 2)), space, torch.zeros(1, 3, 4, 4))
+
+
+def test_what_a_layer_says_of_itself_counts():
+    class Attention(nn.Module):
+        """q k v of the same width; flops of the products grow with the square of the tokens."""
+
+        def __init__(self):
+            super().__init__()
+            self.values = {"outputs": as_value(4)}
+            self.choice = chosen(self.values)
+
+        def cost(self, positions):
+            return LayerCost(flops=positions * positions * 8)
+
+        def forward(self, x):
+            return F.scaled_dot_product_attention(x, x, x), None
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = Attention()
+
+        def forward(self, x):
+            return self.attention(x)[0]
+
+    space = SearchSpace([Int("unused", 0, 1)])
+    with FlopCounterMode(display=False) as counter:
+        Model()(torch.zeros(1, 6, 4))
+    assert (
+        Cost(Model(), space, torch.zeros(1, 6, 4)).of([space.default()])[0]["flops"] == counter.get_total_flops() // 2
+    )
