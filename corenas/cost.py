@@ -162,7 +162,7 @@ class Cost:
         for group, members in groups.items():
             keys = [key for key in self.space.keys if key in group]
             columns = grid({key: self._domains[key] for key in keys})
-            table = np.zeros((self._rows(keys), len(METRICS)), np.int64)
+            table = np.zeros((int(self._rows(keys)), len(METRICS)), np.int64)
             for metric, value in members:
                 table[:, metric] += value(columns).astype(np.int64)
             sizes = [len(self._domains[key]) for key in keys]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corenas.errors import Fault, did_you_mean
+from corenas.errors import Fault, UserError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -21,9 +22,15 @@ if TYPE_CHECKING:
 
     from corenas.settings import Schedule, Train
 
+REQUIRED = inspect.Parameter.empty
 OWN_SCHEDULES = ("constant", "cosine", "exponential")
 _NEED_MORE = ("LBFGS", "SparseAdam", "Optimizer", "Muon")
 """Optimizers that a plain training loop cannot drive: a closure, sparse gradients, matrices only."""
+_STEP_OTHERWISE = (
+    "LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau",
+    "CyclicLR", "OneCycleLR",
+)  # fmt: skip
+"""Schedules that want functions, other schedules or a metric, or that turn the momentum as well at every step."""
 
 
 @functools.cache
@@ -36,7 +43,7 @@ def _torch_optim() -> Path:
 
 @functools.cache
 def optimizers() -> dict[str, dict[str, Any]]:
-    """Optimizer classes of torch.optim -> their arguments with defaults (None where it is not a plain literal)."""
+    """Optimizer classes of torch.optim -> their arguments with defaults: `REQUIRED`, or None for what is no literal."""
     found = {}
     for node in ast.parse((_torch_optim() / "__init__.py").read_text()).body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("torch.optim."):
@@ -54,8 +61,7 @@ def schedules() -> dict[str, dict[str, Any]]:
     """Classes of torch.optim.lr_scheduler that step without being told anything -> their arguments with defaults."""
     path = _torch_optim() / "lr_scheduler.py"
     names = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
-    skipped = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau")
-    found = {name: _arguments(path, name) for name in names if name not in skipped and not name.startswith("_")}
+    found = {name: _arguments(path, name) for name in names if name not in _STEP_OTHERWISE and name[0] != "_"}
     return {name: arguments for name, arguments in found.items() if arguments is not None}
 
 
@@ -64,19 +70,20 @@ def _arguments(path: Path, cls: str) -> dict[str, Any] | None:
         if isinstance(node, ast.ClassDef) and node.name == cls:
             for item in node.body:
                 if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                    names = [a.arg for a in item.args.args][2:]  # after self and the parameters or the optimizer
-                    missing = len(names) - len(item.args.defaults)
-                    defaults = [None] * max(missing, 0) + [
-                        _literal(d) for d in item.args.defaults[-len(names) or None :]
+                    names = [a.arg for a in item.args.args]
+                    defaults = [REQUIRED] * (len(names) - len(item.args.defaults)) + [
+                        *map(_literal, item.args.defaults)
                     ]
-                    keywords = zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)
-                    return dict(zip(names, defaults, strict=False)) | {k.arg: _literal(d) for k, d in keywords}
+                    keywords = {k.arg: REQUIRED if d is None else _literal(d)
+                                for k, d in zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)}  # fmt: skip
+                    # after self and the parameters or the optimizer
+                    return dict(zip(names[2:], defaults[2:], strict=True)) | keywords
     return None
 
 
-def _literal(node: ast.expr | None) -> Any:
+def _literal(node: ast.expr) -> Any:
     try:
-        return None if node is None else ast.literal_eval(node)
+        return ast.literal_eval(node)
     except ValueError:
         return None
 
@@ -106,7 +113,8 @@ def _check(
     if not isinstance(name, str) or name not in classes:
         hint = did_you_mean(str(name), [*classes, *own], f"{noun}s")
         return [Fault(f"no {noun} {name!r} in {module}" if name else "required key is missing", ("type",), hint=hint)]
-    faults = []
+    missing = [key for key, default in classes[name].items() if default is REQUIRED and key not in table]
+    faults = [Fault("required key is missing", (key,), hint=f"{name} in {module} needs it") for key in missing]
     for key, value in table.items():
         if key == "type":
             continue
@@ -114,38 +122,54 @@ def _check(
             faults.append(Fault("unknown key", (key,), hint=did_you_mean(key, classes[name], f"options of {name}")))
             continue
         default = classes[name][key]
-        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        number = value if _is_number(value) else None
         if isinstance(default, bool) and not isinstance(value, bool):
             faults.append(Fault(f"expected true or false, found {value!r}", (key,)))
-        elif isinstance(default, int | float) and not isinstance(default, bool) and number is None:
+        elif _is_number(default) and number is None:
             faults.append(Fault(f"expected a number, found {value!r}", (key,)))
-        elif isinstance(default, tuple) and not (isinstance(value, list) and len(value) == len(default)):
+        elif isinstance(default, tuple) and not (
+            isinstance(value, list) and len(value) == len(default) and all(map(_is_number, value))
+        ):
             faults.append(Fault(f"expected a list of {len(default)} numbers, found {value!r}", (key,)))
         elif number is not None and key in ("lr", "momentum", "weight_decay") and not 0 <= number < math.inf:
             faults.append(Fault(f"expected a number of at least 0, found {value!r}", (key,)))
     return faults
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
-    """The optimizer of a training over all parameters of a model, without weight decay where the settings say so."""
+    """The optimizer of a training over all parameters of a model, without weight decay where the settings say so.
+
+    Raises UserError, keys under "train", for a combination of options that torch refuses.
+    """
     import torch
 
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in train.optimizer.items() if k != "type"}
-    decayed, spared = [], []
-    norms = (torch.nn.modules.batchnorm._NormBase, torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.LocalResponseNorm)
+    norms = (torch.nn.modules.batchnorm._NormBase, torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.RMSNorm)
+    spared = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             norm = "norm" in train.no_decay and isinstance(module, norms)
             bias = "bias" in train.no_decay and name.endswith("bias")
-            (spared if norm or bias else decayed).append(parameter)
-    groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
-    return getattr(torch.optim, train.optimizer["type"])([group for group in groups if group["params"]], **options)
+            spared.setdefault(parameter, norm or bias)  # a parameter may be in several places
+    decayed = [parameter for parameter in spared if not spared[parameter]]
+    groups = [{"params": decayed}, {"params": [p for p in spared if spared[p]], "weight_decay": 0.0}]
+    try:
+        return getattr(torch.optim, train.optimizer["type"])([group for group in groups if group["params"]], **options)
+    except Exception as error:
+        raise UserError(f"torch refuses this: {error}", key=("train", "optimizer")) from error
 
 
 def build_schedule(
     optimizer: torch.optim.Optimizer, schedule: Schedule, epochs: int, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The schedule of a training, to be stepped after every step of the optimizer; an epoch has `steps` of them."""
+    """The schedule of a training, to be stepped after every step of the optimizer; an epoch has `steps` of them.
+
+    Raises UserError, keys under "train", for options that torch refuses.
+    """
     import torch
 
     warmup, total = round(schedule.warmup * steps), epochs * steps
@@ -156,15 +180,20 @@ def build_schedule(
     if schedule.type in OWN_SCHEDULES:
         rate = _rate(schedule, steps, total - warmup)
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm(step) * rate(max(0, step - warmup)))
-    # A class of torch's steps once an epoch: its factors are worked out on an optimizer of its own and looked up.
-    probe = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    theirs = getattr(torch.optim.lr_scheduler, schedule.type)(probe, **schedule.options)
+    # A class of torch's steps once an epoch: its rates are worked out on an optimizer of its own and looked up.
+    lr = float(optimizer.param_groups[0]["lr"]) or 1.0
+    probe = torch.optim.SGD([torch.zeros(1)], lr=lr)
     factors = []
-    for _ in range(epochs + 1):
-        factors.append(probe.param_groups[0]["lr"])
-        probe.step()
-        theirs.step()
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm(step) * factors[min(step // steps, epochs)])
+    try:
+        theirs = getattr(torch.optim.lr_scheduler, schedule.type)(probe, **schedule.options)
+        for _ in range(max(1, epochs)):
+            factors.append(probe.param_groups[0]["lr"] / lr)
+            probe.step()
+            theirs.step()
+    except Exception as error:
+        raise UserError(f"torch refuses this: {error}", key=("train", "schedule", "options")) from error
+    last = len(factors) - 1
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm(step) * factors[min(step // steps, last)])
 
 
 def _rate(schedule: Schedule, steps: int, total: int) -> Callable[[int], float]:
@@ -174,5 +203,5 @@ def _rate(schedule: Schedule, steps: int, total: int) -> Callable[[int], float]:
         )
     if schedule.type == "exponential":
         # Once every so many epochs, with a constant ending (BigNAS, Yu et al. 2020, section 3.3).
-        return lambda step: max(schedule.floor, schedule.decay ** math.floor(step / (steps * schedule.every)))
+        return lambda step: max(schedule.floor, schedule.decay ** math.floor(step / (steps * schedule.every) + 1e-9))
     return lambda step: 1.0

@@ -235,7 +235,7 @@ def _each(calls: Iterable[tuple[Any, Callable[[Any, Any], Any], Any, Any]]) -> d
             error.__notes__ = [*getattr(error, "__notes__", []), cattrs.IterableValidationNote("item", key, None)]
             errors.append(error)
     if errors:
-        raise cattrs.IterableValidationError("items", errors, tuple)
+        raise cattrs.IterableValidationError("items", errors, tuple)  # type: ignore[call-arg]
     return found
 
 
@@ -265,7 +265,7 @@ def _checked(converter: cattrs.Converter, attribute: attrs.Attribute[Any], looku
             if not isinstance(value, list | tuple):
                 raise _Rejected(f"expected a list, {_found(value)}")
             return tuple(_each((i, lookup, kind, item) for i, item in enumerate(value)).values())
-        result = converter.structure(value, attribute.type)
+        result = converter.structure(value, attribute.type)  # type: ignore[arg-type]
         if attribute.validator is not None:
             try:
                 attribute.validator(None, attribute, result)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, in_, le, optional
+from attrs.validators import ge, gt, in_, le, lt, optional
 
 from corenas import optim
 from corenas.errors import UserError
@@ -44,7 +44,7 @@ class Schedule:
     """
 
     type: str = "cosine"
-    warmup: float = field(default=0.0, validator=ge(0))
+    warmup: float = field(default=0.0, validator=[ge(0), lt(math.inf)])
     floor: float = field(default=0.0, validator=[ge(0), le(1)])
     decay: float = field(default=0.97, validator=[gt(0), le(1)])
     every: float = field(default=1.0, validator=gt(0))
@@ -117,7 +117,7 @@ class Goal:
 
     metric: str
     direction: Literal["max", "min"] | None = None
-    weight: float = field(default=1.0, validator=gt(0))
+    weight: float = field(default=1.0, validator=[gt(0), lt(math.inf)])
 
 
 @frozen
@@ -173,6 +173,10 @@ class Calibration:
     pipeline: Literal["train", "eval"] = "eval"
 
 
+FORMATS = ("safetensors", "python", "pt2")
+"""What the core can write a network as."""
+
+
 @frozen
 class Export:
     """What is written into `best/` beside arch.toml and the cost card.
@@ -181,7 +185,7 @@ class Export:
         what exporter plugins offer
     """
 
-    formats: tuple[str, ...] = ("safetensors", "python", "pt2")
+    formats: tuple[str, ...] = FORMATS
 
 
 @frozen

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
@@ -44,7 +44,7 @@ def _conditions(when: Iterable[Condition]) -> tuple[Condition, ...]:
     return tuple(when)
 
 
-def _float(number: float | None) -> float | None:
+def _float(number: Any) -> Any:
     return float(number) if number is not None and _finite(number) else number
 
 
@@ -225,7 +225,7 @@ class Float(_Discrete):
         """Codes of n uniform choices."""
         return rng.random(n) if self.step is None else super().draw(rng, n)
 
-    def code(self, choice: float) -> float:
+    def code(self, choice: Any) -> float:
         """Its index; without a step its place between the bounds, 0..1, on the variable's scale."""
         if self.step is not None:
             return super().code(choice)
@@ -462,7 +462,9 @@ class SearchSpace:
     def encode(self, archs: Iterable[Mapping[str, Any]]) -> Codes:
         """Archs as a matrix (archs, variables) of choice indices."""
         rows = [arch._choices if isinstance(arch, Arch) else arch for arch in archs]
-        coders = [v.code if _continuous(v) else v._codes.__getitem__ for v in self.variables]
+        coders: list[Callable[[Any], float]] = [
+            v.code if _continuous(v) else v._codes.__getitem__ for v in self.variables
+        ]
         columns = [[*map(code, [row[key] for row in rows])] for key, code in zip(self.keys, coders, strict=True)]
         return np.array(columns, self._dtype).reshape(len(self.keys), len(rows)).T
 
@@ -610,10 +612,9 @@ class SearchSpace:
             for group in self._independent(places, chosen):
                 counts = [*self._counts(group, chosen)]
                 share = _below(rng, sum(n for _, n in counts))
-                for alike, n in counts:  # noqa: B007 - the one in which the share lies
-                    if share < n:
-                        break
-                    share -= n
+                while share >= counts[0][1]:
+                    share -= counts.pop(0)[1]
+                alike = counts[0][0]
                 code = alike[share % len(alike)]
                 if code is not None:
                     codes[group[0]] = code

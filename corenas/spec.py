@@ -10,13 +10,13 @@ from typing import Any
 import attrs
 import tomli
 from attrs import field, frozen
-from attrs.validators import matches_re, optional
+from attrs.validators import ge, lt, matches_re, optional
 
 from corenas import errors
 from corenas.errors import Fault, UserError
 from corenas.options import structure, to_table
 from corenas.plugins import Catalogue
-from corenas.settings import Calibration, Device, Export, SearchSettings, Train
+from corenas.settings import FORMATS, Calibration, Device, Export, SearchSettings, Train
 from corenas.space import SearchSpace
 
 
@@ -47,8 +47,8 @@ class Spec:
     mutator: Any = field(default=None, metadata={"kind": "mutators"})
     searcher: Any = field(default=None, metadata={"kind": "searchers"})
     evaluators: tuple[Any, ...] = field(default=(), metadata={"kind": "evaluators"})
-    name: str | None = field(default=None, validator=optional(matches_re(r"[\w.-]+")))
-    seed: int = 0
+    name: str | None = field(default=None, validator=optional(matches_re(r"[\w-][\w.-]*")))
+    seed: int = field(default=0, validator=[ge(0), lt(1 << 32)])
     device: Device = Device()
     train: Train = Train()
     search: SearchSettings = SearchSettings()
@@ -87,21 +87,26 @@ class Sources:
         """The mistake with file and line: of its key, else of the nearest table around it."""
         if fault.file is not None:
             return fault
-        if any(tuple(map(str, fault.key))[: len(key)] == key for key in self.overrides):
-            return attrs.evolve(fault, file="--set")
         (file, text), key = self.spec, fault.key
         if self.space is not None and key[:1] == ("space",) and key[1:2] not in ((), ("file",), ("fix",), ("narrow",)):
             (file, text), key = self.space, key[1:]
+        elif any(_split(key)[: len(override)] == override for override in self.overrides):
+            return attrs.evolve(fault, file="--set")
         lines = key_lines(text)
-        key = path = _as_written(key, lines)
-        while path and path not in lines:
-            path = path[:-1]
+        key = _as_written(key, lines)
+        # `fix` and `narrow` name variables by dotted keys, which may stand there in quotes or as tables.
+        around = [path[:n] for path in (key, _split(key)) for n in range(1, len(path) + 1)]
+        path = max((path for path in around if path in lines), key=lambda path: len(_split(path)), default=())
         return attrs.evolve(fault, key=key, file=file, line=lines.get(path, 1))
 
     def located(self, error: UserError) -> UserError:
         """An error with a place for each of its mistakes, each mistake once, in the order of the files."""
         faults = {(f.file, f.dotted, f.message): f for f in map(self.locate, error.faults)}
         return UserError(faults=sorted(faults.values(), key=lambda f: (f.file or "", f.line or 0)))
+
+
+def _split(key: errors.Path) -> tuple[str, ...]:
+    return tuple(".".join(map(str, key)).split("."))
 
 
 def _as_written(key: errors.Path, lines: Mapping[errors.Path, int]) -> errors.Path:
@@ -134,6 +139,11 @@ def load_spec(path: str | Path, catalogue: Catalogue, overrides: Sequence[str] =
             if stage in spec.algorithm.stages and getattr(spec, key) is None:
                 faults.append(Fault("required key is missing", (key,), hint=f'this algorithm has a stage "{stage}"; '
                                     f'for instance {key} = "{example}"'))  # fmt: skip
+        known = [*FORMATS, *catalogue.names("exporters")]
+        for i, name in enumerate(spec.export.formats):
+            if name not in known:
+                hint = errors.did_you_mean(name, known, "formats")
+                faults.append(Fault(f"no format {name!r}", ("export", "formats", i), hint=hint))
     except UserError as error:
         faults += error.faults
     faults += _layout_faults(table, catalogue)
@@ -160,20 +170,21 @@ def _layout_faults(table: Mapping[str, Any], catalogue: Catalogue) -> list[Fault
 
 def _read(path: Path, noun: str) -> tuple[str, dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         folder = path.parent if path.parent.is_dir() else None
         near = errors.did_you_mean(path.name, (p.name for p in folder.glob("*.toml")), "there are") if folder else None
         raise UserError(f"no such {noun} file", file=str(path), hint=near or f"no folder {path.parent}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+    except (OSError, ValueError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
         raise UserError(f"cannot read this {noun} file: {reason}", file=str(path)) from None
     try:
         return text, tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise UserError(f"this is no TOML: {error.msg}", file=str(path), line=error.lineno) from None
-    except RecursionError:
-        raise UserError("this is nested too deeply", file=str(path)) from None
+    except (RecursionError, ValueError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        raise UserError(f"this cannot be read: {reason}", file=str(path)) from None
 
 
 def _override(table: dict[str, Any], overrides: Sequence[str]) -> list[Fault]:
@@ -186,26 +197,32 @@ def _override(table: dict[str, Any], overrides: Sequence[str]) -> list[Fault]:
             continue
         try:
             value = tomli.loads(f"x = {text}")["x"]
-        except tomli.TOMLDecodeError:
+        except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
             value = text
         inner: Any = table
         for part in parts[:-1]:
             inner = _step(inner, part)
         if isinstance(inner, dict):
             inner[parts[-1]] = value
-        elif isinstance(inner, list) and parts[-1].isdigit() and int(parts[-1]) < len(inner):
-            inner[int(parts[-1])] = value
+        elif isinstance(inner, list) and (place := _place(inner, parts[-1])) is not None:
+            inner[place] = value
         else:
             faults.append(Fault("no table to set this in", tuple(parts)))
     return faults
 
 
 def _step(inner: Any, part: str) -> Any:
-    if isinstance(inner, dict):
-        if isinstance(inner.get(part), str) and part != "type":  # `mutator = "uniform"` is short for a table
-            inner[part] = {"file" if part == "space" else "type": inner[part]}
-        return inner.setdefault(part, {})
-    return inner[int(part)] if isinstance(inner, list) and part.isdigit() and int(part) < len(inner) else None
+    place: Any = _place(inner, part) if isinstance(inner, list) else part
+    if place is None or not isinstance(inner, dict | list):
+        return None
+    item = inner[place] if isinstance(inner, list) else inner.setdefault(place, {})
+    if isinstance(item, str) and part != "type":  # `mutator = "uniform"` is short for a table
+        item = inner[place] = {"file" if part == "space" else "type": item}
+    return item
+
+
+def _place(items: list[Any], part: str) -> int | None:
+    return int(part) if part.isascii() and part.isdigit() and len(part) < 10 and int(part) < len(items) else None
 
 
 def _space(raw: Any, sources: Sources, folder: Path) -> tuple[SearchSpace | None, Sources, list[Fault]]:

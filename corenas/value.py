@@ -101,7 +101,7 @@ class Variable(Value):
     choices: Sequence[Any] = field(converter=lambda choices: choices if isinstance(choices, range) else tuple(choices))
 
     @cached_property
-    def domains(self) -> Mapping[str, Sequence[Any]]:
+    def domains(self) -> Mapping[str, Sequence[Any]]:  # type: ignore[override]
         """Its own key and choices."""
         return {self.key: self.choices}
 
@@ -130,7 +130,7 @@ class Expression(Value):
     arguments: tuple[Value, ...]
 
     @cached_property
-    def domains(self) -> Mapping[str, Sequence[Any]]:
+    def domains(self) -> Mapping[str, Sequence[Any]]:  # type: ignore[override]
         """Those of its arguments."""
         return merged(argument.domains for argument in self.arguments)
 

@@ -303,7 +303,7 @@ CHANNELS_LAST = {
     "resize": (lambda: InputResize(Variable("r", (8, 16))), {"r": 8}),
     "depth": (lambda: ElasticDepth([Conv2dSlice(6, 6, 3)] * 2, Variable("d", (1, 2))), {"d": 1}),
     "one of several": (lambda: MixedOp({"a": nn.Identity(), "b": nn.MaxPool2d(3, 1, 1)}, OP), {"op": "b"}),
-    "weighted": (lambda: MixedOp({"a": nn.Identity(), "b": nn.MaxPool2d(3, 1, 1)}, OP), {"op": torch.tensor([0.3, 0.7])}),
+    "weighted": (lambda: MixedOp({"a": nn.Identity(), "b": nn.ReLU()}, OP), {"op": torch.tensor([0.3, 0.7])}),
 }  # fmt: skip
 
 

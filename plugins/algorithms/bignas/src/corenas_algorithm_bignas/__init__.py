@@ -28,7 +28,7 @@ class BigNAS:
     stages: ClassVar[tuple[str, ...]] = ("train", "search")
 
     def start(self, context: AlgorithmContext) -> BigNASTrainer:
-        """The trainer of a supernet. Raises UserError if the task has no logits to distil."""
+        """The trainer of a supernet; its first step raises UserError if the task has no logits to distil."""
         from corenas_algorithm_bignas.trainer import BigNASTrainer
 
         return BigNASTrainer(self, context)

@@ -25,8 +25,8 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
     """Dropout off for a while."""
-    kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-    active = [module for module in model.modules() if isinstance(module, kinds) and module.training]
+    kind = nn.modules.dropout._DropoutNd
+    active = [module for module in model.modules() if isinstance(module, kind) and module.training]
     for module in active:
         module.training = False
     try:
@@ -49,8 +49,11 @@ class BigNASTrainer:
                     module.zero_init_last()  # type: ignore[operator]
 
     def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:
-        """The largest first, since it teaches. Raises UserError if the mutator does not put it there."""
-        if step.archs[0] != self.largest:
+        """The largest first, since it teaches.
+
+        Raises UserError if the mutator does not put it there, or if the task has no logits to distil.
+        """
+        if [*step.archs[:1]] != [self.largest]:
             raise UserError("bignas needs the largest subnet first in each step", key=("mutator", "type"),
                             hint='use mutator = "sandwich"')  # fmt: skip
         figures = {}

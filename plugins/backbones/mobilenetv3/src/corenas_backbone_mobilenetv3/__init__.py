@@ -90,8 +90,8 @@ class Stage:
         if self.blocks and len(self.blocks) < reach:
             raise UserError(f"{len(self.blocks)} blocks, but depth reaches {reach}", key=("blocks",))
         blocks = self.blocks[:reach] or (Block(),)
-        missing = [name for name in ("kernel", "expand")
-                   if getattr(self, name) is None and any(getattr(block, name) is None for block in blocks)]  # fmt: skip
+        own = [name for name in ("kernel", "expand") if getattr(self, name) is None]
+        missing = [name for name in own if any(getattr(block, name) is None for block in blocks)]
         if missing:
             hint = "say it once for the stage, or in `block` or `blocks`"
             raise UserError(faults=[Fault(f"neither the stage nor each of its blocks has {name!r}", hint=hint)

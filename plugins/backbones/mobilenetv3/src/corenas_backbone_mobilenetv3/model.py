@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from torch import Tensor, nn
+
+from corenas.value import Constant, Dimension, Value, make_divisible, rounded
 from corenas_mutable_slices import (
     Conv2dSlice,
     ConvNormAct,
@@ -13,9 +16,6 @@ from corenas_mutable_slices import (
     SqueezeExcitation,
     activation,
 )
-from torch import Tensor, nn
-
-from corenas.value import Constant, Dimension, Value, make_divisible, rounded
 
 if TYPE_CHECKING:
     from corenas_backbone_mobilenetv3 import Layout, MobileNetV3, Stage

@@ -90,9 +90,9 @@ class Conv2dSlice(nn.Conv2d):
         groups = sum(self.choice["outputs"]) if self.depthwise else self.choice.get("groups", 1)
         return {"stride": self.stride, "padding": (padding, padding), "dilation": self.dilation, "groups": groups}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))."""
-        return F.conv2d(x, *self.active(), **self._shape())
+        return F.conv2d(input, *self.active(), **self._shape())
 
     def cost(self, positions: Value) -> LayerCost:
         """Its cost at `positions` pixels."""
@@ -128,9 +128,9 @@ class LinearSlice(nn.Linear):
         weight = take(take(self.weight, 0, *outputs), 1, self.values["inputs"], self.choice["inputs"])  # type: ignore[arg-type]
         return weight, None if self.bias is None else take(self.bias, 0, *outputs)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(…, active inputs) -> (…, active outputs)."""
-        return F.linear(x, *self.active())
+        return F.linear(input, *self.active())
 
     def cost(self, positions: Value) -> LayerCost:
         """Its cost at `positions` tokens (1 after pooling)."""
@@ -161,15 +161,15 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         whole = (self.weight, self.bias, self.running_mean, self.running_var)
         return [None if tensor is None else take(tensor, 0, *outputs) for tensor in whole]  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(n, active features, h, w) -> the same shape."""
         weight, bias, mean, var = self.active()
         if not self.training:
-            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
+            return F.batch_norm(input, mean, var, weight, bias, False, 0.0, self.eps)
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        normed = F.batch_norm(x, mean, var, weight, bias, True, momentum, self.eps)
+        normed = F.batch_norm(input, mean, var, weight, bias, True, momentum, self.eps)
         outputs = self.values["outputs"], self.choice["outputs"]
         for whole, active in ((self.running_mean, mean), (self.running_var, var)):
             assert whole is not None

@@ -1,0 +1,233 @@
+"""Plugins: what is offered is found, what is broken is reported and harms nobody else."""
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+from attrs import field, frozen
+from torch import nn
+
+from corenas import CONTRACT, hookspecs
+from corenas.contracts import Note
+from corenas.errors import UserError
+from corenas.hookspecs import hookimpl
+from corenas.plugins import KINDS, load_catalogue
+
+HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("corenas_"))
+
+
+@frozen
+class Options:
+    """A component.
+
+    size: how large it is
+    """
+
+    size: int = 1
+
+
+@frozen
+class Nested:
+    inner: object = field(metadata={"kind": "searchers"})
+
+
+def plugin(**hooks):
+    """A module with some hooks; what is no function stays as it is."""
+    marked = {k: hookimpl(v) if inspect.isfunction(v) and k.startswith("corenas_") else v for k, v in hooks.items()}
+    return SimpleNamespace(**marked)
+
+
+def entry(name, module, distribution=None):
+    def load():
+        if isinstance(module, BaseException):
+            raise module
+        return module
+
+    dist = SimpleNamespace(name=distribution or f"dist-{name}", version="1.2")
+    return SimpleNamespace(name=name, value=f"module_{name}", group="corenas", dist=dist, load=load)
+
+
+GOOD = entry("good", plugin(corenas_searchers=lambda: {"evolution": Options, "random": Options}))
+
+
+def errors(catalogue):
+    return {p.name: p.error for p in catalogue.plugins if p.error}
+
+
+# -- the hooks --------------------------------------------------------------------------------------------------------
+
+
+def offers_components(hook):
+    kind = hook.removeprefix("corenas_")
+    offered = (lambda parser: lambda arguments: 0) if kind == "commands" else Options
+    catalogue = load_catalogue([entry("one", plugin(**{hook: lambda: {"a": offered, "b": offered}}))])
+    assert catalogue.names(kind) == ["a", "b"]
+    component = catalogue.find(kind, "a")
+    assert component.cls is offered
+    assert (component.distribution, component.version) == ("dist-one", "1.2")
+
+
+def offers_layers(hook):
+    catalogue = load_catalogue([entry("one", plugin(**{hook: lambda: {nn.Linear: nn.Bilinear}}))])
+    assert getattr(catalogue.manager.hook, hook)() == [{nn.Linear: nn.Bilinear}]
+
+
+def hears_events(hook):
+    heard = []
+    catalogue = load_catalogue([entry("one", plugin(**{hook: lambda event: heard.append(event)}))])
+    assert catalogue.emit(Note("hello")) == []
+    assert heard == [Note("hello")]
+
+
+EXERCISES = {f"corenas_{kind}": offers_components for kind in KINDS} | {
+    "corenas_mutables": offers_layers,
+    "corenas_event": hears_events,
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_says_when_it_is_called_and_is_exercised(hook):
+    text = inspect.getdoc(getattr(hookspecs, hook))
+    assert text, "a hook has a docstring"
+    assert "\nCalled " in text, "that says when it is called"
+    assert hook in EXERCISES, "and a test"
+    EXERCISES[hook](hook)
+
+
+def test_nothing_is_exercised_that_is_no_hook():
+    assert sorted(EXERCISES) == HOOKS
+
+
+# -- broken plugins ---------------------------------------------------------------------------------------------------
+
+IMPL_OF_NOTHING = plugin(corenas_serchers=lambda: {})
+
+
+def raising():
+    raise RuntimeError("no licence\nfor this")
+
+
+BROKEN = {
+    "raises at import": (ModuleNotFoundError("No module named 'foo'"), "ModuleNotFoundError: No module named 'foo'"),
+    "does not parse": (SyntaxError("invalid syntax"), "SyntaxError: invalid syntax"),
+    "says nothing": (ValueError(), "ValueError"),
+    "is of an older contract": (
+        plugin(corenas_contract=CONTRACT - 1, corenas_searchers=lambda: {"late": Options}),
+        f"written for contract {CONTRACT - 1} of corenas, this one has contract {CONTRACT}",
+    ),
+    "has a hook that raises": (plugin(corenas_tasks=raising), "RuntimeError: no licence"),
+    "has a hook that gives nothing": (plugin(corenas_tasks=lambda: None), "AttributeError"),
+    "has a hook of an unknown name": (IMPL_OF_NOTHING, "no hook 'corenas_serchers'; did you mean 'corenas_searchers'"),
+    "offers what is no attrs class": (
+        plugin(corenas_tasks=lambda: {"t": int}), "TypeError: tasks 't': <class 'int'> is no attrs class of options",
+    ),
+    "offers an object": (plugin(corenas_tasks=lambda: {"t": 3}), "TypeError: tasks 't': 3 is no attrs class"),
+    "takes other arguments": (plugin(corenas_event=lambda evnt: None), "PluginValidationError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_plugin_is_reported_and_the_others_work(name):
+    module, message = BROKEN[name]
+    heard = []
+    listener = entry("z", plugin(corenas_event=lambda event: heard.append(event)))
+    catalogue = load_catalogue([entry("bad", module), GOOD, listener])
+    assert list(errors(catalogue)) == ["bad"]
+    assert errors(catalogue)["bad"].startswith(message)
+    assert catalogue.names("searchers") == ["evolution", "random"]
+    assert catalogue.names("tasks") == []
+    assert catalogue.emit(Note("hello")) == []
+    assert heard == [Note("hello")]
+
+
+def test_a_plugin_of_this_contract_or_of_none_stated_is_welcome():
+    stated = plugin(corenas_contract=CONTRACT, corenas_tasks=lambda: {"t": Options})
+    assert errors(load_catalogue([entry("a", stated), GOOD])) == {}
+
+
+def test_a_plugin_that_is_half_broken_offers_nothing():
+    half = plugin(corenas_searchers=lambda: {"half": Options}, corenas_tasks=raising)
+    catalogue = load_catalogue([entry("bad", half), GOOD])
+    assert catalogue.names("searchers") == ["evolution", "random"]
+    assert list(errors(catalogue)) == ["bad"]
+
+
+def test_a_name_that_two_distributions_offer_is_usable_from_neither():
+    other = entry("other", plugin(corenas_searchers=lambda: {"random": Options, "mine": Options}))
+    catalogue = load_catalogue([GOOD, other])
+    assert catalogue.names("searchers") == ["evolution", "mine"]
+    text = "searcher 'random' is offered by dist-good and dist-other"
+    assert errors(catalogue) == {"good": text, "other": text}
+    with pytest.raises(UserError, match="'random' is offered by dist-good and dist-other\n  uninstall one of them"):
+        catalogue.find("searchers", "random")
+    assert catalogue.options("searchers", "mine") == Options()
+
+
+def test_one_entry_name_of_two_distributions_hides_neither():
+    twin = entry("good", plugin(corenas_searchers=lambda: {"mine": Options}), "dist-twin")
+    catalogue = load_catalogue([GOOD, twin])
+    assert len(catalogue.plugins) == 2
+    assert {"evolution", "random"} <= {*catalogue.names("searchers")}
+    assert "mine" in catalogue.names("searchers") or any(p.error for p in catalogue.plugins)
+
+
+def test_plugins_of_a_notebook_join_without_an_entry_point():
+    catalogue = load_catalogue([GOOD], extra=[("mine", plugin(corenas_tasks=lambda: {"t": Options}))])
+    assert catalogue.find("tasks", "t").distribution == "mine"
+
+
+# -- looking up -------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_is_answered_with_close_installed_broken_and_what_to_install():
+    catalogue = load_catalogue([GOOD, entry("bad", ImportError("no foo"))])
+    with pytest.raises(UserError) as raised:
+        catalogue.find("searchers", "evolutoin")
+    text = str(raised.value)
+    assert text.startswith(
+        "type: no searcher 'evolutoin'\n  did you mean 'evolution'? installed searchers: evolution, random"
+    )
+    assert "not usable: dist-bad (ImportError: no foo)" in text
+    assert "pip install corenas-searcher-evolutoin" in text
+
+
+def test_options_are_read_from_a_table_or_a_name():
+    catalogue = load_catalogue([GOOD, entry("deep", plugin(corenas_tasks=lambda: {"deep": Nested}))])
+    assert catalogue.options("searchers", "random") == Options()
+    assert catalogue.options("searchers", {"type": "random", "size": 3}) == Options(3)
+    deep = catalogue.options("tasks", {"type": "deep", "inner": {"type": "random", "size": 4}})
+    assert deep == Nested(Options(4))
+    assert catalogue.name_of(deep) == "deep"
+    cases = {
+        "type": [{}, {"size": 3}, {"type": 3}, {"type": "rndom"}],
+        "": [3, [], ["random"], None],
+        "size": [{"type": "random", "size": "3"}],
+        "sise": [{"type": "random", "sise": 3}],
+    }
+    for key, tables in cases.items():
+        for table in tables:
+            with pytest.raises(UserError) as raised:
+                catalogue.options("searchers", table)
+            assert [fault.dotted for fault in raised.value.faults] == [key]
+    with pytest.raises(UserError) as raised:
+        catalogue.options("tasks", {"type": "deep", "inner": {"type": "random", "size": "x", "sise": 1}})
+    assert sorted(fault.dotted for fault in raised.value.faults) == ["inner.sise", "inner.size"]
+
+
+# -- events -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_listener_that_raises_is_reported_and_the_others_still_hear():
+    heard = []
+
+    def broken(event):
+        raise ZeroDivisionError("oh")
+
+    catalogue = load_catalogue([
+        entry("a", plugin(corenas_event=lambda event: heard.append(("a", event)))),
+        entry("b", plugin(corenas_event=broken)),
+        entry("c", plugin(corenas_event=lambda: heard.append("c"))),
+    ])  # fmt: skip
+    assert catalogue.emit(Note("hello")) == ["b failed at Note: ZeroDivisionError('oh')"]
+    assert sorted(map(str, heard)) == sorted([str(("a", Note("hello"))), "c"])
+    assert errors(catalogue) == {}
