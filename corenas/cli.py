@@ -243,11 +243,10 @@ def _trials(options: argparse.Namespace) -> int:
     trials = store.trials()
     if options.pareto:
         asked = store.noted("objectives")
-        objectives = Objectives(tuple(Objective(**goal) for goal in asked), True)
-        goals = [*objectives.objectives]
-        if len(goals) == 1 and goals[0].metric != "flops":  # one goal alone has no trade-off: cost is the other side
-            objectives = Objectives((goals[0], Objective("flops", "min")), True)
-        trials = objectives.front(trials)
+        goals = [Objective(**goal) for goal in asked["objectives"]]
+        if not asked["pareto"] and len(goals) == 1:  # one goal alone has no trade-off: cost is the other side
+            goals.append(Objective("flops", "min"))
+        trials = Objectives(tuple(goals), True, asked["bin_metric"], asked["bin_width"]).front(trials)
     if options.json:
         keys = ("arch", "metrics", "state", "seconds")
         _print({"trials": [{key: trial.to_json()[key] for key in keys} for trial in trials]})

@@ -9,10 +9,11 @@ import numpy as np
 from corenas.cost import METRICS, Cost
 from corenas.errors import Fault, UserError
 from corenas.objectives import Constraint, amount
-from corenas.space import Arch, Codes, SearchSpace
+from corenas.space import Arch, Codes, Float, SearchSpace
 
 _BATCH = 256
-_ROUNDS = 40
+_ROUNDS = 400
+_FEW = 32
 
 
 def reachable(cost: Cost, metric: str) -> tuple[int, int]:
@@ -33,15 +34,24 @@ def _extreme(cost: Cost, metric: str, sign: int) -> int:
         improved = True
         while improved:
             improved = False
-            for place, variable in enumerate(space.variables):
-                row = np.repeat(codes, len(variable.choices), axis=0)
-                row[:, place] = np.arange(len(variable.choices))
-                values = sign * cost(space.canonical(row))[metric]
+            for place in range(len(space.variables)):
+                row = _all_choices(space, codes, place)
+                values = sign * cost(row)[metric]
                 pick = int(values.argmax())
                 if values[pick] > sign * value:
-                    codes, value, improved = space.canonical(row[pick : pick + 1]), int(sign * values[pick]), True
+                    codes, value, improved = row[pick : pick + 1], int(sign * values[pick]), True
         best = max(best, value) if sign > 0 else min(best, value)
     return best
+
+
+def _all_choices(space: SearchSpace, codes: Codes, place: int) -> Codes:
+    """Each arch under every choice of one variable, its archs one after the other; of one without steps, under 17."""
+    variable = space.variables[place]
+    continuous = isinstance(variable, Float) and variable.step is None
+    choices = np.linspace(0, 1, 17) if continuous else np.arange(len(variable.choices))
+    rows = np.repeat(codes, len(choices), axis=0)
+    rows[:, place] = np.tile(choices, len(codes))
+    return space.canonical(rows)
 
 
 class Constrained:
@@ -57,10 +67,8 @@ class Constrained:
         self.variables = space.variables
         if self.constraints:
             self._refuse_unreachable()
-            codes = self._draw(np.random.default_rng(0), _BATCH)
-            self.share = float(self._violation(space.draw(np.random.default_rng(1), 4096)).astype(bool).mean())
-            self.share = 1 - self.share
-            assert len(codes)
+            self._draw(np.random.default_rng(0), _BATCH)
+            self.share = float((self._violation(space.draw(np.random.default_rng(1), 4096)) == 0).mean())
         else:
             self.share = 1.0
 
@@ -88,21 +96,28 @@ class Constrained:
 
     def _draw(self, rng: np.random.Generator, n: int) -> Codes:
         """Some codes inside the constraints, one at least."""
-        if not self.constraints:
-            return self.space.draw(rng, n)
         codes = self.space.draw(rng, n)
+        if not self.constraints:
+            return codes
         outside = self._violation(codes)
-        for _ in range(_ROUNDS * 5):
+        for _ in range(_ROUNDS):
             if (outside == 0).any():
                 return codes[outside == 0]
             codes, outside = self._nearer(codes, outside, rng)
         raise self._refusal(codes)
 
     def _nearer(self, codes: Codes, outside: np.ndarray, rng: np.random.Generator) -> tuple[Codes, np.ndarray]:
-        moved = self.space.mutated(codes, max(0.05, 1.5 / len(self.variables)), rng)
-        then = self._violation(moved)
+        """Archs after mutations of some variables and the best choice of one, where these do not make them worse."""
+        mutants = self.space.mutated(codes, max(0.05, 1.5 / len(self.variables)), rng)
+        few = min(_FEW, len(codes))
+        moved = _all_choices(self.space, codes[:few], int(rng.integers(len(self.variables))))
+        then = self._violation(moved).reshape(few, -1)
+        best = (then + 1e-12 * rng.random(then.shape)).argmin(axis=1)  # any of those that are best
+        took = np.flatnonzero(rng.random(few) < 0.7)
+        mutants[took] = moved.reshape(few, -1, codes.shape[1])[took, best[took]]
+        then = self._violation(mutants)
         better = then <= outside
-        return np.where(better[:, None], moved, codes), np.where(better, then, outside)
+        return np.where(better[:, None], mutants, codes), np.where(better, then, outside)
 
     def _refusal(self, codes: Codes) -> UserError:
         near = int(self._violation(codes).argmin())
@@ -130,7 +145,7 @@ class Constrained:
     def _first(self, make: Callable[[int], Codes], rng: np.random.Generator) -> Arch:
         if not self.constraints:
             return self.space.decode(make(1))[0]
-        for _ in range(_ROUNDS // 10):
+        for _ in range(4):
             codes = make(_BATCH // 4)
             inside = self._violation(codes) == 0
             if inside.any():

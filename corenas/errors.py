@@ -64,6 +64,7 @@ def _rebuilt(faults: list[Fault]) -> UserError:
 def did_you_mean(name: str, known: Iterable[str], noun: str = "known") -> str:
     """The closest names to one that is unknown, then all that would have been right."""
     names = sorted(known)
+    shown = [*names[:20], f"and {len(names) - 20} more"] if len(names) > 20 else names
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
-    listed = f"{noun}: {', '.join(names)}" if names else f"{noun}: none"
+    listed = f"{noun}: {', '.join(shown)}" if names else f"{noun}: none"
     return (f"did you mean {' or '.join(repr(c) for c in close)}? " if close else "") + listed

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
 from corenas import seeding
@@ -16,15 +18,12 @@ from corenas.contracts import LiveTask
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """A batch on a device; images go channels-last, which is faster on CPUs too."""
-    if isinstance(batch, Tensor):
-        if batch.dim() == 4:
-            return batch.to(device, memory_format=torch.channels_last, non_blocking=True)
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(item, device) for item in batch)
-    return batch
+
+    def move(tensor: Tensor) -> Tensor:
+        layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+        return tensor.to(device, memory_format=layout, non_blocking=True)
+
+    return tree_map_only(Tensor, move, batch)
 
 
 class _Seeded(Dataset[Any]):
@@ -34,7 +33,8 @@ class _Seeded(Dataset[Any]):
         self.dataset, self.seed, self.name = dataset, seed, name
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
-        torch.manual_seed(seeding.number(self.seed, self.name, *place))
+        # torch.manual_seed would seed all devices, which takes as long as reading an image
+        torch.default_generator.manual_seed(seeding.number(self.seed, self.name, *place))
         return self.dataset[place[1]]
 
 
@@ -60,11 +60,11 @@ class Stream:
         order = rng.permutation(self.size)[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
         return [[(epoch, int(i)) for i in batch] for batch in order]
 
-    def epoch(self, epoch: int) -> Iterator[Any]:
-        """The batches of an epoch. Torch's global generator is as it was after each."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch, from one on. Torch's global generator is as it was after each."""
         loader = DataLoader(
             self._dataset,
-            batch_sampler=self.order(epoch),  # type: ignore[arg-type]
+            batch_sampler=self.order(epoch)[start:],  # type: ignore[arg-type]
             num_workers=self.workers,
             generator=torch.Generator().manual_seed(0),
         )
@@ -79,12 +79,11 @@ class Stream:
                 torch.set_rng_state(before)
             yield batch
 
-    def forever(self) -> Iterator[Any]:
-        """Batches of one epoch after the other."""
-        epoch = 0
-        while True:
-            yield from self.epoch(epoch)
-            epoch += 1
+    def forever(self, start: int = 0) -> Iterator[Any]:
+        """Batches of one epoch after the other, from one on."""
+        epoch, start = divmod(start, self.steps)
+        for number in itertools.count(epoch):
+            yield from self.epoch(number, start if number == epoch else 0)
 
 
 def batches(

@@ -123,7 +123,7 @@ def load_catalogue(
         plugin = Plugin(point.name, distribution, version, point.value)
         try:
             plugins.append(_collect(manager, plugin, point.load(), offers))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             plugins.append(attrs.evolve(plugin, error=_reason(error)))
     for name, module in extra:
         plugins.append(_collect(manager, Plugin(name, name, "?", getattr(module, "__name__", name)), module, offers))
@@ -154,19 +154,22 @@ def _collect(
     if contract != corenas.CONTRACT:
         text = f"written for contract {contract} of corenas, this one has contract {corenas.CONTRACT}"
         return attrs.evolve(plugin, error=text)
-    manager.register(module, name=plugin.name)
+    if manager.has_plugin(plugin.name):
+        return attrs.evolve(plugin, error=f"another distribution has an entry point {plugin.name!r} too")
+    known = [name for name in dir(hookspecs) if name.startswith("corenas_")]
+    unknown = [name for name in dir(module) if name.startswith("corenas_") and name not in known
+               and hasattr(getattr(module, name), "corenas_impl")]  # fmt: skip
+    if unknown:
+        return attrs.evolve(plugin, error=f"no hook {unknown[0]!r}; {did_you_mean(unknown[0], known, 'hooks')}")
     try:
+        manager.register(module, name=plugin.name)
         own = list(_offers(manager, plugin))
     except Exception as error:
-        manager.unregister(name=plugin.name)
+        if manager.has_plugin(plugin.name):
+            manager.unregister(name=plugin.name)
         return attrs.evolve(plugin, error=_reason(error))
     for component in own:
         offers.setdefault((component.kind, component.name), []).append(component)
-    unknown = [n for n in dir(module) if n.startswith("corenas_") and hasattr(getattr(module, n), "corenas_impl")
-               and not hasattr(hookspecs, n)]  # fmt: skip
-    if unknown:
-        known = [name for name in dir(hookspecs) if name.startswith("corenas_")]
-        return attrs.evolve(plugin, error=f"no hook {unknown[0]!r}; {did_you_mean(unknown[0], known, 'hooks')}")
     return plugin
 
 

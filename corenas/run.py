@@ -109,6 +109,7 @@ def run(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: bool 
         _empty(folder)
     prepared = prepare(spec)
     store = _open(folder, spec.to_table(catalogue))
+    store.note("objectives", attrs.asdict(prepared.objectives))
     resumed = bool(store.noted("seconds"))
     emit(RunStarted(spec.name or folder.name, folder, resumed))
     trained = _train(prepared, folder, store, emit)

@@ -48,13 +48,19 @@ class Stand:
         for name, measure in self.measures:
             try:
                 (found,) = measure([arch])
+                # A numpy or torch number becomes a plain one, which can be stored.
+                plain = (
+                    {}
+                    if isinstance(found, Failure)
+                    else {m: n if type(n) is int else float(n) for m, n in found.items()}
+                )
             except UserError:
                 raise
             except Exception as error:
-                found = Failure(f"{type(error).__name__}: {error}")
+                found, plain = Failure(f"{type(error).__name__}: {error}"), {}
             if isinstance(found, Failure):
                 return Trial(arch, metrics, "failed", time.perf_counter() - start, f"{name}: {found.reason}")
-            metrics |= found
+            metrics |= plain
             broken = next((str(c) for c in self.constraints if not c.met(metrics)), None)
             if broken:
                 return Trial(arch, metrics, "infeasible", time.perf_counter() - start, f"not {broken}")
@@ -94,8 +100,6 @@ def read_objectives(settings: SearchSettings, metrics: Mapping[str, Metric]) -> 
     if bins is not None and bins.metric not in metrics:
         faults.append(_unknown(bins.metric, metrics, "pareto", "metric"))
     width = parse_amount(bins.width) if bins is not None else 0.0
-    if bins is not None and width <= 0:
-        faults.append(Fault("expected a width above 0", ("search", "pareto", "width")))
     if faults:
         raise UserError(faults=faults)
     return Objectives(tuple(objectives), bool(settings.pareto), bins.metric if bins else None, width)
@@ -118,8 +122,8 @@ def read_constraints(
         def plain(amount: Amount | None, open_end: float, metric: str = metric) -> float:
             if amount is None:
                 return open_end
-            if isinstance(amount, str) and amount.strip().endswith("%"):
-                return parse_amount(amount.strip()[:-1]) / 100 * largest[metric]
+            if _relative(amount):
+                return parse_amount(str(amount).strip()[:-1]) / 100 * largest[metric]
             return parse_amount(amount)
 
         if isinstance(bounds, Range):
@@ -128,7 +132,7 @@ def read_constraints(
             ends = bounds
         else:  # one number bounds from the side that hurts
             ends = (bounds, None) if metrics[metric].direction == "max" else (None, bounds)
-        relative = [a for a in ends if isinstance(a, str) and a.strip().endswith("%")]
+        relative = [end for end in ends if end is not None and _relative(end)]
         if relative and metric not in largest:
             hint = f"relative amounts are for {', '.join(largest)}"
             faults.append(Fault(f"{relative[0]!r}: {metric} is not known before the search", place, hint=hint))
@@ -140,6 +144,10 @@ def read_constraints(
     if faults:
         raise UserError(faults=faults)
     return constraints
+
+
+def _relative(amount: Amount) -> bool:
+    return isinstance(amount, str) and amount.strip().endswith("%")
 
 
 def _unknown(metric: str, metrics: Mapping[str, Metric], *path: str | int) -> Fault:
@@ -182,11 +190,15 @@ def search(
         for arch in asked:
             if arch in known:
                 continue
+            if len(trials) == budget:  # only where the store held trials that this searcher never heard of
+                break
             trial = known[arch] = measured(arch)
             trials.append(trial)
             store.add(trial)
             emit(TrialDone(trial))
             emit(Progress("search", len(trials), _figures(trials, objectives)))
+        if any(arch not in known for arch in asked):
+            break
         idle = 0 if len(trials) > before else idle + 1
         searcher.tell([known[arch] for arch in asked])
         told.update(asked)

@@ -40,7 +40,10 @@ def seeded(seed: int, name: str, *index: int, device: torch.device | None = None
     """Torch's global generators seeded for a while, then as they were."""
     import torch
 
-    cuda = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(number(seed, name, *index))
+    if device is None or device.type == "cpu":
+        devices, seed_all = [], torch.default_generator.manual_seed
+    else:
+        devices, seed_all = [device] if device.type == "cuda" else [], torch.manual_seed
+    with torch.random.fork_rng(devices=devices):
+        seed_all(number(seed, name, *index))
         yield

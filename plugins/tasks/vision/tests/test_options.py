@@ -1,0 +1,102 @@
+"""What a table of options may say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+import torchvision.datasets
+
+from corenas.contracts import Task
+from corenas.errors import UserError
+from corenas.options import explanations, structure, to_table
+from corenas.plugins import load_catalogue
+from corenas.testing.components import component_checks, imports_no_torch, spec_fragments
+from corenas_task_vision import Classification, Data, corenas_tasks
+from corenas_task_vision.known import TORCHVISION
+
+
+def wrong(table):
+    with pytest.raises(UserError) as caught:
+        structure(table, Classification)
+    return {fault.dotted: str(fault) for fault in caught.value.faults}
+
+
+@pytest.mark.parametrize("check", component_checks)
+def test_conforms(check):
+    check(Classification("digits", augment=({"type": "RandomAffine", "degrees": 1},)))
+    check(Data("folder", root="photos"))
+
+
+def test_the_entry_module_imports_nothing_heavy():
+    imports_no_torch("corenas_task_vision")
+    script = (
+        "import sys, corenas_task_vision; sys.exit(bool({'torchvision', 'sklearn', 'mlxtend', 'PIL'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_options_are_a_task_under_its_name():
+    assert corenas_tasks() == {"classification": Classification}
+    assert isinstance(Classification("digits"), Task)
+
+
+@pytest.mark.parametrize("cls", [Classification, Data])
+def test_every_option_is_explained(cls):
+    assert explanations(cls).keys() == {field.name for field in attrs.fields(cls)}
+
+
+def test_the_readme_shows_a_spec_that_is_right():
+    (spec,) = spec_fragments(Path(__file__).parents[1] / "README.md")
+    task = load_catalogue().options("tasks", spec["task"])
+    assert (task.source, task.test, task.dropout) == (Data("folder", root="photos"), 500, 0.2)
+
+
+def test_a_name_and_a_table_mean_the_same():
+    short, long = (structure({"data": data}, Classification) for data in ("digits", {"type": "digits"}))
+    assert short.source == long.source == Data("digits")
+
+
+def test_options_survive_being_written_and_read_again():
+    table = {"data": {"type": "torchvision", "name": "CIFAR10", "root": "r"}, "valid": 500, "test": 0.5, "mean": [0.5],
+             "augment": ["RandomInvert", {"type": "RandomAffine", "degrees": 10}]}  # fmt: skip
+    task = structure(table, Classification)
+    assert structure(to_table(task), Classification) == task
+
+
+@pytest.mark.parametrize(("key", "value", "text"), [
+    ("data", "mnist", "expected 'mnist5k' or 'digits' or a table, found 'mnist'"),
+    ("valid", 0, "expected a number of images, or a share between 0 and 1, found 0"),
+    ("valid", 1.5, "expected a number of images, or a share"),
+    ("test", -3, "expected a number of images, or a share"),
+    ("test", "10%", "or a number, found '10%'"),
+    ("size", 0, "must be >= 1"),
+    ("crop", 1.5, "must be <= 1"),
+    ("channels", 2, "expected 1 or 3"),
+    ("classes", 1, "must be >= 2"),
+    ("mean", [0.5, 0.5], "expected one number, found 2"),
+    ("std", [0.0], "expected numbers above 0"),
+    ("label_smoothing", 1.2, "must be <= 1"),
+    ("dropout", 1.0, "must be < 1"),
+    ("augment", "RandomAffine", "expected a list"),
+])  # fmt: skip
+def test_a_wrong_value_is_told_with_its_key(key, value, text):
+    assert text in wrong({"data": "digits", key: value})[key]
+
+
+def test_a_data_table_that_lacks_a_key_or_has_a_useless_one_is_told():
+    assert "required for 'folder'" in wrong({"data": {"type": "folder"}})["data.root"]
+    assert {*wrong({"data": {"type": "torchvision"}})} == {"data.root", "data.name"}
+    assert "no such option" in wrong({"data": {"type": "digits", "root": "r"}})["data.root"]
+    assert "no such option" in wrong({"data": {"type": "folder", "root": "r", "download": True}})["data.download"]
+
+
+def test_an_unknown_data_set_is_answered_with_close_names():
+    text = wrong({"data": {"type": "torchvision", "name": "CIFAR", "root": "r"}})["data.name"]
+    assert "did you mean 'CIFAR10'" in text
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_has_every_data_set_that_is_offered(name):
+    assert name in torchvision.datasets.__all__

@@ -1,0 +1,190 @@
+"""Constrained drawing: against spaces small enough to list, and windows too narrow for chance."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toys import Backbone, Conv, Task, make_space
+
+from corenas.constrained import Constrained, reachable
+from corenas.cost import METRICS, Cost
+from corenas.errors import UserError
+from corenas.objectives import Constraint
+from corenas.space import Categorical, Condition, Float, Int, SearchSpace
+from corenas.supernet import build_supernet, supernet_cost
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def problem(**changes):
+    space = make_space(**changes)
+    return space, supernet_cost(build_supernet(Backbone(), space, Task()), space, Task())
+
+
+SPACE, COST = problem()
+ARCHS = [*SPACE]
+COSTS = COST.of(ARCHS)
+
+
+class Chain(nn.Module):
+    """Layers of widths of their own: many variables, each beside two others."""
+
+    def __init__(self, space, n):
+        super().__init__()
+        widths = [1, *(space.value(f"w{i}") for i in range(n))]
+        kernels = [space.value(f"k{i}") for i in range(n)]
+        self.layers = nn.Sequential(*map(Conv, widths[:-1], widths[1:], kernels))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def chain(n=12):
+    variables = [Int(f"w{i}", 4, 32) for i in range(n)] + [Categorical(f"k{i}", (1, 3, 5)) for i in range(n)]
+    space = SearchSpace(variables)
+    return space, Cost(Chain(space, n), space, torch.zeros(1, 1, 8, 8))
+
+
+LARGE, LARGE_COST = chain()
+
+
+@pytest.mark.parametrize("changes", [{}, {"op": ["skip", "conv"]}, {"depth": [2, 3], "width": [8, 4]},
+                                     {"block": {"kernel": [3, 1, 5]}}])  # fmt: skip
+def test_what_can_be_reached_is_what_a_list_of_all_archs_says(changes):
+    space, cost = problem(**changes)
+    every = cost.of(space)
+    for metric in METRICS:
+        wanted = [arch[metric] for arch in every]
+        assert reachable(cost, metric) == (min(wanted), max(wanted))
+
+
+def test_what_a_narrower_space_reaches_is_its_own():
+    narrow = SPACE.narrow({"width": [6], "depth": [2]})
+    every = [c["flops"] for a, c in zip(ARCHS, COSTS, strict=True) if a["width"] == 6 and a["depth"] == 2]
+    assert reachable(COST.on(narrow), "flops") == (min(every), max(every))
+    drawing = Constrained(narrow, COST, [Constraint("flops", high=sorted(every)[3])])
+    found = {drawing.sample(np.random.default_rng(i)) for i in range(60)}
+    assert {arch["width"] for arch in found} == {6}
+
+
+def test_where_the_best_choice_hangs_on_another_variable():
+    """A kernel of 1 hides a width, which is then at its largest."""
+    hidden = Categorical("w1", (4, 8), when=[Condition("k0", frozenset({3}))])
+    space = SearchSpace([Categorical("w0", (4, 8)), Categorical("k0", (1, 3)), hidden, Categorical("k1", (1,))])
+    cost = Cost(Chain(space, 2), space, torch.zeros(1, 1, 4, 4))
+    every = cost.of(space)
+    assert reachable(cost, "flops") == (min(c["flops"] for c in every), max(c["flops"] for c in every))
+
+
+def test_a_variable_without_steps_does_not_matter_to_the_range():
+    space = SearchSpace([*SPACE.variables, Float("lr", 0.1, 1.0)], SPACE.tree)
+    cost = COST.on(space)
+    assert reachable(cost, "flops") == reachable(COST, "flops")
+    drawing = Constrained(space, cost, [Constraint("flops", high=6000)])
+    assert 0.1 <= drawing.sample(np.random.default_rng(0))["lr"] <= 1
+
+
+@pytest.mark.parametrize("constraints", [
+    [Constraint("flops", high=6000)], [Constraint("flops", 9000, 11000)], [Constraint("params", low=1500)],
+    [Constraint("flops", 5000, 12000), Constraint("params", 300, 900), Constraint("activations", low=400)],
+], ids=lambda c: " ".join(map(str, c)))  # fmt: skip
+def test_draws_mutants_and_children_obey(constraints):
+    drawing, rng = Constrained(SPACE, COST, constraints), np.random.default_rng(0)
+    allowed = {arch for arch, cost in zip(ARCHS, COSTS, strict=True) if all(c.met(cost) for c in constraints)}
+    assert drawing.share == pytest.approx(
+        sum(SPACE.sample(rng) in allowed for _ in range(3000)) / 3000, abs=0.04)  # fmt: skip
+    drawn = [drawing.sample(rng) for _ in range(150)]
+    assert {*drawn} <= allowed
+    assert len({*drawn}) > min(len(allowed), 40) / 2
+    for first, second in itertools.pairwise(drawn[:60]):
+        for prob in (0.0, 0.1, 0.9):
+            assert drawing.mutate(first, prob, rng) in allowed
+        assert drawing.cross(first, second, rng) in allowed
+    assert drawing.mutate(drawn[0], 0.0, rng) == drawn[0]
+    assert drawing.cross(drawn[0], drawn[0], rng) in allowed
+
+
+def test_a_parent_outside_has_children_inside():
+    drawing, rng = Constrained(SPACE, COST, [Constraint("flops", high=5000)]), np.random.default_rng(0)
+    for _ in range(20):
+        for child in (drawing.mutate(SPACE.largest(), 0.1, rng), drawing.cross(SPACE.largest(), SPACE.largest(), rng)):
+            assert COST.of([child])[0]["flops"] <= 5000
+
+
+def test_draws_are_those_of_the_space_with_the_others_thrown_away():
+    """The share of each arch among draws is its share among unconstrained draws that obey."""
+    constraint = Constraint("flops", high=8000)
+    drawing, rng = Constrained(SPACE, COST, [constraint]), np.random.default_rng(0)
+    mine = [drawing.sample(rng)["depth"] for _ in range(600)]
+    theirs = [arch["depth"] for arch in SPACE.decode(SPACE.draw(rng, 20_000)) if constraint.met(COST.of([arch])[0])]
+    for depth in (1, 2, 3):
+        assert mine.count(depth) / len(mine) == pytest.approx(theirs.count(depth) / len(theirs), abs=0.07)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("where", [0.0, 0.00005, 0.3, 0.9999])
+def test_windows_of_a_ten_thousandth_of_the_space_are_found(metric, where):
+    numbers = np.sort(LARGE_COST(LARGE.draw(np.random.default_rng(5), 100_000))[metric])
+    low, high = numbers[int(where * 1e5)], numbers[int(where * 1e5) + 9]
+    constraint = Constraint(metric, float(low), float(high))
+    drawing, rng = Constrained(LARGE, LARGE_COST, [constraint]), np.random.default_rng(0)
+    found = {drawing.sample(rng) for _ in range(12)}
+    assert len(found) == 12
+    assert all(constraint.met(cost) for cost in LARGE_COST.of(found))
+
+
+def test_windows_at_the_ends_of_what_can_be_reached_are_found():
+    for metric in METRICS:
+        low, high = reachable(LARGE_COST, metric)
+        for constraint in (Constraint(metric, high=low * 1.02), Constraint(metric, low=high * 0.98)):
+            drawing = Constrained(LARGE, LARGE_COST, [constraint])
+            assert constraint.met(LARGE_COST.of([drawing.sample(np.random.default_rng(1))])[0])
+
+
+def test_several_narrow_windows_at_once_are_found():
+    arch = LARGE.sample(np.random.default_rng(9))
+    cost = LARGE_COST.of([arch])[0]
+    constraints = [Constraint(metric, 0.99 * cost[metric], 1.01 * cost[metric]) for metric in METRICS]
+    found = Constrained(LARGE, LARGE_COST, constraints).sample(np.random.default_rng(0))
+    assert all(c.met(LARGE_COST.of([found])[0]) for c in constraints)
+
+
+def test_what_no_arch_can_meet_is_refused_with_the_range_that_can_be_reached():
+    low, high = reachable(COST, "flops")
+    with pytest.raises(UserError) as caught:
+        Constrained(SPACE, COST, [Constraint("flops", high=low - 1), Constraint("params", low=1e9)])
+    first, second = caught.value.faults
+    assert first.key == ("search", "constraints", "flops")
+    assert second.key == ("search", "constraints", "params")
+    assert f"{low:,}" in first.hint
+    assert f"{high:,}" in first.hint
+    Constrained(SPACE, COST, [Constraint("flops", low, low)])
+    Constrained(SPACE, COST, [Constraint("flops", high, high)])
+
+
+def test_constraints_that_no_arch_meets_together_are_refused_with_the_nearest():
+    low, high = reachable(COST, "flops")[0], reachable(COST, "params")[1]
+    with pytest.raises(UserError) as caught:
+        Constrained(SPACE, COST, [Constraint("flops", high=low), Constraint("params", low=high)])
+    (fault,) = caught.value.faults
+    assert fault.key == ("search", "constraints")
+    assert "nearest has flops" in fault.hint
+
+
+def test_without_constraints_it_is_the_space():
+    drawing = Constrained(SPACE, COST, [])
+    assert drawing.share == 1.0
+    assert drawing.variables == SPACE.variables
+    for seed in range(5):
+        ours, theirs = np.random.default_rng(seed), np.random.default_rng(seed)
+        arch = drawing.sample(ours)
+        assert arch == SPACE.sample(theirs)
+        assert drawing.mutate(arch, 0.3, ours) == SPACE.mutate(arch, 0.3, theirs)
+
+
+def test_the_same_generator_draws_the_same():
+    drawing = Constrained(SPACE, COST, [Constraint("flops", high=8000)])
+    first, second = ([drawing.sample(rng) for _ in range(9)] for rng in map(np.random.default_rng, (3, 3)))
+    assert first == second

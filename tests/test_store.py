@@ -1,0 +1,101 @@
+"""The store: what is kept comes back, whole or not at all."""
+
+import math
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from corenas.contracts import Trial
+from corenas.errors import UserError
+from corenas.space import Arch
+from corenas.store import Store
+
+
+def trial(i, **more):
+    return Trial(Arch({"width": i, "op": "conv", "ratio": 0.1 * i, "se": i % 2 == 0}), **more)
+
+
+TRIALS = [
+    trial(3, metrics={"top1": 0.1 + 0.2, "flops": 12}, seconds=0.25),
+    trial(1, metrics={"top1": math.nan, "loss": math.inf}, state="infeasible", error="not flops at most 3"),
+    trial(2, state="failed", error="Boom: Ω"),
+    trial(10),
+]
+
+
+def test_trials_come_back_in_order_with_every_digit(tmp_path):
+    store = Store(tmp_path / "run.sqlite")
+    for made in TRIALS:
+        store.add(made)
+    for reader in (store, Store(tmp_path / "run.sqlite"), Store(tmp_path / "run.sqlite", readonly=True)):
+        found = reader.trials()
+        assert [t.arch for t in found] == [t.arch for t in TRIALS]
+        assert [repr(t) for t in found] == [repr(t) for t in TRIALS]  # NaN is no equal of itself
+        assert [[*t.arch] for t in found] == [[*t.arch] for t in TRIALS]
+        assert [type(v) for t in found for v in t.arch.values()] == [type(v) for t in TRIALS for v in t.arch.values()]
+
+
+def test_an_arch_is_stored_once(tmp_path):
+    store = Store(tmp_path / "run.sqlite")
+    store.add(TRIALS[0])
+    with pytest.raises(UserError):
+        store.add(TRIALS[0])
+    assert len(store.trials()) == 1
+
+
+def test_notes_come_back_and_the_last_one_counts():
+    store = Store()
+    assert store.noted("a") is None
+    assert store.noted("a", 3) == 3
+    store.note("a", {"x": [1, 2.5, None, "é"]})
+    assert store.noted("a") == {"x": [1, 2.5, None, "é"]}
+    store.note("a", None)
+    assert store.noted("a", 3) is None
+
+
+def test_what_a_killed_process_stored_is_there(tmp_path):
+    code = """
+import os, sys
+from pathlib import Path
+from corenas.contracts import Trial
+from corenas.space import Arch
+from corenas.store import Store
+store = Store(Path(sys.argv[1]))
+for i in range(5):
+    store.add(Trial(Arch({"i": i})))
+    store.note("last", i)
+store._db.execute("INSERT INTO notes VALUES ('half', '1')")
+os._exit(9)
+"""
+    path = tmp_path / "run.sqlite"
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
+    store = Store(path)
+    assert [t.arch["i"] for t in store.trials()] == [*range(5)]
+    assert (store.noted("last"), store.noted("half")) == (4, None)
+
+
+def test_a_store_that_is_not_there_or_none_is_a_mistake(tmp_path):
+    with pytest.raises(UserError, match="no such run"):
+        Store(tmp_path / "run.sqlite", readonly=True)
+    assert not (tmp_path / "run.sqlite").exists()
+    (tmp_path / "text").write_text("no database, but long enough to have a header " * 50)
+    for readonly in (False, True):
+        with pytest.raises(UserError, match="text: cannot use this database"):
+            Store(tmp_path / "text", readonly).trials()
+        with pytest.raises(UserError, match="cannot use this database"):
+            Store(tmp_path, readonly).trials()
+    sqlite3.connect(tmp_path / "other").execute("CREATE TABLE x (y)").connection.close()
+    with pytest.raises(UserError, match="no such table"):
+        Store(tmp_path / "other", readonly=True).trials()
+    with pytest.raises(UserError):
+        Store(tmp_path / "none" / "run.sqlite")
+
+
+def test_a_closed_store_says_so():
+    store = Store()
+    store.close()
+    for use in (store.trials, lambda: store.note("a", 1), lambda: store.noted("a"), lambda: store.add(TRIALS[0])):
+        with pytest.raises(UserError, match="closed"):
+            use()
