@@ -1,5 +1,6 @@
 """How training images are altered."""
 
+import math
 import pickle
 
 import numpy as np
@@ -115,6 +116,7 @@ def test_all_mistakes_are_told_at_once_with_close_names():
     ({**AFFINE, "degrees": "ten"}, "augment[0]"),
     ({**AFFINE, "interpolation": "best"}, "augment[0].interpolation"),
     ({"type": "RandomCrop", "size": 20}, "augment[0]"),
+    ({"type": "GaussianNoise", "sigma": math.nan}, "augment[0]"),
     ({"type": "RandomApply", "transforms": 3}, "augment[0].transforms"),
     ({"type": "RandomApply", "transforms": [3]}, "augment[0].transforms[0]"),
 ])  # fmt: skip
@@ -131,6 +133,13 @@ def test_a_transform_that_changes_the_channels_is_refused():
 )
 def test_nothing_but_a_transform_of_images_can_be_named(name):
     assert [*wrong({"type": name})] == ["augment[0].type"]
+
+
+@pytest.mark.parametrize("code", ["open({!r}, 'w')", "__import__('pathlib').Path({!r}).touch()", "!!python {!r}"])
+def test_nothing_is_evaluated_as_code(tmp_path, code):
+    text = code.format(str(tmp_path / "made"))
+    assert wrong({"type": text}, {"type": "RandomAffine", "degrees": text}, {**AFFINE, "interpolation": text})
+    assert not [*tmp_path.iterdir()]
 
 
 EXTRA = {"CenterCrop": {"size": 8}, "ColorJitter": {"hue": 0.1}, "JPEG": {"quality": [50, 90]}, "Pad": {"padding": 2},

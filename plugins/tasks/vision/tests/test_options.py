@@ -1,10 +1,12 @@
 """What a table of options may say."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import attrs
+import numpy as np
 import pytest
 import torchvision.datasets
 
@@ -47,10 +49,21 @@ def test_every_option_is_explained(cls):
     assert explanations(cls).keys() == {field.name for field in attrs.fields(cls)}
 
 
-def test_the_readme_shows_a_spec_that_is_right():
-    (spec,) = spec_fragments(Path(__file__).parents[1] / "README.md")
-    task = load_catalogue().options("tasks", spec["task"])
-    assert (task.source, task.test, task.dropout) == (Data("folder", root="photos"), 500, 0.2)
+def test_the_readme_shows_specs_that_are_right():
+    photos, cifar = (
+        load_catalogue().options("tasks", spec["task"])
+        for spec in spec_fragments(Path(__file__).parents[1] / "README.md")
+    )
+    assert (photos.source, photos.test, photos.dropout) == (Data("folder", root="photos"), 500, 0.2)
+    assert (cifar.source.name, cifar.valid) == ("CIFAR10", 5000)
+    for task, shape in ((attrs.evolve(photos, classes=7), (1, 3, 160, 160)), (cifar, (1, 3, 32, 32))):
+        assert task.start(np.random.default_rng(0), data=False).example.shape == shape  # its transforms exist
+
+
+@pytest.mark.parametrize("cls", [Classification, Data])
+def test_the_readme_names_every_option(cls):
+    text = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    assert not [field.name for field in attrs.fields(cls) if f"`{field.name}`" not in text]
 
 
 def test_a_name_and_a_table_mean_the_same():
@@ -76,13 +89,39 @@ def test_options_survive_being_written_and_read_again():
     ("channels", 2, "expected 1 or 3"),
     ("classes", 1, "must be >= 2"),
     ("mean", [0.5, 0.5], "expected one number, found 2"),
-    ("std", [0.0], "expected numbers above 0"),
+    ("std", [0.0], "expected finite numbers above 0"),
+    ("std", [math.inf], "expected finite numbers above 0"),
+    ("mean", [math.inf], "expected finite numbers"),
+    ("mean[0]", [math.nan], "expected a number, found nan"),
+    ("mean[0]", [True], "expected a number, found true"),
+    ("valid", 1.0, "expected a number of images, or a share"),
+    ("valid", math.nan, "found nan"),
+    ("test", True, "found true"),
+    ("size", True, "expected a whole number, found true"),
+    ("size", 32.0, "expected a whole number, found 32.0"),
+    ("channels", True, "expected 1 or 3, found true"),
+    ("dropout", math.nan, "expected a number, found nan"),
+    ("dropout", "0.1", "expected a number, found '0.1'"),
+    ("label_smoothing", False, "expected a number, found false"),
+    ("augment[0]", [3], "found 3"),
+    ("labels", 1, "unknown key"),
     ("label_smoothing", 1.2, "must be <= 1"),
     ("dropout", 1.0, "must be < 1"),
     ("augment", "RandomAffine", "expected a list"),
 ])  # fmt: skip
 def test_a_wrong_value_is_told_with_its_key(key, value, text):
-    assert text in wrong({"data": "digits", key: value})[key]
+    assert text in wrong({"data": "digits", key.removesuffix("[0]"): value})[key]
+
+
+def test_all_wrong_values_are_told_at_once():
+    assert {*wrong({"data": "digits", "mean": [1, 2], "std": [0.0]})} == {"mean", "std"}
+    assert {*wrong({"data": "nothing", "valid": 0, "size": -1, "x": 1})} == {"data", "valid", "size", "x"}
+
+
+@pytest.mark.parametrize("amount", [0.001, 0.999, 1, 700])
+def test_amounts_are_shares_below_1_and_whole_numbers_from_1_on(amount):
+    task = structure({"data": "digits", "valid": amount}, Classification)
+    assert (task.valid, type(task.valid)) == (amount, type(amount))
 
 
 def test_a_data_table_that_lacks_a_key_or_has_a_useless_one_is_told():

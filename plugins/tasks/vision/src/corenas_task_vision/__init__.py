@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -98,13 +99,19 @@ class Classification:
 
     def __attrs_post_init__(self) -> None:
         channels = self.channels or self.source.known.channels
+        faults = []
         for name in ("mean", "std"):
             numbers = getattr(self, name)
-            if numbers is not None and len(numbers) not in (1, channels):
+            if numbers is None:
+                continue
+            if len(numbers) not in (1, channels):
                 expected = "one number" if channels == 1 else f"1 or {channels} numbers"
-                raise UserError(f"expected {expected}, found {len(numbers)}", key=(name,))
-        if self.std is not None and min(self.std) <= 0:
-            raise UserError("expected numbers above 0", key=("std",))
+                faults.append(Fault(f"expected {expected}, found {len(numbers)}", (name,)))
+            elif not all(math.isfinite(number) and (number > 0 or name == "mean") for number in numbers):
+                expected = "finite numbers" if name == "mean" else "finite numbers above 0"
+                faults.append(Fault(f"expected {expected}, found {[*numbers]}", (name,)))
+        if faults:
+            raise UserError(faults=faults)
 
     @property
     def source(self) -> Data:

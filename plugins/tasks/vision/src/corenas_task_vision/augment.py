@@ -79,6 +79,8 @@ class Augment:
                 except Exception as error:
                     text = f"this does not take an image of shape {tuple(image.shape)}: {error}"
                     raise UserError(text, key=("augment", i)) from error
+                if isinstance(image, Tensor) and not image.isfinite().all():
+                    raise UserError("this gives pixels that are not finite", key=("augment", i))
                 if not isinstance(image, Tensor) or image.dim() != 3 or len(image) != channels:
                     text = f"this gives {tuple(image.shape)} instead of an image with {channels} channels"
                     raise UserError(text, key=("augment", i))

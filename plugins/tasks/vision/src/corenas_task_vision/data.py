@@ -54,7 +54,7 @@ class Files:
         try:
             with Image.open(path) as picture:
                 picture.draft(self.mode, (2 * self.size, 2 * self.size))
-                return functional.pil_to_tensor(picture.convert(self.mode))
+                return functional.pil_to_tensor(_converted(picture, self.mode))
         except _UNREADABLE as error:
             text = f"this image cannot be read: {error}"
             raise UserError(text, file=path, hint="repair the file or take it away") from None
@@ -68,7 +68,7 @@ class Pictures:
 
     def __getitem__(self, place: int) -> Tensor:
         try:
-            return functional.pil_to_tensor(self.dataset[place][0].convert(self.mode))
+            return functional.pil_to_tensor(_converted(self.dataset[place][0], self.mode))
         except _UNREADABLE as error:
             text = f"image {place} of {type(self.dataset).__name__} cannot be read: {error}"
             raise UserError(text, hint=f"repair what is in {self.dataset.root}") from None
@@ -76,6 +76,16 @@ class Pictures:
 
 def _mode(channels: int) -> str:
     return "L" if channels == 1 else "RGB"
+
+
+def _converted(picture: Image.Image, mode: str) -> Image.Image:
+    if picture.mode.startswith("I;16"):  # PIL would cut off all that is brighter than 255 of 65,535
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits, of a scale that nobody knows; expected 8 or 16")
+    elif picture.mode == "P" and "transparency" in picture.info:  # PIL would warn
+        picture = picture.convert("RGBA")
+    return picture.convert(mode)
 
 
 @frozen(eq=False)
@@ -127,7 +137,9 @@ def cut(labels: np.ndarray, amounts: Mapping[str, float], rng: np.random.Generat
     if sum(wanted.values()) > free.sum():
         held = " and ".join(f"{n:,} for {key}" for key, n in wanted.items())
         text = f"cannot hold out {held}: there are {len(labels):,} images, and each class needs one to train on"
-        raise UserError(text, key=(next(reversed(wanted)),), hint=f"{' + '.join(wanted)} may be {free.sum():,} at most")
+        totals = np.cumsum([*wanted.values()])
+        key = [*wanted][int(np.argmax(totals > free.sum()))]  # the first that there is no room for
+        raise UserError(text, key=(key,), hint=f"{' + '.join(wanted)} may be {free.sum():,} at most")
     shuffled = rng.permutation(len(labels))
     left = np.split(shuffled[np.argsort(labels[shuffled], kind="stable")], np.cumsum(counts)[:-1])
     parts = {}
@@ -248,12 +260,19 @@ def _torchvision(data: Data, channels: int, size: int) -> tuple[dict[str, Split]
         except ImportError as error:
             text = f"torchvision reads {data.name} by a package that is missing: {error.name}"
             raise UserError(text, key=("name",), hint=f"pip install {error.name}") from None
-        except (RuntimeError, OSError, ValueError, EOFError) as error:
-            text = f"cannot read {data.name} from {data.root}: {str(error).strip().splitlines()[0]}"
+        except Exception as error:  # whatever its readers raise for files that are missing, cut off or altered
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            text = f"cannot read {data.name} from {data.root}: {reason}"
             fetch = ", or say download = true" if download and not data.download else ""
             hint = f"put it there{fetch}; torchvision.datasets.{data.name} says how"
             raise UserError(text, key=("root",), hint=hint) from error
     splits = {split: _whole(_pool(part, channels), _labels(part)) for split, part in parts.items()}
+    for split, part in parts.items():
+        if len(part) != len(splits[split].labels):
+            text = (
+                f"{data.name} in {data.root} has {len(part)} images, but {len(splits[split].labels)} labels ({split})"
+            )
+            raise UserError(text, key=("root",), hint="take its files away and put whole ones there")
     names = getattr(parts["train"], "classes", None) or [*map(str, range(data.known.classes or 0))]
     return splits, [name if isinstance(name, str) else name[0] for name in names]
 

@@ -153,9 +153,11 @@ class LiveClassification:
         self.metrics: Mapping[str, Metric] = {f"top{top}": Metric("%", "max") for top in self.tops}
         self.splits: Mapping[str, int] = {name: len(split.labels) for name, split in self._splits.items()}
         self.preprocessing: Mapping[str, Any] = {
-            "resize": f"shorter side to {self.finish.resized}, bilinear, antialiased; images of {size}x{size} stay",
-            "crop": f"the middle {size}x{size}",
-            "pixels": "0 to 1, then (pixel - mean) / std by channel",
+            "how": f"an image that is not {size}x{size}: the shorter side to `resize`, bilinear, antialiased, then the "
+            "middle `crop` x `crop`; of all: pixels from 0 to 1, then (pixel - mean) / std by channel",
+            "colours": "RGB" if channels == 3 else "grey",
+            "resize": self.finish.resized,
+            "crop": size,
             "mean": list(mean),
             "std": list(std),
             "classes": [*names] or found,
