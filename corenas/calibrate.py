@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,7 +38,7 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, task: LiveTask, batches: Sequence[Any]) -> None:
+def recalibrate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> None:
     """Recompute the batch-norm statistics of the arch in force (Yu et al. 2019, arXiv:1903.05134, section 3.1).
 
     Each layer's mean and variance become the averages of the batches' means and biased variances, weighted by their
@@ -77,7 +77,7 @@ def recalibrate(model: nn.Module, task: LiveTask, batches: Sequence[Any]) -> Non
 
 
 @torch.no_grad()
-def measure(model: nn.Module, task: LiveTask, batches: Sequence[Any]) -> dict[str, float]:
+def measure(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> dict[str, float]:
     """A model's metrics over batches, in evaluation mode."""
     meter = task.meter()
     for batch in batches:
@@ -99,29 +99,28 @@ class Evaluation:
         device: torch.device,
         seed: int = 0,
         batch_size: int = 256,
+        workers: int = 0,
     ) -> None:
         self.supernet, self.task, self.calibration, self.device = supernet, task, calibration, device
-        self.seed, self.batch_size = seed, batch_size
-        self._splits: dict[str, Sequence[Any]] = {}
-        self._images: Sequence[Any] | None = None
+        self.seed, self.batch_size, self.workers = seed, batch_size, workers
+        self._splits: dict[str, loading.Batches] = {}
+        self._images: loading.Batches | None = None
 
     @property
-    def images(self) -> Sequence[Any]:
+    def images(self) -> Iterable[Any]:
         """The batches that statistics are computed on."""
-        if self._images is None:
-            c = self.calibration
+        c = self.calibration
+        if self._images is None and c.batches:
             augmented = c.pipeline == "train"
-            self._images = (
-                loading.batches(self.task, c.data, c.batch_size, self.device, augmented, self.seed, c.batches)
-                if c.batches
-                else []
+            self._images = loading.Batches(
+                self.task, c.data, c.batch_size, self.device, augmented, self.seed, c.batches, self.workers
             )
-        return self._images
+        return self._images or []
 
-    def split(self, name: str) -> Sequence[Any]:
+    def split(self, name: str) -> loading.Batches:
         """The batches of a split, in order."""
         if name not in self._splits:
-            self._splits[name] = loading.batches(self.task, name, self.batch_size, self.device)
+            self._splits[name] = loading.Batches(self.task, name, self.batch_size, self.device, workers=self.workers)
         return self._splits[name]
 
     @contextmanager

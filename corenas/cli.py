@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import inspect
 import json
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +102,11 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
                         help="a TOML file, min, max, default, random:SEED, or best, the default of a run")  # fmt: skip
     export.add_argument("--to", metavar="DIR", type=Path, required=True, help="the folder to write")
     export.add_argument(
-        "--format", metavar="NAME", action="append", default=[], help="safetensors, python or pt2 (default: all)"
+        "--format",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="safetensors, python, pt2 (default: these three), or that of an exporter",
     )
 
     plugins = command("plugins", _plugins, "what is installed, and what is broken and why")
@@ -265,22 +271,21 @@ def _trials(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from corenas.settings import FORMATS
     from corenas.spec import load_spec
 
     catalogue, folder = _catalogue(), Path(options.source)
     path = folder / "spec.toml" if folder.is_dir() else folder
     if folder.is_dir() and not path.exists():
         raise UserError("this is no run directory", file=str(folder), hint="it has no spec.toml")
-    formats = options.format or ["safetensors", "python", "pt2"]
-    unknown = [name for name in formats if name not in ("safetensors", "python", "pt2")]
+    known = [*FORMATS, *catalogue.names("exporters")]
+    unknown = [name for name in options.format if name not in known]
     if unknown:
-        raise UserError(
-            f"no format {unknown[0]!r}", hint=did_you_mean(unknown[0], ("safetensors", "python", "pt2"), "formats")
-        )
+        raise UserError(f"no format {unknown[0]!r}", hint=did_you_mean(unknown[0], known, "formats"))
     if options.to.exists() and not (options.to / "arch.toml").exists() and any(options.to.iterdir()):
         raise UserError("this folder is not empty", file=str(options.to), hint="another one: --to DIR")
     spec, sources = load_spec(path, catalogue, options.set)
-    from corenas.run import named_arch, open_run, prepare, write_best
+    from corenas.run import named_arch, open_run, prepare, read_formats, write_best
 
     try:
         metrics: dict[str, float] = {}
@@ -297,6 +302,7 @@ def _export(options: argparse.Namespace) -> int:
         else:
             prepared, evaluation = prepare(spec, data=False), None
             arch = named_arch(spec.space, options.arch or "default")
+        formats = read_formats(options.format or FORMATS, catalogue)
         write_best(prepared, evaluation, arch, options.to, formats, metrics, False)
     except UserError as error:
         raise sources.located(error) from None
@@ -373,6 +379,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _described(cls: type) -> list[dict[str, Any]]:
+    """The options of a class, those of classes inside it under `options`."""
     import attrs
 
     from corenas.options import expectation, explanations, to_table
@@ -384,21 +391,32 @@ def _described(cls: type) -> list[dict[str, Any]]:
         default: Any = attribute.default
         if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
             default = default.factory()  # type: ignore[union-attr]
-        required = default is attrs.NOTHING
-        row = {"option": attribute.name, "expects": expectation(attribute.type), "required": required}
-        rows.append(
-            row | ({} if required else {"default": to_table(default)}) | {"meaning": texts.get(attribute.name, "")}
-        )
+        row: dict[str, Any] = {"option": attribute.name, "expects": expectation(attribute.type)}
+        row["required"] = default is attrs.NOTHING
+        if not row["required"]:
+            row["default"] = to_table(default)
+        row["meaning"] = texts.get(attribute.name, "")
+        inner = [arm for arm in (attribute.type, *typing.get_args(attribute.type)) if attrs.has(arm)]
+        if inner:
+            row["options"] = _described(inner[0])
+        rows.append(row)
     return rows
 
 
 def _describe(cls: type, indent: str) -> None:
     """Print a component's summary and options."""
-    import inspect
-
     summary = inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0]
     for line in summary.splitlines():
         print(f"{indent}{line}")
-    for row in _described(cls):
-        default = "required" if row["required"] else f"default {json.dumps(row['default']).replace('null', 'none')}"
-        print(f"{indent}  {row['option']}: {row['meaning']}\n{indent}    {row['expects']}, {default}")
+    _describe_options(_described(cls), f"{indent}  ")
+
+
+def _describe_options(rows: Sequence[dict[str, Any]], indent: str) -> None:
+    for row in rows:
+        default = "required" if row["required"] else f"default {_toml(row['default'])}"
+        print(f"{indent}{row['option']}: {row['meaning']}\n{indent}  {row['expects']}, {default}")
+        _describe_options(row.get("options", []), f"{indent}    ")
+
+
+def _toml(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from corenas import seeding
 from corenas.contracts import LiveTask
+from corenas.errors import UserError
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -35,7 +36,37 @@ class _Seeded(Dataset[Any]):
     def __getitem__(self, place: tuple[int, int]) -> Any:
         # torch.manual_seed would seed all devices, which takes as long as reading an image
         torch.default_generator.manual_seed(seeding.number(self.seed, self.name, *place))
-        return self.dataset[place[1]]
+        try:
+            return self.dataset[place[1]]
+        except UserError as error:  # raised in a worker it would arrive as a traceback, so it is handed over
+            return error
+
+    def batches(self, places: Sequence[Sequence[tuple[int, int]]], workers: int) -> Iterator[Any]:
+        """The batches of some samples. Torch's global generator is as it was after each."""
+        loader = DataLoader(
+            self,
+            batch_sampler=places,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=_collate,
+            generator=torch.Generator().manual_seed(0),
+        )
+        batches = iter(loader)
+        while True:
+            before = torch.get_rng_state()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                torch.set_rng_state(before)
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def _collate(samples: list[Any]) -> Any:
+    wrong = [sample for sample in samples if isinstance(sample, UserError)]
+    return wrong[0] if wrong else default_collate(samples)
 
 
 class Stream:
@@ -62,22 +93,7 @@ class Stream:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch, from one on. Torch's global generator is as it was after each."""
-        loader = DataLoader(
-            self._dataset,
-            batch_sampler=self.order(epoch)[start:],  # type: ignore[arg-type]
-            num_workers=self.workers,
-            generator=torch.Generator().manual_seed(0),
-        )
-        batches = iter(loader)
-        while True:
-            before = torch.get_rng_state()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            finally:
-                torch.set_rng_state(before)
-            yield batch
+        return self._dataset.batches(self.order(epoch)[start:], self.workers)
 
     def forever(self, start: int = 0) -> Iterator[Any]:
         """Batches of one epoch after the other, from one on."""
@@ -86,29 +102,44 @@ class Stream:
             yield from self.epoch(number, start if number == epoch else 0)
 
 
-def batches(
-    task: LiveTask,
-    split: str,
-    batch_size: int,
-    device: torch.device,
-    augmented: bool = False,
-    seed: int = 0,
-    limit: int = 0,
-) -> Sequence[Any]:
-    """Batches of a split on a device, decoded once: all in order, or `limit` shuffled ones."""
-    dataset: Any = task.dataset(split, augmented)
-    size = len(dataset)
-    if limit:
-        order = np.random.default_rng([seeding.number(seed, f"batches:{split}")]).permutation(size)[
-            : limit * batch_size
-        ]
-    else:
-        order = np.arange(size)
-    tensors = dataset.tensors() if not augmented and hasattr(dataset, "tensors") else None
-    if tensors is not None:
-        index = torch.from_numpy(order)
-        return [to_device(tuple(t[part] for t in tensors), device) for part in index.split(batch_size)]
-    stream = _Seeded(dataset, seed, f"batches:{split}")
-    places = [[(0, int(i)) for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
-    with seeding.seeded(seed, "batches"):
-        return [to_device(batch, device) for batch in DataLoader(stream, batch_sampler=places)]  # type: ignore[arg-type]
+class Batches:
+    """Batches of a split on a device, to be gone through again and again: all in order, or `limit` shuffled ones.
+
+    They are decoded once and kept, unless that takes more than 2 GiB.
+    """
+
+    def __init__(
+        self,
+        task: LiveTask,
+        split: str,
+        batch_size: int,
+        device: torch.device,
+        augmented: bool = False,
+        seed: int = 0,
+        limit: int = 0,
+        workers: int = 0,
+    ) -> None:
+        dataset: Any = task.dataset(split, augmented)
+        name, order = f"batches:{split}", np.arange(len(dataset))
+        if limit:
+            shuffled = np.random.default_rng([seeding.number(seed, name)]).permutation(len(dataset))
+            order = shuffled[: limit * batch_size]
+        self.device, self.workers = device, workers
+        self._places = [[(0, int(i)) for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
+        self._samples = _Seeded(dataset, seed, name)
+        self._kept: Sequence[Any] | None = None
+        tensors = dataset.tensors() if not augmented and hasattr(dataset, "tensors") else None
+        if tensors is not None:
+            parts = torch.from_numpy(order).split(batch_size)
+            self._kept = [to_device(tuple(tensor[part] for tensor in tensors), device) for part in parts]
+        elif len(order) * task.example.numel() * task.example.element_size() < 2 << 30:
+            self._kept = [*self._decoded()]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._decoded() if self._kept is None else iter(self._kept)
+
+    def _decoded(self) -> Iterator[Any]:
+        return (to_device(batch, self.device) for batch in self._samples.batches(self._places, self.workers))

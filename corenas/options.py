@@ -123,8 +123,11 @@ def _annotated(converter: cattrs.Converter, t: Any) -> Callable[[Any, Any], Any]
     inner, _, check = typing.get_args(t)
 
     def hook(value: Any, _: Any) -> Any:
-        result = converter.structure(value, inner)
-        if not check(result):
+        try:
+            result = converter.structure(value, inner)
+        except _Rejected:
+            result = None
+        if result is None or not check(result):
             raise _Rejected(f"expected {expectation(t)}, {_found(value)}")
         return result
 

@@ -24,6 +24,7 @@ from corenas.contracts import (
     AlgorithmContext,
     Emit,
     EvaluatorContext,
+    Exporter,
     LiveTask,
     Metric,
     Problem,
@@ -38,6 +39,7 @@ from corenas.errors import Fault, UserError
 from corenas.objectives import Constraint, Objectives, amount
 from corenas.plugins import Catalogue
 from corenas.search import metrics_of, read_constraints, read_objectives, search, stand
+from corenas.settings import FORMATS
 from corenas.space import Arch, SearchSpace, flatten
 from corenas.spec import Spec
 from corenas.store import Store
@@ -78,11 +80,11 @@ def prepare(spec: Spec, data: bool = True) -> Prepared:
     with seeding.seeded(spec.seed, "init"):
         supernet = build_supernet(spec.backbone, spec.space, task)
     cost = supernet_cost(supernet, spec.space, task)
-    metrics = metrics_of(spec.evaluators, task)
     faults: list[Fault] = []
-    objectives, constraints, drawing = None, [], None
+    metrics, objectives, constraints, drawing = {}, None, [], None
     searched = "search" in spec.algorithm.stages
     try:
+        metrics = metrics_of(spec.evaluators, task)
         objectives = read_objectives(spec.search, metrics) if searched else Objectives(())
     except UserError as error:
         faults += error.faults
@@ -113,7 +115,7 @@ def run(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: bool 
     resumed = bool(store.noted("seconds"))
     emit(RunStarted(spec.name or folder.name, folder, resumed))
     trained = _train(prepared, folder, store, emit)
-    evaluation = calibrate.Evaluation(trained, prepared.task, spec.calibration, prepared.device, spec.seed)
+    evaluation = _evaluation(prepared, trained)
     trials = _search(prepared, catalogue, evaluation, store, emit)
     best = prepared.objectives.best(trials, 1)
     if not best:
@@ -122,7 +124,8 @@ def run(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: bool 
                         key=("search", "constraints"), hint=f"corenas trials {folder} lists them")  # fmt: skip
     start = time.perf_counter()
     emit(StageStarted("export", 1, "networks"))
-    test = write_best(prepared, evaluation, best[0].arch, folder / "best", spec.export.formats, best[0].metrics, True)
+    formats = read_formats(spec.export.formats, catalogue)
+    test = write_best(prepared, evaluation, best[0].arch, folder / "best", formats, best[0].metrics, True)
     seconds = time.perf_counter() - start
     emit(StageDone("export", seconds, test))
     _spent(store, "export", seconds)
@@ -214,7 +217,9 @@ def _search(
         spec.calibration,
         seeding.generator(spec.seed, "evaluators"),
     )
-    evaluators = {catalogue.name_of(options): options for options in spec.evaluators}
+    evaluators = {
+        f"{catalogue.name_of(options)} (evaluators[{i}])": options for i, options in enumerate(spec.evaluators)
+    }
     problem = Problem(prepared.drawing, prepared.objectives, spec.search.trials)
     searcher = spec.searcher.start(problem, seeding.generator(spec.seed, "searcher"))
     start = time.perf_counter()
@@ -231,12 +236,23 @@ def _search(
     return trials
 
 
+def _evaluation(prepared: Prepared, supernet: nn.Module) -> calibrate.Evaluation:
+    spec = prepared.spec
+    workers = spec.train.workers
+    return calibrate.Evaluation(supernet, prepared.task, spec.calibration, prepared.device, spec.seed, workers=workers)
+
+
+def read_formats(names: Sequence[str], catalogue: Catalogue) -> dict[str, Exporter | None]:
+    """Formats by name: None for the core's own, else the exporter. Raises UserError for a name that is neither."""
+    return {name: None if name in FORMATS else catalogue.find("exporters", name).cls() for name in names}
+
+
 def write_best(
     prepared: Prepared,
     evaluation: calibrate.Evaluation | None,
     arch: Arch,
     folder: Path,
-    formats: Sequence[str],
+    formats: Mapping[str, Exporter | None],
     metrics: Mapping[str, float],
     tested: bool,
 ) -> dict[str, float]:
@@ -271,6 +287,8 @@ def write_best(
         temporary.mkdir(parents=True)
         title = f"{prepared.spec.name}: the subnet {arch.digest}, exported by corenas {corenas.__version__}."
         export.write(plain, task.example, temporary, formats, title)
+        for exporter in filter(None, formats.values()):
+            exporter.write(plain.cpu().eval(), task.example, temporary)
         (temporary / "arch.toml").write_text(tomli_w.dumps(dict(arch)), encoding="utf-8")
         (temporary / "cost.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -317,7 +335,7 @@ def open_run(folder: Path, spec: Spec) -> tuple[Prepared, calibrate.Evaluation, 
     prepared = prepare(spec)
     load_weights(prepared.supernet, folder / "supernet.pt")
     prepared.supernet.to(prepared.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    evaluation = calibrate.Evaluation(prepared.supernet, prepared.task, spec.calibration, prepared.device, spec.seed)
+    evaluation = _evaluation(prepared, prepared.supernet)
     return prepared, evaluation, Store(folder / "run.sqlite", readonly=True)
 
 

@@ -78,10 +78,18 @@ def stand(evaluators: Mapping[str, object], context: EvaluatorContext, constrain
 
 
 def metrics_of(evaluators: Sequence[object], task: LiveTask) -> dict[str, Metric]:
-    """All metrics that a search can speak of."""
-    found = dict(COST_METRICS)
-    for evaluator in evaluators:
-        found |= evaluator.provides(task)  # type: ignore[attr-defined]
+    """All metrics that a search can speak of. Raises UserError for one that two evaluators give."""
+    found, faults = dict(COST_METRICS), []
+    for i, evaluator in enumerate(evaluators):
+        given = evaluator.provides(task)  # type: ignore[attr-defined]
+        twice = sorted(found.keys() & given.keys())
+        if twice:
+            faults.append(
+                Fault(f"{', '.join(twice)} is measured already, by the core or another evaluator", ("evaluators", i))
+            )
+        found |= given
+    if faults:
+        raise UserError(faults=faults)
     return found
 
 

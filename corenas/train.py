@@ -131,10 +131,12 @@ def train(
                     emit(Progress(stage, index, figures))
             figures = _figures(shown, optimizer, epoch, index)
             emit(Progress(stage, index, figures))
-            last = epoch + 1 == settings.epochs
-            if checkpoint is not None and (last or (epoch + 1) % settings.checkpoint_every == 0):
+            if checkpoint is not None and (epoch + 1) % settings.checkpoint_every == 0 and epoch + 1 < settings.epochs:
                 place = {"phase": number, "epoch": epoch + 1, "index": index, "taken": others.taken}
                 _write(checkpoint, place, parts, trainer, sampler, rng)
+        if checkpoint is not None and (first < settings.epochs or resumed is None):
+            place = {"phase": number, "epoch": settings.epochs, "index": index, "taken": others.taken}
+            _write(checkpoint, place, parts, trainer, sampler, rng)
     emit(StageDone(stage, clock.seconds, figures))
     return model if average is None else average.module
 

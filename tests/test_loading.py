@@ -8,7 +8,8 @@ import torch
 from toys import Task
 
 from corenas import seeding
-from corenas.loading import Stream, batches, to_device
+from corenas.errors import UserError
+from corenas.loading import Batches, Stream, to_device
 
 CPU = torch.device("cpu")
 
@@ -90,7 +91,7 @@ class FastTask(Task):
 def test_batches_of_a_split_come_in_order_and_whole():
     images, labels = Task().data["valid"]
     for task in (Task(), FastTask()):
-        found = batches(task, "valid", 20, CPU)
+        found = Batches(task, "valid", 20, CPU)
         assert [len(batch[1]) for batch in found] == [20, 20, 8]
         assert torch.equal(torch.cat([batch[0] for batch in found]), images)
         assert torch.equal(torch.cat([batch[1] for batch in found]), labels)
@@ -98,19 +99,19 @@ def test_batches_of_a_split_come_in_order_and_whole():
 
 
 def test_limited_batches_are_shuffled_and_the_same_whichever_way_they_are_read():
-    found = [batches(task, "train", 16, CPU, seed=3, limit=4) for task in (Task(), FastTask())]
+    found = [Batches(task, "train", 16, CPU, seed=3, limit=4) for task in (Task(), FastTask())]
     assert [values(batch) for batch in found[0]] == [values(batch) for batch in found[1]]
     assert [len(batch[1]) for batch in found[0]] == [16] * 4
     flat = torch.cat([batch[0] for batch in found[0]]).flatten(1)
     assert len(np.unique(flat.numpy(), axis=0)) == 64
-    assert [values(b) for b in batches(Task(), "train", 16, CPU, seed=4, limit=4)] != [values(b) for b in found[0]]
-    assert len(batches(Task(), "train", 50, CPU, limit=9)) == 2
+    assert [values(b) for b in Batches(Task(), "train", 16, CPU, seed=4, limit=4)] != [values(b) for b in found[0]]
+    assert len(Batches(Task(), "train", 50, CPU, limit=9)) == 2
 
 
 def test_augmented_batches_hang_on_the_seed_alone():
-    first = [values(b) for b in batches(Task(), "train", 16, CPU, True, seed=3, limit=2)]
+    first = [values(b) for b in Batches(Task(), "train", 16, CPU, True, seed=3, limit=2)]
     state = torch.get_rng_state()
-    assert [values(b) for b in batches(FastTask(), "train", 16, CPU, True, seed=3, limit=2)] == first
+    assert [values(b) for b in Batches(FastTask(), "train", 16, CPU, True, seed=3, limit=2)] == first
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -148,3 +149,33 @@ def test_a_seed_for_a_while_is_gone_after_it_even_after_an_error():
         assert torch.equal(torch.rand(3), first)
         raise RuntimeError
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Broken(Task):
+    def dataset(self, split, augmented):
+        good = super().dataset(split, augmented)
+
+        class Data(torch.utils.data.Dataset):
+            def __len__(self):
+                return len(good)
+
+            def __getitem__(self, i):
+                if i == 7:
+                    raise UserError("this picture cannot be read", file="cat.jpg", hint="remove it")
+                return good[i]
+
+        return Data()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_in_the_data_arrives_whole_from_a_worker_too(workers):
+    reads = (
+        lambda: [*Stream(Broken(), "train", 4, seed=0, workers=workers).epoch(0)],
+        lambda: [*Batches(Broken(), "train", 4, CPU, workers=workers)],
+    )
+    for read in reads:
+        with pytest.raises(UserError) as error:
+            read()
+        assert [(f.message, f.file, f.hint) for f in error.value.faults] == [
+            ("this picture cannot be read", "cat.jpg", "remove it")
+        ]

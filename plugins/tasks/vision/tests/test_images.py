@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from corenas.errors import UserError
-from corenas.loading import Stream, batches
+from corenas.loading import Batches, Stream
 from corenas.options import structure
 from corenas_task_vision import Classification
 from corenas_task_vision.data import Files
@@ -313,9 +313,9 @@ def test_a_stream_gives_the_same_batches_whatever_the_number_of_workers(tmp_path
 @pytest.mark.parametrize("size", [8, 12])
 def test_batches_of_images_in_memory_are_those_read_one_by_one(monkeypatch, size):
     task = start(data="digits", size=size)
-    fast = batches(task, "valid", 50, torch.device("cpu"))
+    fast = Batches(task, "valid", 50, torch.device("cpu"))
     monkeypatch.setattr("corenas_task_vision.task.Images.tensors", lambda self: None)
-    assert same(fast, batches(task, "valid", 50, torch.device("cpu")))
+    assert same(fast, Batches(task, "valid", 50, torch.device("cpu")))
 
 
 def test_data_can_be_sent_to_a_process_that_starts_from_nothing(tmp_path):

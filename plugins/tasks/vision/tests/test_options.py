@@ -83,7 +83,7 @@ def test_options_survive_being_written_and_read_again():
     ("valid", 0, "expected a number of images, or a share between 0 and 1, found 0"),
     ("valid", 1.5, "expected a number of images, or a share"),
     ("test", -3, "expected a number of images, or a share"),
-    ("test", "10%", "or a number, found '10%'"),
+    ("test", "10%", "or a share between 0 and 1, found '10%'"),
     ("size", 0, "must be >= 1"),
     ("crop", 1.5, "must be <= 1"),
     ("channels", 2, "expected 1 or 3"),

@@ -1,0 +1,183 @@
+"""What a run does with what it is given: events, formats, evaluators, stages; with toy components only."""
+
+import json
+import types
+from typing import ClassVar
+
+import pytest
+import tomli_w
+import torch
+import toys
+from attrs import frozen
+
+from corenas.contracts import Metric, RunDone, RunStarted, StageDone, StageStarted, TrialDone
+from corenas.errors import UserError
+from corenas.hookspecs import hookimpl
+from corenas.plugins import load_catalogue
+from corenas.run import run
+from corenas.spec import load_spec
+from corenas.store import Store
+
+
+@frozen
+class Task:
+    """The three patterns."""
+
+    def start(self, rng, data=True):
+        return toys.Task()
+
+
+@frozen
+class Backbone:
+    """The toy network."""
+
+    def build(self, space):
+        return toys.Body(space.tree)
+
+
+@frozen
+class Mutator:
+    """One path a step."""
+
+    def start(self, context):
+        return toys.Mutator().start(context)
+
+
+@frozen
+class Algorithm:
+    """Trains on the labels."""
+
+    stages: ClassVar = ("train", "search")
+
+    def start(self, context):
+        return toys.Trainer(context.supernet, context.task, [(context.space, context.train)])
+
+
+@frozen
+class Searcher:
+    """At random."""
+
+    def start(self, problem, rng):
+        self_ = types.SimpleNamespace(state_dict=dict, load_state_dict=lambda state: None, tell=lambda trials: None)
+        self_.ask = lambda n: [problem.space.sample(rng) for _ in range(n)]
+        return self_
+
+
+@frozen
+class Letters:
+    """Counts the letters of an arch; fails for those with pooling."""
+
+    metric: str = "letters"
+    cheap: ClassVar = True
+
+    def provides(self, task):
+        return {self.metric: Metric("", "max")}
+
+    def start(self, context):
+        def measure(archs):
+            if archs[0]["op"] == "pool":
+                raise RuntimeError("no pooling on this device")
+            return [{self.metric: float(len(str(dict(archs[0]))))}]
+
+        return measure
+
+
+@frozen
+class Names:
+    """Writes the names of the layers."""
+
+    def write(self, network, example, folder):
+        assert not network.training
+        assert network(example).shape == (1, 3)
+        (folder / "names.txt").write_text("\n".join(name for name, _ in network.named_children()))
+        return folder / "names.txt"
+
+
+@pytest.fixture(scope="module")
+def catalogue():
+    offers = {
+        "tasks": Task, "backbones": Backbone, "mutators": Mutator, "algorithms": Algorithm, "searchers": Searcher,
+        "evaluators": Letters, "exporters": Names,
+    }  # fmt: skip
+    hooks = {f"corenas_{kind}": hookimpl(lambda cls=cls: {"toy": cls}) for kind, cls in offers.items()}
+    return load_catalogue(found=[], extra=[("toys", types.SimpleNamespace(**hooks))])
+
+
+@pytest.fixture
+def spec(tmp_path, catalogue):
+    def write(**changes):
+        table = {
+            "space": toys.TABLE, **dict.fromkeys(["task", "backbone", "mutator", "algorithm", "searcher"], "toy"),
+            "evaluators": ["toy"], "train": {"epochs": 1, "batch_size": 32},
+            "search": {"trials": 12, "objectives": ["letters"]}, "export": {"formats": ["python"]},
+        }  # fmt: skip
+        (tmp_path / "spec.toml").write_text(tomli_w.dumps(table | changes))
+        return load_spec(tmp_path / "spec.toml", catalogue)[0]
+
+    return write
+
+
+def test_a_run_tells_its_listeners_of_every_stage_and_trial(spec, catalogue, tmp_path):
+    events = []
+    result = run(spec(), catalogue, tmp_path / "run", events.append)
+    assert isinstance(events[0], RunStarted)
+    assert isinstance(events[-1], RunDone)
+    assert [e.stage for e in events if isinstance(e, StageStarted)] == ["train", "search", "export"]
+    assert [e.stage for e in events if isinstance(e, StageDone)] == ["train", "search", "export"]
+    assert len([e for e in events if isinstance(e, TrialDone)]) == result["trials"] == 12
+
+
+def test_trials_that_fail_are_kept_with_their_reason_and_never_win(spec, catalogue, tmp_path):
+    result = run(spec(), catalogue, tmp_path / "run", lambda event: None)
+    trials = Store(tmp_path / "run" / "run.sqlite", readonly=True).trials()
+    failed = [trial for trial in trials if trial.state == "failed"]
+    assert failed
+    assert all("no pooling on this device" in trial.error for trial in failed)
+    assert result["best"]["arch"]["op"] != "pool"
+
+
+def test_a_format_of_a_plugin_is_written_beside_the_cores_own(spec, catalogue, tmp_path):
+    chosen = spec(export={"formats": ["safetensors", "toy"]})
+    run(chosen, catalogue, tmp_path / "run", lambda event: None)
+    names = {path.name for path in (tmp_path / "run" / "best").iterdir()}
+    assert names == {"arch.toml", "cost.json", "network.safetensors", "names.txt"}
+
+
+def test_no_epochs_leave_a_supernet_as_it_was_made(spec, catalogue, tmp_path):
+    chosen = spec(train={"epochs": 0, "batch_size": 32})
+    run(chosen, catalogue, tmp_path / "run", lambda event: None)
+    saved = torch.load(tmp_path / "run" / "supernet.pt", weights_only=True)
+    assert saved["index"] == 0
+    again = run(chosen, catalogue, tmp_path / "run", lambda event: None)
+    assert again["trials"] == 12
+
+
+def test_a_metric_that_two_evaluators_give_is_a_mistake(spec, catalogue, tmp_path):
+    with pytest.raises(UserError, match="letters is measured already") as error:
+        run(spec(evaluators=["toy", "toy"]), catalogue, tmp_path / "run", lambda event: None)
+    assert error.value.faults[0].dotted == "evaluators[1]"
+    with pytest.raises(UserError, match="flops is measured already"):
+        run(spec(evaluators=["toy", {"type": "toy", "metric": "flops"}]), catalogue, tmp_path / "r", lambda event: None)
+
+
+def test_two_evaluators_of_one_type_measure_side_by_side(spec, catalogue, tmp_path):
+    chosen = spec(evaluators=["toy", {"type": "toy", "metric": "more"}])
+    result = run(chosen, catalogue, tmp_path / "run", lambda event: None)
+    assert result["best"]["metrics"]["letters"] == result["best"]["metrics"]["more"]
+
+
+def test_pareto_mode_gives_a_front_that_no_trial_beats(spec, catalogue, tmp_path):
+    search = {"trials": 20, "objectives": ["letters", "flops"], "pareto": True}
+    result = run(spec(search=search), catalogue, tmp_path / "run", lambda event: None)
+    trials = [t for t in Store(tmp_path / "run" / "run.sqlite", readonly=True).trials() if t.ok]
+    pairs = [(t.metrics["letters"], -t.metrics["flops"]) for t in trials]
+    best = {pair for pair in pairs if not [p for p in pairs if p != pair and p[0] >= pair[0] and p[1] >= pair[1]]}
+    assert {(row["metrics"]["letters"], -row["metrics"]["flops"]) for row in result["front"]} == best
+
+
+def test_the_resolved_spec_in_the_run_directory_gives_the_same_run(spec, catalogue, tmp_path):
+    first = run(spec(), catalogue, tmp_path / "one", lambda event: None)
+    resolved, _ = load_spec(tmp_path / "one" / "spec.toml", catalogue)
+    second = run(resolved, catalogue, tmp_path / "two", lambda event: None)
+    assert first["best"] == second["best"]
+    assert json.dumps(first["front"]) == json.dumps(second["front"])
