@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,43 +42,56 @@ def _torch_optim() -> Path:
 
 
 @functools.cache
-def optimizers() -> dict[str, dict[str, Any]]:
-    """Optimizer classes of torch.optim -> their arguments with defaults: `REQUIRED`, or None for what is no literal."""
-    found = {}
-    for node in ast.parse((_torch_optim() / "__init__.py").read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("torch.optim."):
-            path = _torch_optim() / f"{node.module.removeprefix('torch.optim.')}.py"
-            for name in (alias.name for alias in node.names):
-                if name[0].isupper() and name not in _NEED_MORE and path.exists():
-                    arguments = _arguments(path, name)
-                    if arguments is not None:
-                        found[name] = arguments
-    return found
+def _classes(path: Path) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)}
+
+
+class _Signatures(Mapping[str, dict[str, Any]]):
+    """Classes by name -> their arguments with defaults: `REQUIRED`, or None for what is no literal.
+
+    A file is read when one of its classes is looked up: reading all takes as long as all else that a spec needs.
+    """
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        body = _classes(self._files[name])[name].body
+        init = next(item for item in body if isinstance(item, ast.FunctionDef) and item.name == "__init__")
+        names = [a.arg for a in init.args.args]
+        defaults = [REQUIRED] * (len(names) - len(init.args.defaults)) + [*map(_literal, init.args.defaults)]
+        keywords = {k.arg: REQUIRED if d is None else _literal(d)
+                    for k, d in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)}  # fmt: skip
+        # after self and the parameters or the optimizer
+        return dict(zip(names[2:], defaults[2:], strict=True)) | keywords
 
 
 @functools.cache
-def schedules() -> dict[str, dict[str, Any]]:
+def optimizers() -> Mapping[str, dict[str, Any]]:
+    """Optimizer classes of torch.optim -> their arguments with defaults."""
+    files = {}
+    for node in ast.parse((_torch_optim() / "__init__.py").read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("torch.optim."):
+            path = _torch_optim() / f"{node.module.removeprefix('torch.optim.')}.py"
+            names = [alias.name for alias in node.names if alias.name[0].isupper() and alias.name not in _NEED_MORE]
+            files |= dict.fromkeys(names, path)
+    return _Signatures(files)
+
+
+@functools.cache
+def schedules() -> Mapping[str, dict[str, Any]]:
     """Classes of torch.optim.lr_scheduler that step without being told anything -> their arguments with defaults."""
     path = _torch_optim() / "lr_scheduler.py"
-    names = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
-    found = {name: _arguments(path, name) for name in names if name not in _STEP_OTHERWISE and name[0] != "_"}
-    return {name: arguments for name, arguments in found.items() if arguments is not None}
-
-
-def _arguments(path: Path, cls: str) -> dict[str, Any] | None:
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ClassDef) and node.name == cls:
-            for item in node.body:
-                if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                    names = [a.arg for a in item.args.args]
-                    defaults = [REQUIRED] * (len(names) - len(item.args.defaults)) + [
-                        *map(_literal, item.args.defaults)
-                    ]
-                    keywords = {k.arg: REQUIRED if d is None else _literal(d)
-                                for k, d in zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)}  # fmt: skip
-                    # after self and the parameters or the optimizer
-                    return dict(zip(names[2:], defaults[2:], strict=True)) | keywords
-    return None
+    return _Signatures({name: path for name in _classes(path) if name not in _STEP_OTHERWISE and name[0] != "_"})
 
 
 def _literal(node: ast.expr) -> Any:
@@ -113,15 +126,16 @@ def _check(
     if not isinstance(name, str) or name not in classes:
         hint = did_you_mean(str(name), [*classes, *own], f"{noun}s")
         return [Fault(f"no {noun} {name!r} in {module}" if name else "required key is missing", ("type",), hint=hint)]
-    missing = [key for key, default in classes[name].items() if default is REQUIRED and key not in table]
+    known = classes[name]
+    missing = [key for key, default in known.items() if default is REQUIRED and key not in table]
     faults = [Fault("required key is missing", (key,), hint=f"{name} in {module} needs it") for key in missing]
     for key, value in table.items():
         if key == "type":
             continue
-        if key not in classes[name]:
-            faults.append(Fault("unknown key", (key,), hint=did_you_mean(key, classes[name], f"options of {name}")))
+        if key not in known:
+            faults.append(Fault("unknown key", (key,), hint=did_you_mean(key, known, f"options of {name}")))
             continue
-        default = classes[name][key]
+        default = known[key]
         number = value if _is_number(value) else None
         if isinstance(default, bool) and not isinstance(value, bool):
             faults.append(Fault(f"expected true or false, found {value!r}", (key,)))
