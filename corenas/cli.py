@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import corenas
 from corenas.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `corenas trials … | head`
         sys.stderr.close()
         return DONE
+    except OSError as error:  # a full disk, a folder that is gone
+        print(f"{error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return MISTAKE
 
 
 def _complain(error: UserError, as_json: bool, command: list[str]) -> None:
@@ -61,6 +65,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog="corenas", description="One-shot neural architecture search.")
+    parser.add_argument("--version", action="version", version=f"corenas {corenas.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
@@ -113,17 +118,18 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     plugins.add_argument("--deep", action="store_true", help="import all modules of all plugins")
 
     show = command("show", _show, "the options of a component, with defaults and what they mean")
-    show.add_argument("kind", nargs="?", metavar="KIND", help="for instance searchers")
+    show.add_argument("kind", nargs="?", metavar="KIND", help="for instance searchers; or a table of a spec: train")
     show.add_argument("name", nargs="?", metavar="NAME", help="for instance evolution")
 
     word = next((word for word in given if not word.startswith("-")), None)
     if word is not None and word not in commands.choices:  # commands of plugins are looked up only when they are needed
         catalogue = _catalogue()
-        for name in catalogue.names("commands"):
-            sub = commands.add_parser(name)
-            sub.set_defaults(command=catalogue.find("commands", name).cls(sub))
+        if word in catalogue.names("commands"):
+            sub = commands.add_parser(word)
+            sub.set_defaults(command=catalogue.find("commands", word).cls(sub))
         if word not in commands.choices:
-            raise UserError(f"no command {word!r}", hint=did_you_mean(word, commands.choices, "commands"))
+            known = [*commands.choices, *catalogue.names("commands")]
+            raise UserError(f"no command {word!r}", hint=did_you_mean(word, known, "commands"))
     return parser
 
 
@@ -180,8 +186,10 @@ def _check(options: argparse.Namespace) -> int:
         print("data       " + ", ".join(f"{name} {n:,}" for name, n in prepared.task.splits.items()))
     _table([{"arch": name, **cost} for name, cost in costs.items()])
     if prepared.constraints:
-        wanted = " and ".join(map(str, prepared.constraints))
-        print(f"constraints {wanted}: about {prepared.drawing.share:.1%} of drawn archs are inside")
+        print(f"constraints {' and '.join(map(str, prepared.constraints))}")
+    if prepared.drawing.constraints:
+        wanted = " and ".join(map(str, prepared.drawing.constraints))
+        print(f"about {prepared.drawing.share:.1%} of drawn archs have {wanted}")
     return DONE
 
 
@@ -282,8 +290,9 @@ def _export(options: argparse.Namespace) -> int:
     unknown = [name for name in options.format if name not in known]
     if unknown:
         raise UserError(f"no format {unknown[0]!r}", hint=did_you_mean(unknown[0], known, "formats"))
-    if options.to.exists() and not (options.to / "arch.toml").exists() and any(options.to.iterdir()):
-        raise UserError("this folder is not empty", file=str(options.to), hint="another one: --to DIR")
+    options.to = options.to.resolve()
+    if options.to.exists() and (not options.to.is_dir() or any(options.to.iterdir())):
+        raise UserError("this is no empty folder", file=str(options.to), hint="another one: --to DIR")
     spec, sources = load_spec(path, catalogue, options.set)
     from corenas.run import named_arch, open_run, prepare, read_formats, write_best
 
@@ -298,7 +307,7 @@ def _export(options: argparse.Namespace) -> int:
                     raise UserError("this run has no best arch yet", file=str(folder), hint="finish it: corenas run")
                 arch, metrics = spec.space.arch(result["best"]["arch"]), result["best"]["metrics"]
             else:
-                arch = named_arch(spec.space, name)
+                arch = named_arch(spec.space, name, store.trials())
         else:
             prepared, evaluation = prepare(spec, data=False), None
             arch = named_arch(spec.space, options.arch or "default")
@@ -352,20 +361,35 @@ def _import_all(catalogue: Catalogue) -> dict[str, str]:
 
 
 def _show(options: argparse.Namespace) -> int:
+    import attrs
+
     from corenas.plugins import KINDS
+    from corenas.spec import Spec
 
     catalogue = _catalogue()
     kinds = [kind for kind in KINDS if kind != "commands"]
+    tables = {field.name: type(field.default) for field in attrs.fields(Spec) if attrs.has(type(field.default))}
+    if options.kind in ("spec", *tables):
+        cls = tables.get(options.kind, Spec)
+        if options.json:
+            _print({options.kind: _described(cls)})
+        else:
+            _describe(cls, "")
+        return DONE
     if options.kind is None:
         found = {kind: catalogue.names(kind) for kind in kinds}
         if options.json:
             _print(found)
         else:
             print("\n".join(f"{kind:<12} {', '.join(names) or 'none installed'}" for kind, names in found.items()))
+            print(f"{'tables':<12} spec, {', '.join(tables)}")
         return DONE
     kind = options.kind if options.kind.endswith("s") else f"{options.kind}s"
     if kind not in kinds:
-        raise UserError(f"no kind {options.kind!r}", hint=did_you_mean(kind, kinds, "kinds"))
+        known = [*kinds, "spec", *tables]
+        raise UserError(
+            f"no kind {options.kind!r}", hint=did_you_mean(options.kind, known, "kinds and tables of a spec")
+        )
     names = [options.name] if options.name else catalogue.names(kind)
     components = [catalogue.find(kind, name) for name in names]
     if options.json:

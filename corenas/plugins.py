@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,11 @@ KINDS = (
     "commands",
 )  # fmt: skip
 """The kinds of components that have a name; each is offered through the hook `corenas_<kind>`."""
+MEMBERS = dict.fromkeys(KINDS, ("start",)) | {
+    "algorithms": ("start", "stages"), "evaluators": ("start", "provides", "cheap"), "backbones": ("build",),
+    "exporters": ("write",), "commands": (),
+}  # fmt: skip
+"""What the options of each kind must have (`corenas.contracts`)."""
 
 
 @frozen
@@ -178,9 +183,15 @@ def _offers(manager: pluggy.PluginManager, plugin: Plugin) -> Iterator[Component
         for hook in getattr(manager.hook, f"corenas_{kind}").get_hookimpls():
             if hook.plugin_name != plugin.name:
                 continue
-            for name, cls in hook.function().items():
-                if kind != "commands" and not attrs.has(cls):
+            offered = hook.function()
+            if not isinstance(offered, Mapping) or not all(isinstance(name, str) for name in offered):
+                raise TypeError(f"corenas_{kind} gives {offered!r}, no mapping from names")
+            for name, cls in offered.items():
+                if kind != "commands" and not (isinstance(cls, type) and attrs.has(cls)):
                     raise TypeError(f"{kind} {name!r}: {cls!r} is no attrs class of options")
+                missing = [member for member in MEMBERS.get(kind, ()) if not hasattr(cls, member)]
+                if missing:
+                    raise TypeError(f"{kind} {name!r} has no {' and no '.join(missing)}")
                 yield Component(kind, name, cls, plugin.distribution, plugin.version)
 
 

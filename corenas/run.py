@@ -7,7 +7,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,12 @@ def prepare(spec: Spec, data: bool = True) -> Prepared:
         task = spec.task.start(seeding.generator(spec.seed, "task"), data)
     except UserError as error:
         raise error.under("task") from None
-    with seeding.seeded(spec.seed, "init"):
-        supernet = build_supernet(spec.backbone, spec.space, task)
+    try:
+        with seeding.seeded(spec.seed, "init"):
+            supernet = build_supernet(spec.backbone, spec.space, task)
+    except (RuntimeError, MemoryError, OverflowError, ValueError) as error:
+        text = f"this space cannot be built: {str(error).splitlines()[0]}"
+        raise UserError(text, key=("space",), hint="are its widths and depths meant so?") from error
     cost = supernet_cost(supernet, spec.space, task)
     faults: list[Fault] = []
     metrics, objectives, constraints, drawing = {}, None, [], None
@@ -90,7 +95,7 @@ def prepare(spec: Spec, data: bool = True) -> Prepared:
         faults += error.faults
     try:
         largest = cost.of([spec.space.largest()])[0]
-        constraints = read_constraints(spec.search, metrics, largest)
+        constraints = read_constraints(spec.search, metrics, largest) if metrics else []
         drawing = Constrained(spec.space, cost, [c for c in constraints if c.metric in largest])
     except UserError as error:
         faults += error.faults
@@ -107,56 +112,102 @@ def run(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: bool 
     folder: the run directory; one begun with this spec is continued, one begun with another is refused
     fresh: empty it first
     """
-    if fresh:
-        _empty(folder)
+    _check_folder(folder)
     prepared = prepare(spec)
-    store = _open(folder, spec.to_table(catalogue))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    with _alone(folder):
+        if fresh:
+            _empty(folder)
+        return _run(prepared, catalogue, folder, emit)
+
+
+def _run(prepared: Prepared, catalogue: Catalogue, folder: Path, emit: Emit) -> dict[str, Any]:
+    spec = prepared.spec
+    store = _open(folder, spec.to_table(catalogue), dict(prepared.task.splits))
     store.note("objectives", attrs.asdict(prepared.objectives))
     resumed = bool(store.noted("seconds"))
     emit(RunStarted(spec.name or folder.name, folder, resumed))
     trained = _train(prepared, folder, store, emit)
     evaluation = _evaluation(prepared, trained)
     trials = _search(prepared, catalogue, evaluation, store, emit)
-    best = prepared.objectives.best(trials, 1)
-    if not best:
+    front = prepared.objectives.front(trials)
+    if not front:
         wanted = " and ".join(map(str, prepared.constraints))
         raise UserError(f"none of {len(trials)} trials is done and has {wanted or 'a result'}",
                         key=("search", "constraints"), hint=f"corenas trials {folder} lists them")  # fmt: skip
+    # Of a front one is exported: the best by the first objective.
+    best = max(front, key=lambda trial: prepared.objectives.objectives[0].gain(trial.metrics))
     start = time.perf_counter()
     emit(StageStarted("export", 1, "networks"))
     formats = read_formats(spec.export.formats, catalogue)
-    test = write_best(prepared, evaluation, best[0].arch, folder / "best", formats, best[0].metrics, True)
+    test = write_best(prepared, evaluation, best.arch, folder / "best", formats, best.metrics, True)
     seconds = time.perf_counter() - start
     emit(StageDone("export", seconds, test))
     _spent(store, "export", seconds)
-    front = prepared.objectives.front(trials) if prepared.objectives.pareto else best
     result = {
         "run": str(folder),
-        "best": {"arch": dict(best[0].arch), "metrics": dict(best[0].metrics), "test": test},
+        "best": {"arch": dict(best.arch), "metrics": dict(best.metrics), "test": test},
         "front": [{"arch": dict(trial.arch), "metrics": dict(trial.metrics)} for trial in front],
         "trials": len(trials),
         "seconds": store.noted("seconds"),
     }
     store.note("result", result)
-    emit(RunDone(folder, closing_lines(prepared, folder, best[0], test, len(trials))))
+    emit(RunDone(folder, closing_lines(prepared, folder, best, test, len(trials), len(front))))
     store.close()
     return result
 
 
+_OWN = ("spec.toml", "run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "supernet.pt", "best")
+"""What a run writes into its directory; some of it under a name ending in `.part` first."""
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise UserError for a folder that holds something else than a run."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.sqlite").exists():
+        raise UserError("this folder is not empty and holds no run", file=str(folder), hint="another one: --out DIR")
+
+
 def _empty(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()) and not (folder / "run.sqlite").exists():
-        raise UserError("--fresh empties run directories only, and this is none", file=str(folder))
-    shutil.rmtree(folder, ignore_errors=True)
+    """Delete what a run has written, and nothing else."""
+    for path in (folder / f"{name}{suffix}" for name in _OWN for suffix in ("", ".part")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
-def _open(folder: Path, table: Mapping[str, Any]) -> Store:
-    """The store of a run directory that is new or was begun with this spec."""
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Only one process at a time works in a run directory. Raises UserError for the second."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError("another corenas is at work in this run directory", file=str(folder)) from None
+    finally:
+        os.close(handle)
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    text = f"cannot write into this run directory: {error.strerror}"
+    return UserError(text, file=str(folder), hint="another one: --out DIR")
+
+
+def _open(folder: Path, table: Mapping[str, Any], splits: Mapping[str, int]) -> Store:
+    """The store of a run directory that is new or was begun with this spec and this data."""
+    try:
         (folder / "spec.toml.part").write_text(tomli_w.dumps(table), encoding="utf-8")
     except OSError as error:
-        text = f"cannot write into this run directory: {error.strerror}"
-        raise UserError(text, file=str(folder), hint="another one: --out DIR") from error
+        raise _unwritable(folder, error) from error
     store = Store(folder / "run.sqlite")
     begun = store.noted("spec")
     plain = json.loads(json.dumps(table))
@@ -167,8 +218,13 @@ def _open(folder: Path, table: Mapping[str, Any]) -> Store:
         (folder / "spec.toml.part").unlink()
         raise UserError(f"this run was begun with another spec: {changes}", file=str(folder),
                         hint="--out DIR for another directory, --fresh to begin anew")  # fmt: skip
+    before = store.noted("splits", splits)
+    if before != splits:
+        raise UserError(f"the data has changed since this run was begun: {before} images then, {dict(splits)} now",
+                        file=str(folder), hint="put it back, or --fresh to begin anew")  # fmt: skip
     os.replace(folder / "spec.toml.part", folder / "spec.toml")
     store.note("spec", plain)
+    store.note("splits", splits)
     versions = {"corenas": corenas.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
     store.note("versions", versions)
     return store
@@ -298,7 +354,9 @@ def write_best(
     return test
 
 
-def closing_lines(prepared: Prepared, folder: Path, best: Trial, test: Mapping[str, float], trials: int) -> list[str]:
+def closing_lines(
+    prepared: Prepared, folder: Path, best: Trial, test: Mapping[str, float], trials: int, front: int
+) -> list[str]:
     """What a run says in the end: what was found, where it is, how to load it."""
 
     def text(metrics: Mapping[str, float], n: int) -> str:
@@ -311,16 +369,17 @@ def closing_lines(prepared: Prepared, folder: Path, best: Trial, test: Mapping[s
         return ", ".join(parts)
 
     splits = prepared.task.splits
+    which = f"of {front} on the front, by {prepared.objectives.objectives[0].metric} the " if front > 1 else ""
     measured = {name: number for name, number in best.metrics.items() if name in prepared.metrics}
     lines = [
-        f"best of {trials} trials: {text(measured, splits['valid'])} on {splits['valid']} validation images",
+        f"{which}best of {trials} trials: {text(measured, splits['valid'])} on {splits['valid']} validation images",
         f"on {splits['test']} test images, touched once: {text(test, splits['test'])}",
         f"network:   {folder}/best/ (network.py, network.safetensors, network.pt2, arch.toml, cost.json)",
         f"trials:    {folder}/run.sqlite, listed by: corenas trials {folder}",
         f"supernet:  {folder}/supernet.pt",
         "load it, with torch alone:",
         f'    import sys; sys.path.insert(0, "{folder}/best"); from network import Network',
-        "    from safetensors.torch import load_file; network = Network()",
+        "    from safetensors.torch import load_file; network = Network().eval()",
         f'    network.load_state_dict(load_file("{folder}/best/network.safetensors"))',
         f'    or: torch.export.load("{folder}/best/network.pt2").module()',
     ]
@@ -339,10 +398,16 @@ def open_run(folder: Path, spec: Spec) -> tuple[Prepared, calibrate.Evaluation, 
     return prepared, evaluation, Store(folder / "run.sqlite", readonly=True)
 
 
-def named_arch(space: SearchSpace, name: str) -> Arch:
-    """The arch that the command line names: "min", "max", "default", "random:SEED", or a TOML file."""
+def named_arch(space: SearchSpace, name: str, trials: Sequence[Trial] = ()) -> Arch:
+    """The arch that the command line names: "min", "max", "default", "random:SEED", a TOML file.
+
+    trials: those that may be named by the beginning of their digest
+    """
     import tomli
 
+    found = [trial.arch for trial in trials if len(name) >= 4 and trial.arch.digest.startswith(name)]
+    if len(found) == 1:
+        return found[0]
     if name in ("min", "max", "default"):
         return {"min": space.smallest, "max": space.largest, "default": space.default}[name]()
     kind, colon, seed = name.partition(":")
@@ -352,7 +417,9 @@ def named_arch(space: SearchSpace, name: str) -> Arch:
         return space.sample(seeding.generator(int(seed), "arch"))
     path = Path(name)
     if not path.is_file():
-        hint = 'expected a TOML file, or "min", "max", "default", "random:SEED"'
+        hint = (
+            'expected a TOML file, "min", "max", "default", "random:SEED"; of a run, a trial as `corenas trials` has it'
+        )
         raise UserError("no such arch", file=name, hint=hint)
     try:
         return space.arch(tomli.loads(path.read_text(encoding="utf-8")))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 from attrs import frozen
 
 from corenas.contracts import (
     Emit,
+    Evaluator,
     EvaluatorContext,
     Failure,
     LiveTask,
@@ -67,21 +68,39 @@ class Stand:
         return Trial(arch, metrics, "done", time.perf_counter() - start)
 
 
-def stand(evaluators: Mapping[str, object], context: EvaluatorContext, constraints: Sequence[Constraint] = ()) -> Stand:
+def stand(
+    evaluators: Mapping[str, Evaluator], context: EvaluatorContext, constraints: Sequence[Constraint] = ()
+) -> Stand:
     """The stand of some evaluators (name -> options), costs first, then cheap ones, then the others."""
 
     def cost(archs: Sequence[Arch]) -> Sequence[Mapping[str, float]]:
         return context.cost.of(archs)
 
-    ordered = sorted(evaluators.items(), key=lambda item: not item[1].cheap)  # type: ignore[attr-defined]
-    return Stand([("cost", cost), *((name, e.start(context)) for name, e in ordered)], constraints)  # type: ignore[attr-defined]
+    ordered = sorted(evaluators.items(), key=lambda item: not item[1].cheap)
+    measures = [(name, _as_promised(e.start(context), e.provides(context.task).keys())) for name, e in ordered]
+    return Stand([("cost", cost), *measures], constraints)
 
 
-def metrics_of(evaluators: Sequence[object], task: LiveTask) -> dict[str, Metric]:
+def _as_promised(measure: Measure, metrics: Set[str]) -> Measure:
+    """The measure, failed where it gives other metrics than its evaluator says: constraints hang on them."""
+
+    def checked(archs: Sequence[Arch]) -> Sequence[Mapping[str, float] | Failure]:
+        wrong = f"promised {', '.join(sorted(metrics))} and gave "
+        return [
+            Failure(wrong + (", ".join(sorted(found)) or "nothing"))
+            if isinstance(found, Mapping) and found.keys() != metrics
+            else found
+            for found in measure(archs)
+        ]
+
+    return checked
+
+
+def metrics_of(evaluators: Sequence[Evaluator], task: LiveTask) -> dict[str, Metric]:
     """All metrics that a search can speak of. Raises UserError for one that two evaluators give."""
     found, faults = dict(COST_METRICS), []
     for i, evaluator in enumerate(evaluators):
-        given = evaluator.provides(task)  # type: ignore[attr-defined]
+        given = evaluator.provides(task)
         twice = sorted(found.keys() & given.keys())
         if twice:
             faults.append(
@@ -194,6 +213,9 @@ def search(
         asked = searcher.ask(min(batch, budget - len(told)))
         if not asked:
             break
+        strange = next((arch for arch in asked if not isinstance(arch, Arch)), None)
+        if strange is not None:
+            raise UserError(f"the searcher asked for {strange!r}, which is no arch", key=("searcher", "type"))
         before = len(trials)
         for arch in asked:
             if arch in known:

@@ -85,7 +85,7 @@ class Sources:
 
     def locate(self, fault: Fault) -> Fault:
         """The mistake with file and line: of its key, else of the nearest table around it."""
-        if fault.file is not None:
+        if fault.file is not None or not fault.key or str(fault.key[0]).startswith("--"):
             return fault
         (file, text), key = self.spec, fault.key
         if self.space is not None and key[:1] == ("space",) and key[1:2] not in ((), ("file",), ("fix",), ("narrow",)):

@@ -18,6 +18,7 @@ import pytest
 import tomli
 
 from corenas.cli import main
+from corenas.store import Store
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "spec" / "quickstart.toml"
@@ -116,11 +117,58 @@ def test_a_run_directory_of_another_spec_is_refused_naming_the_keys(finished):
     assert "--fresh" in done.stderr
 
 
-def test_fresh_empties_run_directories_and_nothing_else(tmp_path):
+def test_a_folder_that_holds_something_else_is_left_alone(finished, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    done = corenas("run", QUICKSTART, "--out", tmp_path, "--fresh")
+    for command in (["run", QUICKSTART, "--out"], ["run", QUICKSTART, "--fresh", "--out"],
+                    ["export", finished[0], "--to"]):  # fmt: skip
+        done = corenas(*command, tmp_path)
+        assert done.returncode == 2
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_fresh_deletes_what_the_run_wrote_and_that_only_when_the_new_one_can_begin(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    impossible = corenas(
+        "run", QUICKSTART, *SHORT, '--set=search.constraints.flops="1"', "--fresh", "--out", tmp_path / "run"
+    )
+    assert impossible.returncode == 2
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+    done = corenas("run", QUICKSTART, *SHORT, "--set=seed=5", "--fresh", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_data_that_has_changed_since_a_run_was_begun_is_refused(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    store = Store(tmp_path / "run" / "run.sqlite")
+    store.note("splits", {"train": 1, "valid": 1, "test": 1})
+    store.close()
+    done = corenas("run", QUICKSTART, *SHORT, "--out", tmp_path / "run")
     assert done.returncode == 2
-    assert (tmp_path / "thesis.tex").exists()
+    assert "the data has changed since this run was begun" in done.stderr
+
+
+def test_a_second_process_in_a_run_directory_is_refused(finished, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    shutil.copytree(finished[0], tmp_path / "run")
+    handle = os.open(tmp_path / "run", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    done = corenas("run", QUICKSTART, *SHORT, "--out", tmp_path / "run")
+    os.close(handle)
+    assert done.returncode == 2
+    assert "another corenas is at work" in done.stderr
+
+
+def test_a_trial_can_be_exported_by_the_beginning_of_its_digest(finished, tmp_path):
+    folder, _ = finished
+    rows = [*csv.DictReader(io.StringIO(corenas("trials", folder, "--csv").stdout))]
+    done = corenas(
+        "export", folder, "--arch", rows[2]["arch"][:8], "--to", tmp_path / "net", "--format=python", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["flops"] == int(rows[2]["flops"])
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(finished, tmp_path):
@@ -218,6 +266,7 @@ def test_check_lists_all_mistakes_as_json(tmp_path):
     ('search.objectives=["top2"]', ["nothing measures 'top2'", "top1"]),
     ("device.type=cuda", ["no cuda device here"]),
     ("task.valid=5000", ["cannot hold out", "task.valid"]),
+    ("backbone.in_channels=3", ["does not take the task's images of 1x28x28", "input channels"]),
     ("mutator=uniform", ["bignas needs the largest subnet first", "sandwich"]),
 ])  # fmt: skip
 def test_mistakes_that_need_torch_to_be_seen_are_messages_too(tmp_path, override, texts):

@@ -2,6 +2,7 @@
 
 import inspect
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from attrs import field, frozen
@@ -25,10 +26,21 @@ class Options:
 
     size: int = 1
 
+    start = build = write = provides = lambda self, *context: None
+    stages: ClassVar = ("search",)
+    cheap: ClassVar = True
+
+
+@frozen
+class NoVerb:
+    pass
+
 
 @frozen
 class Nested:
     inner: object = field(metadata={"kind": "searchers"})
+
+    def start(self, problem, rng): ...
 
 
 def plugin(**hooks):
@@ -116,7 +128,9 @@ BROKEN = {
         f"written for contract {CONTRACT - 1} of corenas, this one has contract {CONTRACT}",
     ),
     "has a hook that raises": (plugin(corenas_tasks=raising), "RuntimeError: no licence"),
-    "has a hook that gives nothing": (plugin(corenas_tasks=lambda: None), "AttributeError"),
+    "has a hook that gives nothing": (plugin(corenas_tasks=lambda: None), "TypeError: corenas_tasks gives None"),
+    "offers what has no start": (plugin(corenas_tasks=lambda: {"t": NoVerb}), "TypeError: tasks 't' has no start"),
+    "offers names that are no text": (plugin(corenas_tasks=lambda: {3: Options}), "TypeError: corenas_tasks gives {3"),
     "has a hook of an unknown name": (IMPL_OF_NOTHING, "no hook 'corenas_serchers'; did you mean 'corenas_searchers'"),
     "offers what is no attrs class": (
         plugin(corenas_tasks=lambda: {"t": int}), "TypeError: tasks 't': <class 'int'> is no attrs class of options",

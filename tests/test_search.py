@@ -74,13 +74,13 @@ class FakeCost:
         return [{"flops": 10 * arch["width"], "params": arch["width"], "activations": 1} for arch in archs]
 
 
-def make_evaluator(name, is_cheap, calls, result=lambda arch: {}):
+def make_evaluator(name, is_cheap, calls, result=lambda arch: {}, gives=()):
     @frozen
     class Evaluator:
         cheap = is_cheap
 
         def provides(self, task):
-            return {name: Metric()}
+            return {metric: Metric() for metric in gives}
 
         def start(self, context):
             assert context.space is SPACE
@@ -101,9 +101,11 @@ ARCH = SPACE.arch({"width": 20, "op": "b"})
 def test_costs_come_first_then_cheap_measures_then_the_others():
     calls = []
     table = {
-        "slow": make_evaluator("slow", False, calls, lambda arch: {"top1": 90.5}),
-        "cheap": make_evaluator("cheap", True, calls, lambda arch: {"zen": 2}),
-        "later": make_evaluator("later", False, calls, lambda arch: {"latency": np.float32(1.5), "n": np.int64(3)}),
+        "slow": make_evaluator("slow", False, calls, lambda arch: {"top1": 90.5}, ["top1"]),
+        "cheap": make_evaluator("cheap", True, calls, lambda arch: {"zen": 2}, ["zen"]),
+        "later": make_evaluator(
+            "later", False, calls, lambda arch: {"latency": np.float32(1.5), "n": np.int64(3)}, ["latency", "n"]
+        ),
     }
     trial = stand(table, CONTEXT).trial(ARCH)
     assert calls == ["cheap", "slow", "later"]
@@ -126,8 +128,8 @@ def test_costs_come_first_then_cheap_measures_then_the_others():
 def test_a_broken_constraint_spares_what_is_costly():
     calls = []
     table = {
-        "slow": make_evaluator("slow", False, calls, lambda arch: {"top1": 9.0}),
-        "cheap": make_evaluator("cheap", True, calls, lambda arch: {"zen": 2.0}),
+        "slow": make_evaluator("slow", False, calls, lambda arch: {"top1": 9.0}, ["top1"]),
+        "cheap": make_evaluator("cheap", True, calls, lambda arch: {"zen": 2.0}, ["zen"]),
         "more": make_evaluator("more", False, calls),
     }
     for constraint, wanted in ((Constraint("flops", high=100), []), (Constraint("zen", low=3), ["cheap"]),
@@ -137,7 +139,7 @@ def test_a_broken_constraint_spares_what_is_costly():
         assert calls == wanted
         assert (trial.state, trial.error) == ("infeasible", f"not {constraint}")
         assert trial.metrics["flops"] == 200
-    nan = make_evaluator("nan", True, calls, lambda arch: {"zen": math.nan})
+    nan = make_evaluator("nan", True, calls, lambda arch: {"zen": math.nan}, ["zen"])
     assert stand({"nan": nan}, CONTEXT, [Constraint("zen", low=3)]).trial(ARCH).state == "infeasible"
 
 
@@ -153,13 +155,22 @@ def boom(arch):
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_a_failed_trial(result, error):
     calls = []
-    table = {"bad": make_evaluator("bad", True, calls, result), "slow": make_evaluator("slow", False, calls)}
+    table = {"bad": make_evaluator("bad", True, calls, result, ["x"]), "slow": make_evaluator("slow", False, calls)}
     trial = stand(table, CONTEXT).trial(ARCH)
     assert trial.state == "failed"
     assert trial.error.startswith(error)
     assert calls == ["bad"]
     assert trial.metrics == {"flops": 200, "params": 20, "activations": 1}
     assert Stand([("few", lambda archs: [])]).trial(ARCH).state == "failed"
+
+
+def test_an_evaluator_that_does_not_give_what_it_promised_fails_the_trial():
+    for given in ({}, {"lat": 1.0}, {"latency": 1.0, "flops": -1}):
+        table = {"e": make_evaluator("e", False, [], lambda arch, given=given: given, ["latency"])}
+        trial = stand(table, CONTEXT, [Constraint("latency", high=0.5)]).trial(ARCH)
+        assert trial.state == "failed"
+        assert trial.error.startswith("e: promised latency and gave ")
+        assert trial.metrics["flops"] == 200
 
 
 def test_a_users_mistake_in_a_measure_stops_the_search():

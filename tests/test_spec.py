@@ -34,6 +34,8 @@ class ToyTask:
     classes: int = field(default=3, validator=ge(2))
     data: str | None = None
 
+    def start(self, *context): ...
+
 
 @frozen
 class Block:
@@ -65,6 +67,8 @@ class Net:
     mult: float = field(default=1.0, validator=gt(0))
     layout: ClassVar = Layout
 
+    def build(self, space): ...
+
 
 @frozen
 class OneShot:
@@ -72,12 +76,16 @@ class OneShot:
 
     stages: ClassVar = ("train", "search")
 
+    def start(self, *context): ...
+
 
 @frozen
 class Scores:
     """An algorithm without training."""
 
     stages: ClassVar = ("search",)
+
+    def start(self, *context): ...
 
 
 @frozen
@@ -88,6 +96,14 @@ class Options:
     """
 
     n: int = field(default=2, validator=ge(1))
+
+    def start(self, *context): ...
+
+    def provides(self, task): ...
+
+    def write(self, *network): ...
+
+    cheap: ClassVar = True
 
 
 @frozen
