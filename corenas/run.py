@@ -204,25 +204,24 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 def _open(folder: Path, table: Mapping[str, Any], splits: Mapping[str, int]) -> Store:
     """The store of a run directory that is new or was begun with this spec and this data."""
-    try:
-        (folder / "spec.toml.part").write_text(tomli_w.dumps(table), encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    store = Store(folder / "run.sqlite")
+    store = Store(folder / "run.sqlite")  # before all else: it is what marks the folder as a run
     begun = store.noted("spec")
     plain = json.loads(json.dumps(table))
     if begun is not None and begun != plain:
         ours, theirs = flatten(plain), flatten(begun)
         keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         changes = ", ".join(f"{key} ({theirs.get(key)} then, {ours.get(key)} now)" for key in keys[:8])
-        (folder / "spec.toml.part").unlink()
         raise UserError(f"this run was begun with another spec: {changes}", file=str(folder),
                         hint="--out DIR for another directory, --fresh to begin anew")  # fmt: skip
     before = store.noted("splits", splits)
     if before != splits:
         raise UserError(f"the data has changed since this run was begun: {before} images then, {dict(splits)} now",
                         file=str(folder), hint="put it back, or --fresh to begin anew")  # fmt: skip
-    os.replace(folder / "spec.toml.part", folder / "spec.toml")
+    try:
+        (folder / "spec.toml.part").write_text(tomli_w.dumps(table), encoding="utf-8")
+        os.replace(folder / "spec.toml.part", folder / "spec.toml")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     store.note("spec", plain)
     store.note("splits", splits)
     versions = {"corenas": corenas.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import tomli
 from attrs import field, frozen
-from attrs.validators import ge, lt, matches_re, optional
+from attrs.validators import ge, lt, optional
 
 from corenas import errors
 from corenas.errors import Fault, UserError
@@ -18,6 +18,11 @@ from corenas.options import structure, to_table
 from corenas.plugins import Catalogue
 from corenas.settings import FORMATS, Calibration, Device, Export, SearchSettings, Train
 from corenas.space import SearchSpace
+
+
+def _file_name(instance: object, attribute: object, name: str) -> None:
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise ValueError(f"expected letters, digits, '-', '_' or '.', found {name!r}")
 
 
 @frozen
@@ -47,7 +52,7 @@ class Spec:
     mutator: Any = field(default=None, metadata={"kind": "mutators"})
     searcher: Any = field(default=None, metadata={"kind": "searchers"})
     evaluators: tuple[Any, ...] = field(default=(), metadata={"kind": "evaluators"})
-    name: str | None = field(default=None, validator=optional(matches_re(r"[\w-][\w.-]*")))
+    name: str | None = field(default=None, validator=optional(_file_name))
     seed: int = field(default=0, validator=[ge(0), lt(1 << 32)])
     device: Device = Device()
     train: Train = Train()
