@@ -169,7 +169,7 @@ def _check(options: argparse.Namespace) -> int:
     from corenas.run import named_arch, prepare
 
     try:
-        prepared = prepare(spec, data=not options.no_data)
+        prepared = prepare(spec, data=not options.no_data, weights=False)
     except UserError as error:
         raise sources.located(error) from None
     archs = {name: named_arch(spec.space, name) for name in ("min", "default", "max")}
@@ -216,7 +216,7 @@ def _cost(options: argparse.Namespace) -> int:
         else:
             archs.append((name, named_arch(spec.space, name)))
     try:
-        prepared = prepare(spec, data=False)
+        prepared = prepare(spec, data=False, weights=False)
     except UserError as error:
         raise sources.located(error) from None
     costs = prepared.cost.of(arch for _, arch in archs)

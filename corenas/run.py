@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,11 @@ class Prepared:
     device: torch.device
 
 
-def prepare(spec: Spec, data: bool = True) -> Prepared:
+def prepare(spec: Spec, data: bool = True, weights: bool = True) -> Prepared:
     """Build what a spec names. Raises UserError with all mistakes, keys relative to the spec.
 
     data: False reads no data
+    weights: False allocates none, which is enough for costs and checks
     """
     device = pick_device(spec.device.type)
     if spec.device.threads is not None:
@@ -79,9 +80,11 @@ def prepare(spec: Spec, data: bool = True) -> Prepared:
     except UserError as error:
         raise error.under("task") from None
     try:
-        with seeding.seeded(spec.seed, "init"):
+        with seeding.seeded(spec.seed, "init"), nullcontext() if weights else torch.device("meta"):
             supernet = build_supernet(spec.backbone, spec.space, task)
-    except (RuntimeError, MemoryError, OverflowError, ValueError) as error:
+    except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
+        if isinstance(error, TypeError) and "Overflow" not in str(error):  # torch's answer to a width beyond 64 bits
+            raise
         text = f"this space cannot be built: {str(error).splitlines()[0]}"
         raise UserError(text, key=("space",), hint="are its widths and depths meant so?") from error
     cost = supernet_cost(supernet, spec.space, task)

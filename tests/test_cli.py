@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import tomli
+import tomli_w
 
 from corenas.cli import main
 from corenas.store import Store
@@ -358,4 +359,16 @@ def test_a_closed_pipe_ends_quietly(finished):
     folder, _ = finished
     script = f"{sys.executable} -m corenas trials {folder} --csv | head -n 1"
     done = subprocess.run(script, shell=True, capture_output=True, text=True, cwd=ROOT, check=False, env=os.environ)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("width", [50_000, 9_223_372_036_854_775_807, [16, 2**40]])
+def test_a_space_too_large_for_this_machine_is_told_or_counted_and_never_a_traceback(tmp_path, width):
+    space = tomli.loads((ROOT / "spec/space/mobilenetv3-small-images.toml").read_text())
+    space["stages"][1]["width"] = width
+    (tmp_path / "space.toml").write_text(tomli_w.dumps(space))
+    spec = QUICKSTART.read_text().replace("space/mobilenetv3-small-images.toml", "space.toml")
+    (tmp_path / "spec.toml").write_text(spec.replace('constraints = { flops = "2M" }', ""))
+    done = corenas("check", tmp_path / "spec.toml")
+    assert done.returncode in (0, 2), done.stderr
     assert "Traceback" not in done.stderr
