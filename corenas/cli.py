@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from corenas.plugins import Catalogue
     from corenas.spec import Sources, Spec
 
-DONE, BUG, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+DONE, MISTAKE, INTERRUPTED = 0, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -280,16 +280,15 @@ def _trials(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from corenas.settings import FORMATS
-    from corenas.spec import load_spec
+    from corenas.spec import format_faults, load_spec
 
     catalogue, folder = _catalogue(), Path(options.source)
     path = folder / "spec.toml" if folder.is_dir() else folder
     if folder.is_dir() and not path.exists():
         raise UserError("this is no run directory", file=str(folder), hint="it has no spec.toml")
-    known = [*FORMATS, *catalogue.names("exporters")]
-    unknown = [name for name in options.format if name not in known]
+    unknown = format_faults(options.format, catalogue)
     if unknown:
-        raise UserError(f"no format {unknown[0]!r}", hint=did_you_mean(unknown[0], known, "formats"))
+        raise UserError(faults=[fault.under("--format") for fault in unknown])
     options.to = options.to.resolve()
     if options.to.exists() and (not options.to.is_dir() or any(options.to.iterdir())):
         raise UserError("this is no empty folder", file=str(options.to), hint="another one: --to DIR")

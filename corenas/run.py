@@ -133,6 +133,19 @@ def _run(prepared: Prepared, catalogue: Catalogue, folder: Path, emit: Emit) -> 
     store.note("objectives", attrs.asdict(prepared.objectives))
     resumed = bool(store.noted("seconds"))
     emit(RunStarted(spec.name or folder.name, folder, resumed))
+    result = store.noted("result")
+    if result is None or not (folder / "best").is_dir():  # a finished run does not touch its test data again
+        result = _stages(prepared, catalogue, folder, store, emit)
+        store.note("result", result)
+    store.close()
+    result["run"] = str(folder)
+    emit(RunDone(folder, closing_lines(prepared, folder, result)))
+    return result
+
+
+def _stages(prepared: Prepared, catalogue: Catalogue, folder: Path, store: Store, emit: Emit) -> dict[str, Any]:
+    """Train, search, export and test. Returns the run's result."""
+    spec = prepared.spec
     trained = _train(prepared, folder, store, emit)
     evaluation = _evaluation(prepared, trained)
     trials = _search(prepared, catalogue, evaluation, store, emit)
@@ -150,17 +163,13 @@ def _run(prepared: Prepared, catalogue: Catalogue, folder: Path, emit: Emit) -> 
     seconds = time.perf_counter() - start
     emit(StageDone("export", seconds, test))
     _spent(store, "export", seconds)
-    result = {
+    return {
         "run": str(folder),
         "best": {"arch": dict(best.arch), "metrics": dict(best.metrics), "test": test},
         "front": [{"arch": dict(trial.arch), "metrics": dict(trial.metrics)} for trial in front],
         "trials": len(trials),
         "seconds": store.noted("seconds"),
     }
-    store.note("result", result)
-    emit(RunDone(folder, closing_lines(prepared, folder, best, test, len(trials), len(front))))
-    store.close()
-    return result
 
 
 _OWN = ("spec.toml", "run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "supernet.pt", "best")
@@ -356,9 +365,7 @@ def write_best(
     return test
 
 
-def closing_lines(
-    prepared: Prepared, folder: Path, best: Trial, test: Mapping[str, float], trials: int, front: int
-) -> list[str]:
+def closing_lines(prepared: Prepared, folder: Path, result: Mapping[str, Any]) -> list[str]:
     """What a run says in the end: what was found, where it is, how to load it."""
 
     def text(metrics: Mapping[str, float], n: int) -> str:
@@ -370,12 +377,12 @@ def closing_lines(
             parts.append(f"{name} {plain}{noise}{metric.unit and ' ' + metric.unit}")
         return ", ".join(parts)
 
-    splits = prepared.task.splits
+    splits, best, front = prepared.task.splits, result["best"], len(result["front"])
     which = f"of {front} on the front, by {prepared.objectives.objectives[0].metric} the " if front > 1 else ""
-    measured = {name: number for name, number in best.metrics.items() if name in prepared.metrics}
+    measured = {name: number for name, number in best["metrics"].items() if name in prepared.metrics}
     lines = [
-        f"{which}best of {trials} trials: {text(measured, splits['valid'])} on {splits['valid']} validation images",
-        f"on {splits['test']} test images, touched once: {text(test, splits['test'])}",
+        f"{which}best of {result['trials']} trials, {splits['valid']} validation images: {text(measured, splits['valid'])}",
+        f"on {splits['test']} test images, touched once: {text(best['test'], splits['test'])}",
         f"network:   {folder}/best/ (network.py, network.safetensors, network.pt2, arch.toml, cost.json)",
         f"trials:    {folder}/run.sqlite, listed by: corenas trials {folder}",
         f"supernet:  {folder}/supernet.pt",

@@ -144,11 +144,7 @@ def load_spec(path: str | Path, catalogue: Catalogue, overrides: Sequence[str] =
             if stage in spec.algorithm.stages and getattr(spec, key) is None:
                 faults.append(Fault("required key is missing", (key,), hint=f'this algorithm has a stage "{stage}"; '
                                     f'for instance {key} = "{example}"'))  # fmt: skip
-        known = [*FORMATS, *catalogue.names("exporters")]
-        for i, name in enumerate(spec.export.formats):
-            if name not in known:
-                hint = errors.did_you_mean(name, known, "formats")
-                faults.append(Fault(f"no format {name!r}", ("export", "formats", i), hint=hint))
+        faults += [fault.under("export", "formats") for fault in format_faults(spec.export.formats, catalogue)]
     except UserError as error:
         faults += error.faults
     faults += _layout_faults(table, catalogue)
@@ -156,6 +152,13 @@ def load_spec(path: str | Path, catalogue: Catalogue, overrides: Sequence[str] =
         raise sources.located(UserError(faults=faults))
     assert spec is not None
     return attrs.evolve(spec, name=spec.name or Path(path).stem), sources
+
+
+def format_faults(names: Sequence[str], catalogue: Catalogue) -> list[Fault]:
+    """The formats that neither the core nor an exporter writes, keys being their places."""
+    known = [*FORMATS, *catalogue.names("exporters")]
+    return [Fault(f"no format {name!r}", (i,), hint=errors.did_you_mean(name, known, "formats"))
+            for i, name in enumerate(names) if name not in known]  # fmt: skip
 
 
 def _layout_faults(table: Mapping[str, Any], catalogue: Catalogue) -> list[Fault]:

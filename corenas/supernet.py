@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,6 @@ from corenas.cost import Cost
 from corenas.errors import Fault, UserError, did_you_mean
 from corenas.mutable import keys_used
 from corenas.space import SearchSpace
-from corenas.value import Dimension
-
-
-class _Features(Protocol):
-    feat_dims: list[Dimension]
-
-    def features(self, x: Tensor) -> list[Tensor]: ...
 
 
 class Supernet(nn.Module):

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from corenas import loading, seeding
 from corenas.calibrate import statistics_kept
-from corenas.contracts import Emit, LiveTask, Mutator, MutatorContext, Phase, Progress, StageDone, StageStarted, Trainer
+from corenas.contracts import Emit, LiveTask, Mutator, MutatorContext, Progress, StageDone, StageStarted, Trainer
 from corenas.cost import Cost
 from corenas.errors import UserError
 from corenas.mutable import apply
@@ -321,6 +321,3 @@ def _load(
         seeding.restore(rng, saved["rng"])
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise _foreign(path, error) from error
-
-
-__all__ = ["LoopStep", "Phase", "save", "train"]

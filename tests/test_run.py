@@ -181,3 +181,17 @@ def test_the_resolved_spec_in_the_run_directory_gives_the_same_run(spec, catalog
     second = run(resolved, catalogue, tmp_path / "two", lambda event: None)
     assert first["best"] == second["best"]
     assert json.dumps(first["front"]) == json.dumps(second["front"])
+
+
+def test_a_finished_run_started_again_tells_its_result_and_leaves_its_test_data_alone(
+    spec, catalogue, tmp_path, monkeypatch
+):
+    first = run(spec(), catalogue, tmp_path / "run", lambda event: None)
+    asked, dataset = [], toys.Task.dataset
+    monkeypatch.setattr(
+        toys.Task, "dataset", lambda self, split, augmented: asked.append(split) or dataset(self, split, augmented)
+    )
+    events = []
+    assert run(spec(), catalogue, tmp_path / "run", events.append) == first
+    assert "test" not in asked
+    assert [type(event) for event in events] == [RunStarted, RunDone]
