@@ -379,9 +379,10 @@ def closing_lines(prepared: Prepared, folder: Path, result: Mapping[str, Any]) -
 
     splits, best, front = prepared.task.splits, result["best"], len(result["front"])
     which = f"of {front} on the front, by {prepared.objectives.objectives[0].metric} the " if front > 1 else ""
+    valid = splits["valid"]
     measured = {name: number for name, number in best["metrics"].items() if name in prepared.metrics}
     lines = [
-        f"{which}best of {result['trials']} trials, {splits['valid']} validation images: {text(measured, splits['valid'])}",
+        f"{which}best of {result['trials']} trials: {text(measured, valid)} on {valid} validation images",
         f"on {splits['test']} test images, touched once: {text(best['test'], splits['test'])}",
         f"network:   {folder}/best/ (network.py, network.safetensors, network.pt2, arch.toml, cost.json)",
         f"trials:    {folder}/run.sqlite, listed by: corenas trials {folder}",
