@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -103,7 +104,7 @@ class Evaluation:
     ) -> None:
         self.supernet, self.task, self.calibration, self.device = supernet, task, calibration, device
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
-        self._splits: dict[str, loading.Batches] = {}
+        self._splits: dict[tuple[str, int], loading.Batches] = {}
         self._images: loading.Batches | None = None
 
     @property
@@ -117,11 +118,14 @@ class Evaluation:
             )
         return self._images or []
 
-    def split(self, name: str) -> loading.Batches:
-        """The batches of a split, in order."""
-        if name not in self._splits:
-            self._splits[name] = loading.Batches(self.task, name, self.batch_size, self.device, workers=self.workers)
-        return self._splits[name]
+    def split(self, name: str, share: float = 1.0) -> loading.Batches:
+        """The batches of a split: all in order, or of a share of it, always the same, some at random."""
+        limit = 0 if share == 1 else math.ceil(share * self.task.splits[name] / self.batch_size)
+        if (name, limit) not in self._splits:
+            self._splits[name, limit] = loading.Batches(
+                self.task, name, self.batch_size, self.device, seed=self.seed, limit=limit, workers=self.workers
+            )
+        return self._splits[name, limit]
 
     @contextmanager
     def calibrated(self, arch: Arch) -> Iterator[nn.Module]:
@@ -130,7 +134,7 @@ class Evaluation:
             recalibrate(self.supernet, self.task, self.images)
             yield self.supernet
 
-    def __call__(self, arch: Arch, split: str = "valid") -> Mapping[str, float]:
-        """An arch's metrics on a split."""
+    def __call__(self, arch: Arch, split: str = "valid", share: float = 1.0) -> Mapping[str, float]:
+        """An arch's metrics on a split, or on a share of it."""
         with self.calibrated(arch) as model:
-            return measure(model, self.task, self.split(split))
+            return measure(model, self.task, self.split(split, share))

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from corenas.cost import METRICS, Cost
+from corenas.cost import Cost
 from corenas.errors import Fault, UserError
 from corenas.objectives import Constraint, amount
-from corenas.space import Arch, Codes, Float, SearchSpace
+from corenas.space import Arch, Codes, SearchSpace
 
 _BATCH = 256
 _ROUNDS = 400
@@ -22,33 +22,30 @@ def reachable(cost: Cost, metric: str) -> tuple[int, int]:
     Found by changing one variable at a time for the better, from the smallest and from the largest arch; exact where
     the best choice of a variable does not hang on the others, as it is with widths, depths, kernels and resolutions.
     """
-    return _extreme(cost, metric, -1), _extreme(cost, metric, 1)
-
-
-def _extreme(cost: Cost, metric: str, sign: int) -> int:
     space = cost.space
-    best = int(sign * -np.iinfo(np.int64).max)
-    for start in (space.smallest(), space.default(), space.largest()):
-        codes = space.encode([start])
-        value = int(cost(codes)[metric][0])
-        improved = True
-        while improved:
-            improved = False
-            for place in range(len(space.variables)):
-                row = _all_choices(space, codes, place)
-                values = sign * cost(row)[metric]
-                pick = int(values.argmax())
-                if values[pick] > sign * value:
-                    codes, value, improved = row[pick : pick + 1], int(sign * values[pick]), True
-        best = max(best, value) if sign > 0 else min(best, value)
-    return best
+    starts = [space.encode([arch]) for arch in (space.smallest(), space.default(), space.largest())]
+    low, high = ([_climbed(cost, metric, sign, codes) for codes in starts] for sign in (-1, 1))
+    return min(low), max(high)
+
+
+def _climbed(cost: Cost, metric: str, sign: int, codes: Codes) -> int:
+    """The metric where no other choice of one variable makes it larger, or smaller where the sign is negative."""
+    value, before = sign * cost(codes)[metric][0], None
+    while value != before:
+        before = value
+        for place in range(codes.shape[1]):
+            row = _all_choices(cost.space, codes, place)
+            values = sign * cost(row)[metric]
+            pick = int(values.argmax())
+            if values[pick] > value:
+                codes, value = row[pick : pick + 1], values[pick]
+    return int(sign * value)
 
 
 def _all_choices(space: SearchSpace, codes: Codes, place: int) -> Codes:
     """Each arch under every choice of one variable, its archs one after the other; of one without steps, under 17."""
     variable = space.variables[place]
-    continuous = isinstance(variable, Float) and variable.step is None
-    choices = np.linspace(0, 1, 17) if continuous else np.arange(len(variable.choices))
+    choices = np.linspace(0, 1, 17) if variable.continuous else np.arange(len(variable.choices))
     rows = np.repeat(codes, len(choices), axis=0)
     rows[:, place] = np.tile(choices, len(codes))
     return space.canonical(rows)
@@ -59,18 +56,16 @@ class Constrained:
 
     Draws are those of the space with what breaks a constraint thrown away; where hardly anything is left, archs are
     moved into the range by mutations that do not make it worse.
-    Raises UserError, keys under "search.constraints", if no arch meets them, with the range that can be reached.
+    Raises UserError, keys relative to their table, if no arch meets them, with the range that can be reached.
     """
 
     def __init__(self, space: SearchSpace, cost: Cost, constraints: Sequence[Constraint]) -> None:
         self.space, self.cost, self.constraints = space, cost.on(space), tuple(constraints)
         self.variables = space.variables
-        if self.constraints:
-            self._refuse_unreachable()
-            self._draw(np.random.default_rng(0), _BATCH)
-            self.share = float((self._violation(space.draw(np.random.default_rng(1), 4096)) == 0).mean())
-        else:
-            self.share = 1.0
+        self._batch = _BATCH if self.constraints else 1
+        self._refuse_unreachable()
+        self._draw(np.random.default_rng(0))
+        self.share = float((self._violation(space.draw(np.random.default_rng(1), 4096)) == 0).mean())
 
     def _refuse_unreachable(self) -> None:
         faults = []
@@ -79,26 +74,24 @@ class Constrained:
             if constraint.high < low or constraint.low > high:
                 text = f"no arch has {constraint}: this space reaches {amount(low)} to {amount(high)}"
                 hint = f"{constraint.metric} of the smallest subnet is {low:,}, of the largest {high:,}"
-                faults.append(Fault(text, ("search", "constraints", constraint.metric), hint=hint))
+                faults.append(Fault(text, (constraint.metric,), hint=hint))
         if faults:
             raise UserError(faults=faults)
 
     def _violation(self, codes: Codes) -> np.ndarray:
         """How far outside each arch lies, summed over the constraints, each relative to its bound."""
-        costs = self.cost(codes)
         total = np.zeros(len(codes))
+        costs = self.cost(codes) if self.constraints else {}
         for c in self.constraints:
-            numbers = costs[c.metric].astype(float)
-            bound = np.where(numbers < c.low, c.low, c.high)
+            numbers = costs[c.metric]
             outside = np.maximum(np.maximum(c.low - numbers, numbers - c.high), 0)
-            total += np.divide(outside, np.abs(bound), out=outside.copy(), where=(outside > 0) & (bound != 0))
+            bound = np.abs(np.where(numbers < c.low, c.low, c.high))
+            total += outside / np.where(bound == 0, 1, bound)
         return total
 
-    def _draw(self, rng: np.random.Generator, n: int) -> Codes:
+    def _draw(self, rng: np.random.Generator) -> Codes:
         """Some codes inside the constraints, one at least."""
-        codes = self.space.draw(rng, n)
-        if not self.constraints:
-            return codes
+        codes = self.space.draw(rng, self._batch)
         outside = self._violation(codes)
         for _ in range(_ROUNDS):
             if (outside == 0).any():
@@ -121,16 +114,15 @@ class Constrained:
 
     def _refusal(self, codes: Codes) -> UserError:
         near = int(self._violation(codes).argmin())
-        found = {metric: int(column[near]) for metric, column in self.cost(codes).items()}
         wanted = " and ".join(map(str, self.constraints))
-        nearest = ", ".join(f"{metric} {amount(found[metric])}" for metric in METRICS)
+        nearest = ", ".join(f"{metric} {amount(column[near])}" for metric, column in self.cost(codes).items())
         return UserError(
-            f"no arch found with {wanted}", key=("search", "constraints"), hint=f"the nearest has {nearest}"
+            f"no arch found with {wanted}", hint=f"the nearest has {nearest}"
         )
 
     def sample(self, rng: np.random.Generator) -> Arch:
         """An arch inside the constraints."""
-        return self.space.decode(self._draw(rng, _BATCH if self.constraints else 1)[:1])[0]
+        return self.space.decode(self._draw(rng)[:1])[0]
 
     def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
         """A mutant inside the constraints; where none turns up, a new arch."""
@@ -143,10 +135,8 @@ class Constrained:
         return self._first(lambda n: self.space.crossed(np.repeat(one, n, 0), np.repeat(two, n, 0), rng), rng)
 
     def _first(self, make: Callable[[int], Codes], rng: np.random.Generator) -> Arch:
-        if not self.constraints:
-            return self.space.decode(make(1))[0]
         for _ in range(4):
-            codes = make(_BATCH // 4)
+            codes = make(max(self._batch // 4, 1))
             inside = self._violation(codes) == 0
             if inside.any():
                 return self.space.decode(codes[inside][:1])[0]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, r
 from attrs import field, frozen
 
 from corenas.objectives import Objectives
-from corenas.settings import Calibration, Train
+from corenas.settings import Train
 from corenas.space import Arch, Drawing, SearchSpace
 from corenas.value import Dimension
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from corenas.calibrate import Evaluation
     from corenas.cost import Cost
+    from corenas.distill import Signals
 
 Json: TypeAlias = Any
 """None, numbers, strings, lists and mappings of these."""
@@ -68,10 +69,6 @@ class Meter(Protocol):
         """Take in the outputs for a batch."""
         ...
 
-    def merge(self, other: Meter) -> None:
-        """Take in what another meter has seen."""
-        ...
-
     def compute(self) -> Mapping[str, float]:
         """The metrics over all that was seen."""
         ...
@@ -83,6 +80,7 @@ class LiveTask(Protocol):
     example: one input of the model, shape (1, channels, height, width)
     metrics: what its meter computes
     splits: how many samples each split has: "train", "valid", "test"
+    Optional: `fingerprint`, text that is another one where the data is; `preprocessing`, plain data for the cost card
     """
 
     example: Tensor
@@ -90,7 +88,10 @@ class LiveTask(Protocol):
     splits: Mapping[str, int]
 
     def dataset(self, split: str, augmented: bool) -> torch.utils.data.Dataset[Any]:
-        """A map-style data set; augmentation draws from torch's global generator, which the caller seeds."""
+        """A map-style data set; augmentation draws from torch's global generator, which the caller seeds.
+
+        Optional: its `collate(samples)` makes a batch of a list of samples, where torch's default would not do.
+        """
         ...
 
     def head(self, feat_dims: Sequence[Dimension]) -> nn.Module:
@@ -158,7 +159,10 @@ class Mutator(Protocol):
 
 @frozen
 class Phase:
-    """A part of a training with a space and settings of its own; `begin` runs once before its first step."""
+    """A part of a training with a space and settings of its own.
+
+    begin: runs once before its first step; it may change the weights (sort channels), so a moving average starts anew
+    """
 
     space: SearchSpace
     train: Train
@@ -167,42 +171,56 @@ class Phase:
 
 @frozen
 class AlgorithmContext:
-    """What a trainer works with. `distiller` is None unless the spec has one."""
+    """What a trainer works with. `distiller` is None unless the spec has one.
+
+    supernet: on `device` already
+    """
 
     supernet: nn.Module
     space: SearchSpace
     cost: Cost
     task: LiveTask
     train: Train
-    distiller: Distiller | None = None
+    device: torch.device
+    distiller: LiveDistiller | None = None
 
 
 class Step(Protocol):
     """One step of a training as its loop lends it to `train_step`.
 
-    archs: what the sampler drew; lr: the learning rate in force; index: steps taken before this one
+    archs: what the sampler drew; none where the spec has no mutator
+    lr: the learning rate in force
+    index: steps taken before this one
+    part: which part of the batch this is, where `train.accumulate` cuts it; `train_step` is called for each
+    rng: a generator of this step alone, the same in all processes; torch's global one is seeded for the step as well
     """
 
     archs: Sequence[Arch]
     optimizer: torch.optim.Optimizer
     lr: float
     index: int
+    part: int
+    rng: np.random.Generator
 
     def backward(self, loss: Tensor) -> Tensor:
         """Add a loss's gradients to those of the step and free its graph. Returns the loss, detached."""
         ...
 
     def more(self, split: str) -> Any:
-        """The next batch of another stream, "valid" for instance."""
+        """The next batch of another stream, "valid" for instance; with several processes a part of it each."""
         ...
 
     def mean(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The tensors averaged over processes."""
+        """The tensors averaged over processes: for gradients of parameters that are the algorithm's own."""
         ...
 
 
 class Trainer(Protocol):
-    """A live algorithm. The loop clears gradients before `train_step` and steps the optimizer after it."""
+    """A live algorithm. The loop clears gradients before `train_step` and steps the optimizer after it.
+
+    Optional: `state_dict()` and `load_state_dict(state)`, tensors and plain data that belong into a checkpoint: weights
+    of its own, a board of archs, a teacher. It has to be the same in all processes.
+    """
 
     phases: Sequence[Phase]
 
@@ -225,10 +243,20 @@ class Deriving(Protocol):
 class Algorithm(Protocol):
     """Options of how a supernet is trained.
 
-    stages: which of "train", "search", "derive", "retrain" a run has, in order
+    stages: which of "train", "search", "derive", "retrain" a run has, in order. With "derive" its trainer is `Deriving`;
+        without "train" no supernet is ever allocated, and `start` is not called
+    needs: which tables of a spec it cannot do without, of "mutator", "searcher", "distiller"
     """
 
-    stages: ClassVar[Sequence[str]]
+    @property
+    def stages(self) -> Sequence[str]:
+        """The stages in order."""
+        ...
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """The tables."""
+        ...
 
     def start(self, context: AlgorithmContext) -> Trainer:
         """The trainer of a supernet."""
@@ -236,12 +264,15 @@ class Algorithm(Protocol):
 
 
 class LiveDistiller(Protocol):
-    """Compares a student with a teacher; `taps` are the segments whose features it wants."""
+    """Compares a student with a teacher, both as `corenas.distill.observe` sees them.
 
-    taps: Sequence[str]
+    taps: which of the backbone's `segments` it wants the outputs of, by number, -1 for the last
+    """
 
-    def loss(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-        """How far the student is from the teacher: a scalar; features by segment."""
+    taps: Sequence[int]
+
+    def loss(self, student: Signals, teacher: Signals) -> Tensor:
+        """How far the student is from the teacher: a scalar."""
         ...
 
 
@@ -249,8 +280,8 @@ class LiveDistiller(Protocol):
 class Distiller(Protocol):
     """Options of what a student learns from a teacher."""
 
-    def start(self, context: AlgorithmContext) -> LiveDistiller:
-        """The distiller of a training."""
+    def start(self, task: LiveTask) -> LiveDistiller:
+        """The distiller of a training. Raises UserError if the task has nothing that it could compare."""
         ...
 
 
@@ -265,6 +296,7 @@ class Trial:
 
     state: done; infeasible (a constraint is not met); failed (an evaluator says `error`); stopped
     seconds: how long the measuring took
+    fidelity: share of the whole effort that was spent on measuring; only 1 can win
     """
 
     arch: Arch
@@ -272,6 +304,7 @@ class Trial:
     state: State = "done"
     seconds: float = 0.0
     error: str | None = None
+    fidelity: float = 1.0
 
     @property
     def ok(self) -> bool:
@@ -281,7 +314,7 @@ class Trial:
     def to_json(self) -> dict[str, Json]:
         """As plain data."""
         return {"arch": dict(self.arch), "metrics": dict(self.metrics), "state": self.state,
-                "seconds": self.seconds, "error": self.error}  # fmt: skip
+                "seconds": self.seconds, "error": self.error, "fidelity": self.fidelity}  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Trial:
@@ -295,7 +328,7 @@ class Problem:
 
     space: draws, mutates and crosses archs that obey the cheap constraints
     objectives: ranks trials
-    budget: how many trials there will be
+    budget: how many trials there will be, those of a lower fidelity counted as the share that they are
     """
 
     space: Drawing
@@ -303,10 +336,18 @@ class Problem:
     budget: int
 
 
+@frozen
+class Proposal:
+    """An arch to be measured with a share of the whole effort, above 0 and up to 1 (successive halving)."""
+
+    arch: Arch
+    fidelity: float = 1.0
+
+
 class Search(Protocol):
     """A live searcher."""
 
-    def ask(self, n: int) -> list[Arch]:
+    def ask(self, n: int) -> Sequence[Arch | Proposal]:
         """Up to n archs to be measured next; none ends the search. Archs known already come back at once."""
         ...
 
@@ -344,18 +385,30 @@ class EvaluatorContext:
     """What an evaluator measures with. `supernet` and `evaluation` are None where no supernet was trained.
 
     evaluation: runs subnets on a split of the data, their batch norm recalibrated
+    subnet: arch -> this one network, freshly initialised, without ever allocating a supernet (Zen-NAS)
+    alone: (arch, fidelity) -> the network of an arch trained from scratch as the spec says, for that share of its
+        epochs; choices of variables named `spec:…` override the spec
+    rng: arch -> a generator for this arch; torch's global one is seeded for each arch as well, so that what is
+        measured hangs neither on the order of archs nor on the process that measures
     """
 
     space: SearchSpace
     cost: Cost
     task: LiveTask
+    device: torch.device
     supernet: nn.Module | None
     evaluation: Evaluation | None
-    calibration: Calibration
-    rng: np.random.Generator
+    subnet: Callable[[Arch], nn.Module]
+    alone: Callable[[Arch, float], nn.Module]
+    rng: Callable[[Arch], np.random.Generator]
 
 
-Measure: TypeAlias = Callable[[Sequence[Arch]], "Sequence[Mapping[str, float] | Failure]"]
+class Measure(Protocol):
+    """A live evaluator."""
+
+    def __call__(self, archs: Sequence[Arch], fidelity: float) -> Sequence[Mapping[str, float] | Failure]:
+        """Metrics of archs, one mapping or `Failure` each, in order; `fidelity` is the share of the whole effort."""
+        ...
 
 
 @runtime_checkable
@@ -372,7 +425,7 @@ class Evaluator(Protocol):
         ...
 
     def start(self, context: EvaluatorContext) -> Measure:
-        """A function from archs to their metrics, one mapping or `Failure` each, in order."""
+        """A function from archs to their metrics."""
         ...
 
 
@@ -381,10 +434,13 @@ class Evaluator(Protocol):
 
 @runtime_checkable
 class Executor(Protocol):
-    """Options of where trials run."""
+    """Options of where trials run. What is submitted can be pickled, and sets a worker up the first time it runs there.
 
-    def start(self, setup: Callable[[], Any]) -> futures.Executor:
-        """An executor whose workers have called `setup`, which is picklable."""
+    Workers see the run directory, and have the same plugins installed.
+    """
+
+    def start(self) -> futures.Executor:
+        """The workers."""
         ...
 
 
@@ -392,8 +448,12 @@ class Executor(Protocol):
 class Exporter(Protocol):
     """Options of a file format for networks."""
 
-    def write(self, network: nn.Module, example: Tensor, folder: Path) -> Path:
-        """Write a plain network in evaluation mode into a folder; returns the file."""
+    def write(self, network: nn.Module, example: Tensor, folder: Path, title: str) -> Path:
+        """Write a plain network, on the CPU and in evaluation mode, into a folder; returns the file.
+
+        title: a line that says what network this is
+        Raises UserError for a network that the format cannot hold.
+        """
         ...
 
 
@@ -409,11 +469,15 @@ class StageStarted:
 
 @frozen
 class Progress:
-    """A stage has come this far; `figures` are what to show beside it."""
+    """A stage has come this far; `figures` are what to show beside it.
+
+    point: whether this is a point of the stage's curve, the end of an epoch for instance, not just a sign of life
+    """
 
     stage: str
     done: int
     figures: Mapping[str, float] = field(factory=dict)
+    point: bool = False
 
 
 @frozen

@@ -20,7 +20,7 @@ from attrs import frozen
 from torch import nn
 
 from corenas.mutable import Gated, Resizing, apply, mutables
-from corenas.space import Codes, Float, SearchSpace
+from corenas.space import Codes, SearchSpace
 from corenas.value import LARGEST_TABLE, Constant, Dimension, Value, as_value, at_least, grid, looked_up
 
 METRICS = ("flops", "params", "activations")
@@ -104,7 +104,7 @@ class Cost:
     def use(self, space: SearchSpace) -> None:
         """Prepare for the codes of a space that is narrower than, or the same as, the model's."""
         self.space = space
-        self._domains = {v.key: v.choices for v in space.variables if not isinstance(v, Float) or v.step is not None}
+        self._domains = {v.key: v.choices for v in space.variables if not v.continuous}
         self._fixed, self._tables, self._rest = self._tabulate()
 
     def on(self, space: SearchSpace) -> Cost:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from corenas import seeding
+from corenas import distributed, seeding
 from corenas.contracts import LiveTask
 from corenas.errors import UserError
 
@@ -47,7 +47,7 @@ class _Seeded(Dataset[Any]):
             self,
             batch_sampler=places,  # type: ignore[arg-type]
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=_Collate(getattr(self.dataset, "collate", default_collate)),
             generator=torch.Generator().manual_seed(0),
         )
         batches = iter(loader)
@@ -64,42 +64,67 @@ class _Seeded(Dataset[Any]):
             yield batch
 
 
-def _collate(samples: list[Any]) -> Any:
-    wrong = [sample for sample in samples if isinstance(sample, UserError)]
-    return wrong[0] if wrong else default_collate(samples)
+class _Collate:
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        return next((sample for sample in samples if isinstance(sample, UserError)), None) or self.collate(samples)
 
 
 class Stream:
-    """The shuffled training batches of a split, epoch by epoch.
+    """The shuffled training batches of a split, epoch by epoch, each cut into parts: of every process so many.
 
     steps: batches an epoch; the last, smaller one is left out unless it is the only one
+    Raises UserError for batches with fewer samples than they have parts.
     """
 
     def __init__(
-        self, task: LiveTask, split: str, batch_size: int, seed: int, workers: int = 0, augmented: bool = True
+        self,
+        task: LiveTask,
+        split: str,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        augmented: bool = True,
+        parts: int = 1,
     ) -> None:
         dataset = task.dataset(split, augmented)
         self.size = len(dataset)  # type: ignore[arg-type]
         self.batch_size = min(batch_size, self.size)
         self.steps = self.size // self.batch_size
-        self.seed, self.name, self.workers = seed, f"data:{split}", workers
+        self.seed, self.name, self.workers, self.parts = seed, f"data:{split}", workers, parts
         self._dataset = _Seeded(dataset, seed, self.name)
+        if self.batch_size < parts * distributed.world():
+            text = f"{self.batch_size} images cannot be cut into {parts * distributed.world()} parts"
+            raise UserError(text, key=("train", "batch_size"), hint="train.accumulate times processes are too many")
 
     def order(self, epoch: int) -> list[list[tuple[int, int]]]:
-        """The samples of each batch of an epoch."""
+        """The samples of each batch of an epoch, over all processes."""
         rng = np.random.default_rng([seeding.number(self.seed, self.name, epoch)])
         order = rng.permutation(self.size)[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
         return [[(epoch, int(i)) for i in batch] for batch in order]
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of an epoch, from one on. Torch's global generator is as it was after each."""
-        return self._dataset.batches(self.order(epoch)[start:], self.workers)
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[tuple[Any, float]]]:
+        """The batches of an epoch, from one on: this process's parts, each with its share of the whole batch.
+
+        Torch's global generator is as it was after each.
+        """
+        own = range(distributed.rank() * self.parts, (distributed.rank() + 1) * self.parts)
+        bounds = np.linspace(0, self.batch_size, self.parts * distributed.world() + 1).astype(int)
+        spans = [(bounds[i], bounds[i + 1]) for i in own]
+        places = [batch[a:b] for batch in self.order(epoch)[start:] for a, b in spans]
+        shares = [float(b - a) / self.batch_size for a, b in spans]
+        batches = self._dataset.batches(places, self.workers)
+        for batch in batches:
+            yield [(batch, shares[0]), *zip(itertools.islice(batches, self.parts - 1), shares[1:], strict=True)]
 
     def forever(self, start: int = 0) -> Iterator[Any]:
-        """Batches of one epoch after the other, from one on."""
+        """Batches of one epoch after the other, from one on; for a stream of one part."""
         epoch, start = divmod(start, self.steps)
         for number in itertools.count(epoch):
-            yield from self.epoch(number, start if number == epoch else 0)
+            for ((batch, _),) in self.epoch(number, start if number == epoch else 0):
+                yield batch
 
 
 class Batches:

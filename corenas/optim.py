@@ -8,13 +8,15 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import attrs
 
 from corenas.errors import Fault, UserError, did_you_mean
+from corenas.options import structure
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from corenas.settings import Schedule, Train
 
-REQUIRED = inspect.Parameter.empty
+REQUIRED = attrs.NOTHING
 OWN_SCHEDULES = ("constant", "cosine", "exponential")
 _NEED_MORE = ("LBFGS", "SparseAdam", "Optimizer", "Muon")
 """Optimizers that a plain training loop cannot drive: a closure, sparse gradients, matrices only."""
@@ -33,65 +35,50 @@ _STEP_OTHERWISE = (
 """Schedules that want functions, other schedules or a metric, or that turn the momentum as well at every step."""
 
 
+_NOT_NEGATIVE = Annotated[float, "a number of at least 0", lambda number: 0 <= number < math.inf]
+_SHARE = Annotated[float, "a number from 0 to 1", lambda number: 0 <= number <= 1]
+_COUNT = Annotated[int, "a whole number of at least 1", lambda number: number >= 1]
+_TYPES: Mapping[str, Any] = {
+    "lr": _NOT_NEGATIVE, "momentum": _NOT_NEGATIVE, "weight_decay": _NOT_NEGATIVE, "rho": _SHARE, "alpha": _SHARE,
+    "step_size": _COUNT, "T_max": _COUNT, "T_0": _COUNT, "T_mult": _COUNT, "total_iters": _COUNT,
+}  # fmt: skip
+"""Arguments of which more is known than their default tells."""
+
+
 @functools.cache
-def _torch_optim() -> Path:
+def _source(file: str) -> list[ast.stmt]:
     spec = importlib.util.find_spec("torch")
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    return Path(spec.submodule_search_locations[0]) / "optim"
+    return ast.parse((Path(spec.submodule_search_locations[0]) / "optim" / file).read_text()).body
 
 
 @functools.cache
-def _classes(path: Path) -> dict[str, ast.ClassDef]:
-    return {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)}
-
-
-class _Signatures(Mapping[str, dict[str, Any]]):
-    """Classes by name -> their arguments with defaults: `REQUIRED`, or None for what is no literal.
-
-    A file is read when one of its classes is looked up: reading all takes as long as all else that a spec needs.
-    """
-
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files = files
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._files
-
-    def __getitem__(self, name: str) -> dict[str, Any]:
-        body = _classes(self._files[name])[name].body
-        init = next(item for item in body if isinstance(item, ast.FunctionDef) and item.name == "__init__")
-        names = [a.arg for a in init.args.args]
-        defaults = [REQUIRED] * (len(names) - len(init.args.defaults)) + [*map(_literal, init.args.defaults)]
-        keywords = {k.arg: REQUIRED if d is None else _literal(d)
-                    for k, d in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)}  # fmt: skip
-        # after self and the parameters or the optimizer
-        return dict(zip(names[2:], defaults[2:], strict=True)) | keywords
-
-
-@functools.cache
-def optimizers() -> Mapping[str, dict[str, Any]]:
-    """Optimizer classes of torch.optim -> their arguments with defaults."""
+def optimizers() -> dict[str, str]:
+    """Optimizer classes of torch.optim -> the files that they stand in."""
     files = {}
-    for node in ast.parse((_torch_optim() / "__init__.py").read_text()).body:
+    for node in _source("__init__.py"):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("torch.optim."):
-            path = _torch_optim() / f"{node.module.removeprefix('torch.optim.')}.py"
             names = [alias.name for alias in node.names if alias.name[0].isupper() and alias.name not in _NEED_MORE]
-            files |= dict.fromkeys(names, path)
-    return _Signatures(files)
+            files |= dict.fromkeys(names, f"{node.module.removeprefix('torch.optim.')}.py")
+    return files
 
 
 @functools.cache
-def schedules() -> Mapping[str, dict[str, Any]]:
-    """Classes of torch.optim.lr_scheduler that step without being told anything -> their arguments with defaults."""
-    path = _torch_optim() / "lr_scheduler.py"
-    return _Signatures({name: path for name in _classes(path) if name not in _STEP_OTHERWISE and name[0] != "_"})
+def schedules() -> dict[str, str]:
+    """Classes of torch.optim.lr_scheduler that step without being told anything -> the file that they stand in."""
+    names = [node.name for node in _source("lr_scheduler.py") if isinstance(node, ast.ClassDef)]
+    return {name: "lr_scheduler.py" for name in names if name not in _STEP_OTHERWISE and name[0] != "_"}
+
+
+def arguments(name: str, file: str) -> dict[str, Any]:
+    """The arguments of such a class with their defaults: `REQUIRED`, or None for what is no literal."""
+    cls = next(node for node in _source(file) if isinstance(node, ast.ClassDef) and node.name == name)
+    args = next(node.args for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    names = [a.arg for a in (*args.args, *args.kwonlyargs)]
+    defaults = [*[None] * (len(args.args) - len(args.defaults)), *args.defaults, *args.kw_defaults]
+    pairs = zip(names[2:], defaults[2:], strict=True)  # after self and the parameters or the optimizer
+    return {name: REQUIRED if default is None else _literal(default) for name, default in pairs}
 
 
 def _literal(node: ast.expr) -> Any:
@@ -103,7 +90,7 @@ def _literal(node: ast.expr) -> Any:
 
 def optimizer_faults(table: Mapping[str, Any]) -> list[Fault]:
     """What is wrong with `{type = "SGD", lr = 0.1, …}`, keys relative to it."""
-    return _check(table, optimizers(), "optimizer", "torch.optim")
+    return _faults(table, optimizers(), "optimizer", "torch.optim")
 
 
 def schedule_faults(kind: str, options: Mapping[str, Any]) -> list[Fault]:
@@ -111,47 +98,42 @@ def schedule_faults(kind: str, options: Mapping[str, Any]) -> list[Fault]:
     if kind in OWN_SCHEDULES:
         text = f"{kind} takes no options; they are for classes of torch.optim.lr_scheduler"
         return [Fault(text, ("options",))] if options else []
-    found = _check({**options, "type": kind}, schedules(), "schedule", "torch.optim.lr_scheduler", OWN_SCHEDULES)
+    found = _faults({**options, "type": kind}, schedules(), "schedule", "torch.optim.lr_scheduler", OWN_SCHEDULES)
     return [fault if fault.key == ("type",) else fault.under("options") for fault in found]
 
 
-def _check(
-    table: Mapping[str, Any],
-    classes: Mapping[str, Mapping[str, Any]],
-    noun: str,
-    module: str,
-    own: tuple[str, ...] = (),
+def _faults(
+    table: Mapping[str, Any], files: Mapping[str, str], noun: str, module: str, own: tuple[str, ...] = ()
 ) -> list[Fault]:
     name = table.get("type")
-    if not isinstance(name, str) or name not in classes:
-        hint = did_you_mean(str(name), [*classes, *own], f"{noun}s")
+    if not isinstance(name, str) or name not in files:
+        hint = did_you_mean(str(name), [*files, *own], f"{noun}s")
         return [Fault(f"no {noun} {name!r} in {module}" if name else "required key is missing", ("type",), hint=hint)]
-    known = classes[name]
-    missing = [key for key, default in known.items() if default is REQUIRED and key not in table]
-    faults = [Fault("required key is missing", (key,), hint=f"{name} in {module} needs it") for key in missing]
-    for key, value in table.items():
-        if key == "type":
-            continue
-        if key not in known:
-            faults.append(Fault("unknown key", (key,), hint=did_you_mean(key, known, f"options of {name}")))
-            continue
-        default = known[key]
-        number = value if _is_number(value) else None
-        if isinstance(default, bool) and not isinstance(value, bool):
-            faults.append(Fault(f"expected true or false, found {value!r}", (key,)))
-        elif _is_number(default) and number is None:
-            faults.append(Fault(f"expected a number, found {value!r}", (key,)))
-        elif isinstance(default, tuple) and not (
-            isinstance(value, list) and len(value) == len(default) and all(map(_is_number, value))
-        ):
-            faults.append(Fault(f"expected a list of {len(default)} numbers, found {value!r}", (key,)))
-        elif number is not None and key in ("lr", "momentum", "weight_decay") and not 0 <= number < math.inf:
-            faults.append(Fault(f"expected a number of at least 0, found {value!r}", (key,)))
-    return faults
+    try:
+        structure({key: value for key, value in table.items() if key != "type"}, _options(name, files[name]))
+    except UserError as error:
+        return [attrs.evolve(f, hint=f.hint or f"an argument of {name} in {module}") for f in error.faults]
+    return []
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+@functools.cache
+def _options(name: str, file: str) -> type:
+    """The arguments of such a class as a class of options."""
+    known = arguments(name, file)
+    fields = {key: attrs.field(default=default, type=_type(key, default)) for key, default in known.items()}
+    return attrs.make_class(name, fields, kw_only=True)
+
+
+def _type(key: str, default: Any) -> Any:
+    """What an argument may be, from its name and its default."""
+    if key == "betas":
+        text = "a list of 2 numbers of at least 0 and less than 1"
+        return Annotated[tuple[float, float], text, lambda betas: all(0 <= beta < 1 for beta in betas)]
+    if isinstance(default, tuple):
+        return Annotated[tuple[(float,) * len(default)], f"a list of {len(default)} numbers", lambda numbers: True]
+    if isinstance(default, bool):
+        return bool
+    return _TYPES.get(key, float if isinstance(default, int | float) else Any)
 
 
 def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:

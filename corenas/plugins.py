@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -24,7 +26,7 @@ KINDS = (
 )  # fmt: skip
 """The kinds of components that have a name; each is offered through the hook `corenas_<kind>`."""
 MEMBERS = dict.fromkeys(KINDS, ("start",)) | {
-    "algorithms": ("start", "stages"), "evaluators": ("start", "provides", "cheap"), "backbones": ("build",),
+    "algorithms": ("start", "stages", "needs"), "evaluators": ("start", "provides", "cheap"), "backbones": ("build",),
     "exporters": ("write",), "commands": (),
 }  # fmt: skip
 """What the options of each kind must have (`corenas.contracts`)."""
@@ -98,6 +100,18 @@ class Catalogue:
     def name_of(self, options: Any) -> str:
         """The name under which a component's options were found."""
         return next(c.name for c in self.components.values() if c.cls is type(options))
+
+    def import_all(self) -> dict[str, str]:
+        """Import every module of every plugin; gives what cannot be imported: plugin -> why."""
+        found = {}
+        for plugin in self.plugins:
+            try:
+                package = importlib.import_module(plugin.module.partition(":")[0])
+                for module in pkgutil.walk_packages(getattr(package, "__path__", []), f"{package.__name__}."):
+                    importlib.import_module(module.name)
+            except (Exception, SystemExit) as error:
+                found[plugin.name] = _reason(error)
+        return found
 
     def emit(self, event: Event) -> list[str]:
         """Tell every listener of an event. Returns a line for each listener that raised."""

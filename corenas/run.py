@@ -1,47 +1,48 @@
-"""What a run does, stage by stage: train, search, export, test; and the directory that it leaves."""
+"""What a run does, stage by stage: train, search, derive, retrain, export, test."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import shutil
+import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import attrs
-import tomli_w
+import tomli
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 
-import corenas
-from corenas import calibrate, export, seeding
+from corenas import distributed, goals, seeding
+from corenas.alone import stand_alone, subnet
+from corenas.calibrate import Evaluation
 from corenas.constrained import Constrained
 from corenas.contracts import (
     AlgorithmContext,
     Emit,
     EvaluatorContext,
-    Exporter,
     LiveTask,
     Metric,
     Problem,
+    Progress,
     RunDone,
     RunStarted,
     StageDone,
     StageStarted,
     Trial,
 )
-from corenas.cost import Cost
+from corenas.cost import METRICS, Cost
 from corenas.errors import Fault, UserError
-from corenas.objectives import Constraint, Objectives, amount
+from corenas.measure import Stand, blamed, broken, stand
+from corenas.objectives import Constraint, Objectives
 from corenas.plugins import Catalogue
-from corenas.search import metrics_of, read_constraints, read_objectives, search, stand
-from corenas.settings import FORMATS
-from corenas.space import Arch, SearchSpace, flatten
+from corenas.result import Exporters, closing_lines, plain_network, read_exporters, write
+from corenas.rundir import check_checkpoint, check_folder, opened, spent
+from corenas.search import search
+from corenas.settings import parse_duration
+from corenas.space import Arch, SearchSpace
 from corenas.spec import Spec
 from corenas.store import Store
 from corenas.supernet import build_supernet, pick_device, supernet_cost
@@ -49,10 +50,26 @@ from corenas.train import load_weights, train
 
 
 @frozen
+class Wanted:
+    """What one of a run's searches looks for.
+
+    constraints: all of them
+    drawing: the archs that obey those on cost
+    """
+
+    constraints: Sequence[Constraint]
+    drawing: Constrained
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.constraints))
+
+
+@frozen
 class Prepared:
     """A spec brought to life: everything that a run needs, checked.
 
-    drawing: the archs that obey the constraints on cost
+    supernet: on the meta device where nothing trains it
+    wanted: one for each of the run's searches
     """
 
     spec: Spec
@@ -61,52 +78,92 @@ class Prepared:
     cost: Cost
     metrics: Mapping[str, Metric]
     objectives: Objectives
-    constraints: Sequence[Constraint]
-    drawing: Constrained
+    wanted: Sequence[Wanted]
     device: torch.device
 
+    @property
+    def stages(self) -> list[str]:
+        """What the algorithm asks for; a supernet that was trained before is not trained again."""
+        return [stage for stage in self.spec.algorithm.stages if stage != "train" or self.spec.supernet is None]
 
-def prepare(spec: Spec, data: bool = True, weights: bool = True) -> Prepared:
+    def evaluator_context(self, supernet: nn.Module | None) -> EvaluatorContext:
+        """What evaluators measure with."""
+        spec, task, device = self.spec, self.task, self.device
+
+        def alone(arch: Arch, fidelity: float) -> nn.Module:
+            return stand_alone(spec, task, arch, fidelity=fidelity, device=device)
+
+        return EvaluatorContext(
+            spec.space, self.cost, task, device, supernet, self.evaluation(supernet) if supernet else None,
+            lambda arch: subnet(spec, task, arch).to(device), alone,
+            lambda arch: seeding.generator(spec.seed, f"measure:{arch.digest}"),
+        )  # fmt: skip
+
+    def evaluation(self, supernet: nn.Module) -> Evaluation:
+        """What measures subnets on data."""
+        spec = self.spec
+        return Evaluation(supernet, self.task, spec.calibration, self.device, spec.seed, workers=spec.train.workers)
+
+
+def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.device | None = None) -> Prepared:
     """Build what a spec names. Raises UserError with all mistakes, keys relative to the spec.
 
     data: False reads no data
     weights: False allocates none, which is enough for costs and checks
     """
-    device = pick_device(spec.device.type)
+    device = device or pick_device(spec.device.type)
     if spec.device.threads is not None:
         torch.set_num_threads(spec.device.threads)
     try:
         task = spec.task.start(seeding.generator(spec.seed, "task"), data)
     except UserError as error:
         raise error.under("task") from None
+    whole = spec.space if spec.supernet is None else _trained_space(spec)
+    real = weights and ("train" in spec.algorithm.stages or spec.supernet is not None)
     try:
-        with seeding.seeded(spec.seed, "init"), nullcontext() if weights else torch.device("meta"):
-            supernet = build_supernet(spec.backbone, spec.space, task)
+        with seeding.seeded(spec.seed, "init"), nullcontext() if real else torch.device("meta"):
+            supernet = build_supernet(spec.backbone, whole, task)
     except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
         if isinstance(error, TypeError) and "Overflow" not in str(error):  # torch's answer to a width beyond 64 bits
             raise
         text = f"this space cannot be built: {str(error).splitlines()[0]}"
         raise UserError(text, key=("space",), hint="are its widths and depths meant so?") from error
-    cost = supernet_cost(supernet, spec.space, task)
+    cost = supernet_cost(supernet, whole, task).on(spec.space)
     faults: list[Fault] = []
-    metrics, objectives, constraints, drawing = {}, None, [], None
-    searched = "search" in spec.algorithm.stages
+    metrics: dict[str, Metric] = {}
+    objectives, wanted = Objectives(()), []
     try:
-        metrics = metrics_of(spec.evaluators, task)
-        objectives = read_objectives(spec.search, metrics) if searched else Objectives(())
+        metrics = goals.metrics_of(spec.evaluators, task)
+        if "search" in spec.algorithm.stages:
+            objectives = goals.read_objectives(spec.search, metrics)
     except UserError as error:
         faults += error.faults
-    try:
-        largest = cost.of([spec.space.largest()])[0]
-        constraints = read_constraints(spec.search, metrics, largest) if metrics else []
-        drawing = Constrained(spec.space, cost, [c for c in constraints if c.metric in largest])
-    except UserError as error:
-        faults += error.faults
+    largest = cost.of([spec.space.largest()])[0]
+    several = isinstance(spec.search.constraints, tuple)
+    for i, bounds in enumerate(spec.search.bounds if metrics else ()):
+        place = ("search", "constraints", i) if several else ("search", "constraints")
+        try:
+            constraints = goals.read_constraints(bounds, metrics, largest)
+            cheap = [c for c in constraints if c.metric in METRICS]
+            wanted.append(Wanted(constraints, Constrained(spec.space, cost, cheap)))
+        except UserError as error:
+            faults += error.under(*place).faults
     if faults:
         raise UserError(faults=faults)
-    assert objectives is not None
-    assert drawing is not None
-    return Prepared(spec, task, supernet, cost, metrics, objectives, constraints, drawing, device)
+    return Prepared(spec, task, supernet, cost, metrics, objectives, wanted, device)
+
+
+def _trained_space(spec: Spec) -> SearchSpace:
+    """The space of the run whose supernet is used, of which the spec's may be a part."""
+    folder = Path(spec.supernet.from_)
+    whole = SearchSpace.from_table(tomli.loads((folder / "spec.toml").read_text(encoding="utf-8"))["space"])
+    try:
+        for arch in (spec.space.smallest(), spec.space.largest()):
+            whole.arch(arch)
+    except UserError as error:
+        text = f"the supernet of {folder} was trained in another space: {error.faults[0]}"
+        raise UserError(text, key=("space",), hint="leave `space` out, or say only `fix` and `narrow`") from None
+    return whole
 
 
 def run(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: bool = False) -> dict[str, Any]:
@@ -114,326 +171,254 @@ def run(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: bool 
 
     folder: the run directory; one begun with this spec is continued, one begun with another is refused
     fresh: empty it first
+    Under torchrun all processes call this; the first one alone writes and tells.
     """
-    _check_folder(folder)
-    prepared = prepare(spec)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    with _alone(folder):
-        if fresh:
-            _empty(folder)
-        return _run(prepared, catalogue, folder, emit)
+    check_folder(folder, fresh)
+    with distributed.joined(pick_device(spec.device.type)) as device:
+        if distributed.rank() > 0:
+            emit = _silent
+        prepared = prepare(spec, device=device)
+        exporters = read_exporters(spec.export.formats, catalogue)
+        data = {"splits": dict(prepared.task.splits), "data": getattr(prepared.task, "fingerprint", None)}
+        if spec.supernet is not None:
+            data["supernet"] = hashlib.sha256((Path(spec.supernet.from_) / "supernet.pt").read_bytes()).hexdigest()
+        with opened(folder, spec.to_table(catalogue), data, fresh, emit) as store:
+            return _Run(prepared, catalogue, folder, store, exporters, emit).result()
 
 
-def _run(prepared: Prepared, catalogue: Catalogue, folder: Path, emit: Emit) -> dict[str, Any]:
-    spec = prepared.spec
-    store = _open(folder, spec.to_table(catalogue), dict(prepared.task.splits))
-    store.note("objectives", attrs.asdict(prepared.objectives))
-    resumed = bool(store.noted("seconds"))
-    emit(RunStarted(spec.name or folder.name, folder, resumed))
-    result = store.noted("result")
-    if result is None or not (folder / "best").is_dir():  # a finished run does not touch its test data again
-        result = _stages(prepared, catalogue, folder, store, emit)
-        store.note("result", result)
-    store.close()
-    result["run"] = str(folder)
-    emit(RunDone(folder, closing_lines(prepared, folder, result)))
-    return result
+def _silent(event: Any) -> None:
+    """Tell nothing: the first process does."""
 
 
-def _stages(prepared: Prepared, catalogue: Catalogue, folder: Path, store: Store, emit: Emit) -> dict[str, Any]:
-    """Train, search, export and test. Returns the run's result."""
-    spec = prepared.spec
-    trained = _train(prepared, folder, store, emit)
-    evaluation = _evaluation(prepared, trained)
-    trials = _search(prepared, catalogue, evaluation, store, emit)
-    front = prepared.objectives.front(trials)
-    if not front:
-        wanted = " and ".join(map(str, prepared.constraints))
-        raise UserError(f"none of {len(trials)} trials is done and has {wanted or 'a result'}",
-                        key=("search", "constraints"), hint=f"corenas trials {folder} lists them")  # fmt: skip
-    # Of a front one is exported: the best by the first objective.
-    best = max(front, key=lambda trial: prepared.objectives.objectives[0].gain(trial.metrics))
-    start = time.perf_counter()
-    emit(StageStarted("export", 1, "networks"))
-    formats = read_formats(spec.export.formats, catalogue)
-    test = write_best(prepared, evaluation, best.arch, folder / "best", formats, best.metrics, True)
-    seconds = time.perf_counter() - start
-    emit(StageDone("export", seconds, test))
-    _spent(store, "export", seconds)
-    return {
-        "run": str(folder),
-        "best": {"arch": dict(best.arch), "metrics": dict(best.metrics), "test": test},
-        "front": [{"arch": dict(trial.arch), "metrics": dict(trial.metrics)} for trial in front],
-        "trials": len(trials),
-        "seconds": store.noted("seconds"),
-    }
+class _Run:
+    """A run under way."""
 
+    def __init__(
+        self,
+        prepared: Prepared,
+        catalogue: Catalogue,
+        folder: Path,
+        store: Store,
+        exporters: Exporters,
+        emit: Emit,
+    ) -> None:
+        self.prepared, self.spec, self.catalogue = prepared, prepared.spec, catalogue
+        self.folder, self.store, self.exporters, self._emit = folder, store, exporters, emit
 
-_OWN = ("spec.toml", "run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "supernet.pt", "best")
-"""What a run writes into its directory; some of it under a name ending in `.part` first."""
+    def emit(self, event: Any) -> None:
+        """Tell the listeners, and store what belongs into curves."""
+        if isinstance(event, Progress) and event.point:
+            self.store.point(event.stage, event.done, event.figures)
+        self._emit(event)
 
+    def result(self) -> dict[str, Any]:
+        """Do what is left to do."""
+        store, prepared = self.store, self.prepared
+        store.note("objectives", attrs.asdict(prepared.objectives))
+        metrics = {**prepared.task.metrics, **prepared.metrics}
+        store.note("metrics", {name: attrs.asdict(metric) for name, metric in metrics.items()})
+        store.note("searches", [str(wanted) for wanted in prepared.wanted])
+        store.note("device", str(prepared.device))
+        self._emit(RunStarted(self.spec.name or self.folder.name, self.folder, bool(store.noted("seconds"))))
+        result = distributed.first(lambda: store.noted("result") if (self.folder / "best").is_dir() else None)
+        if result is None:  # a finished run does not touch its test data again
+            result = self._stages()
+            store.note("result", result)
+        result["run"] = str(self.folder)
+        self._emit(RunDone(self.folder, closing_lines(prepared, self.folder, result, self.exporters)))
+        return result
 
-def _check_folder(folder: Path) -> None:
-    """Raise UserError for a folder that holds something else than a run."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.sqlite").exists():
-        raise UserError("this folder is not empty and holds no run", file=str(folder), hint="another one: --out DIR")
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        spent(self.store, stage, time.perf_counter() - start)
 
-
-def _empty(folder: Path) -> None:
-    """Delete what a run has written, and nothing else."""
-    for path in (folder / f"{name}{suffix}" for name in _OWN for suffix in ("", ".part")):
-        if path.is_dir():
-            shutil.rmtree(path)
+    def _stages(self) -> dict[str, Any]:
+        prepared = self.prepared
+        supernet, derived = self._trained()
+        if "search" in prepared.stages:
+            searched = [self._searched(number, supernet) for number in range(len(prepared.wanted))]
+            fronts = [self._front(number, trials) for number, trials in enumerate(searched)]
         else:
-            path.unlink(missing_ok=True)
+            arch = derived or self.spec.space.default()
+            searched, fronts = [], [[Trial(arch, prepared.cost.of([arch])[0])]]
+        table = [self._finished(number, front[0], supernet) for number, front in enumerate(fronts)]
+        front = sorted(fronts[0], key=lambda trial: trial.metrics["flops"])
+        return {
+            "run": str(self.folder),
+            "best": {key: table[0][key] for key in ("arch", "metrics", "test")},
+            "front": [{"arch": dict(trial.arch), "metrics": dict(trial.metrics)} for trial in front],
+            "trials": sum(map(len, searched)),
+            "seconds": self.store.noted("seconds"),
+            "table": table,
+        }
+
+    def _trained(self) -> tuple[nn.Module | None, Arch | None]:
+        """The trained supernet, None where there is none; and the arch that a training derives itself."""
+        spec, prepared = self.spec, self.prepared
+        if spec.supernet is not None:
+            return load_supernet(prepared, self.folder), None
+        if "train" not in prepared.stages:
+            return None, None
+        checkpoint = self.folder / "supernet.pt"
+        check_checkpoint(self.store, checkpoint, "train", spec.train.checkpoint_every)
+        with self._timed("train"):
+            trainer = start_trainer(prepared)
+            supernet = train(
+                trainer, prepared.supernet, prepared.task, spec.mutator, prepared.cost,
+                seed=spec.seed, device=prepared.device, checkpoint=checkpoint, emit=self.emit,
+            )  # fmt: skip
+        if "derive" not in prepared.stages:
+            return supernet, None
+        with blamed(f"algorithm {self.catalogue.name_of(spec.algorithm)}"):
+            return supernet, spec.space.arch(trainer.derive())  # type: ignore[attr-defined]
+
+    def _searched(self, number: int, supernet: nn.Module | None) -> list[Trial]:
+        """The trials of one search."""
+        spec, prepared, wanted = self.spec, self.prepared, self.prepared.wanted[number]
+        problem = Problem(wanted.drawing, prepared.objectives, spec.search.trials)
+        with blamed(f"searcher {self.catalogue.name_of(spec.searcher)}"):
+            searcher = spec.searcher.start(problem, seeding.generator(spec.seed, "searcher"))
+        measure: Callable[..., Trial]
+        if spec.executor is None:
+            measure = start_stand(prepared, number, supernet)
+        else:
+            measure = _Elsewhere(spec, number, self.folder)
+        # What another search of this run has measured is judged by the constraints of this one.
+        others = [t for i in range(len(prepared.wanted)) if i != number for t in self.store.trials(i) if t.ok]
+        known = {(t.arch, t.fidelity): _judged(t, wanted.constraints) for t in others}
+        with self._timed("search"), spec.executor.start() if spec.executor else nullcontext() as executor:
+            return search(
+                searcher, measure, spec.search.trials, batch=spec.search.batch, space=spec.space,
+                seconds=parse_duration(spec.search.budget or "") or float("inf"), store=self.store, number=number,
+                known=distributed.first(lambda: known), objectives=prepared.objectives, executor=executor,
+                emit=self.emit,
+            )  # fmt: skip
+
+    def _front(self, number: int, trials: Sequence[Trial]) -> list[Trial]:
+        """What a search has found: one trial, or a front, the best by the first objective first."""
+        objectives = self.prepared.objectives
+        front = objectives.front([trial for trial in trials if trial.fidelity == 1])
+        if not front:
+            wanted = str(self.prepared.wanted[number]) or "a result"
+            raise UserError(f"none of {len(trials)} trials is done and has {wanted}", key=("search", "constraints"),
+                            hint=f"corenas trials {self.folder} lists them")  # fmt: skip
+        return sorted(front, key=lambda trial: objectives.objectives[0].gain(trial.metrics), reverse=True)
+
+    def _finished(self, number: int, best: Trial, supernet: nn.Module | None) -> dict[str, Any]:
+        """An arch retrained, if the algorithm asks for it, exported and tested: a row of the run's result."""
+        name = f"-{number + 1}" if number else ""
+        network, prepared, folder = supernet, self.prepared, self.folder / f"best{name}"
+        if "retrain" in prepared.stages:
+            stage = f"retrain{name}"
+            every = (self.spec.retrain.train or self.spec.train).checkpoint_every
+            check_checkpoint(self.store, self.folder / f"{stage}.pt", stage, every)
+            with self._timed("retrain"):
+                prepared, network = retrain(prepared, best.arch, self.folder / f"{stage}.pt", stage, self.emit)
+        with self._timed("export"):
+            test = distributed.first(lambda: self._exported(prepared, network, best, folder))
+        return {
+            "constraints": str(prepared.wanted[number]) if "search" in prepared.stages else "",
+            "arch": dict(best.arch), "metrics": dict(best.metrics), "test": test, "folder": folder.name,
+        }  # fmt: skip
+
+    def _exported(self, prepared: Prepared, network: nn.Module | None, best: Trial, folder: Path) -> dict[str, float]:
+        start = time.perf_counter()
+        self.emit(StageStarted("export", 1, "networks"))
+        plain = plain_network(prepared, best.arch, network, calibrated="retrain" not in prepared.stages)
+        test = write(prepared, plain, best.arch, folder, self.exporters, best.metrics, tested=network is not None)
+        self.emit(StageDone("export", time.perf_counter() - start, test))
+        return test
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Only one process at a time works in a run directory. Raises UserError for the second."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError("another corenas is at work in this run directory", file=str(folder)) from None
-    finally:
-        os.close(handle)
+def retrain(
+    prepared: Prepared, arch: Arch, checkpoint: Path | None, stage: str = "retrain", emit: Emit = _silent
+) -> tuple[Prepared, nn.Module]:
+    """An arch trained from scratch as `[retrain]` says, or as far as it got; with what is then prepared: its backbone
+    may be another one, so its cost is.
+    """  # fmt: skip
+    spec, task, device = prepared.spec, prepared.task, prepared.device
+    again = evolve(spec, train=spec.retrain.train or spec.train, backbone=spec.retrain.backbone or spec.backbone)
+    network = stand_alone(again, task, arch, device=device, checkpoint=checkpoint, emit=emit, stage=stage)
+    return evolve(prepared, spec=again, cost=supernet_cost(network, spec.space.fix(arch), task)), network
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    text = f"cannot write into this run directory: {error.strerror}"
-    return UserError(text, file=str(folder), hint="another one: --out DIR")
-
-
-def _open(folder: Path, table: Mapping[str, Any], splits: Mapping[str, int]) -> Store:
-    """The store of a run directory that is new or was begun with this spec and this data."""
-    store = Store(folder / "run.sqlite")  # before all else: it is what marks the folder as a run
-    begun = store.noted("spec")
-    plain = json.loads(json.dumps(table))
-    if begun is not None and begun != plain:
-        ours, theirs = flatten(plain), flatten(begun)
-        keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        changes = ", ".join(f"{key} ({theirs.get(key)} then, {ours.get(key)} now)" for key in keys[:8])
-        raise UserError(f"this run was begun with another spec: {changes}", file=str(folder),
-                        hint="--out DIR for another directory, --fresh to begin anew")  # fmt: skip
-    before = store.noted("splits", splits)
-    if before != splits:
-        raise UserError(f"the data has changed since this run was begun: {before} images then, {dict(splits)} now",
-                        file=str(folder), hint="put it back, or --fresh to begin anew")  # fmt: skip
-    try:
-        (folder / "spec.toml.part").write_text(tomli_w.dumps(table), encoding="utf-8")
-        os.replace(folder / "spec.toml.part", folder / "spec.toml")
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    store.note("spec", plain)
-    store.note("splits", splits)
-    versions = {"corenas": corenas.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    store.note("versions", versions)
-    return store
-
-
-def _spent(store: Store, stage: str, seconds: float) -> None:
-    """Add to the time that a stage took over all sessions."""
-    spent = store.noted("seconds", {})
-    store.note("seconds", spent | {stage: spent.get(stage, 0.0) + seconds})
-
-
-def _train(prepared: Prepared, folder: Path, store: Store, emit: Emit) -> nn.Module:
-    """The trained supernet. Where an algorithm trains none, the one that was built."""
+def start_trainer(prepared: Prepared) -> Any:
+    """The trainer of a spec's algorithm. Raises UserError for what the algorithm refuses."""
     spec = prepared.spec
-    if "train" not in spec.algorithm.stages:
-        return prepared.supernet
-    context = AlgorithmContext(prepared.supernet, spec.space, prepared.cost, prepared.task, spec.train)
-    start = time.perf_counter()
-    with seeding.seeded(spec.seed, "algorithm"):
-        trainer = spec.algorithm.start(context)
-    trained = train(
-        trainer,
-        prepared.supernet,
-        prepared.task,
-        spec.mutator,
-        prepared.cost,
-        seed=spec.seed,
-        device=prepared.device,
-        checkpoint=folder / "supernet.pt",
-        emit=emit,
+    prepared.supernet.to(prepared.device)
+    distiller = spec.distiller.start(prepared.task) if spec.distiller is not None else None
+    context = AlgorithmContext(
+        prepared.supernet, spec.space, prepared.cost, prepared.task, spec.train, prepared.device, distiller
     )
-    _spent(store, "train", time.perf_counter() - start)
-    return trained
+    with seeding.seeded(spec.seed, "algorithm", device=prepared.device):
+        return spec.algorithm.start(context)
 
 
-def _search(
-    prepared: Prepared, catalogue: Catalogue, evaluation: calibrate.Evaluation, store: Store, emit: Emit
-) -> list[Trial]:
+def start_stand(prepared: Prepared, number: int, supernet: nn.Module | None) -> Stand:
+    """What measures the archs of one of a run's searches."""
     spec = prepared.spec
-    context = EvaluatorContext(
-        spec.space,
-        prepared.cost,
-        prepared.task,
-        evaluation.supernet,
-        evaluation,
-        spec.calibration,
-        seeding.generator(spec.seed, "evaluators"),
-    )
-    evaluators = {
-        f"{catalogue.name_of(options)} (evaluators[{i}])": options for i, options in enumerate(spec.evaluators)
-    }
-    problem = Problem(prepared.drawing, prepared.objectives, spec.search.trials)
-    searcher = spec.searcher.start(problem, seeding.generator(spec.seed, "searcher"))
-    start = time.perf_counter()
-    trials = search(
-        searcher,
-        stand(evaluators, context, prepared.constraints).trial,
-        spec.search.trials,
-        batch=spec.search.batch,
-        store=store,
-        objectives=prepared.objectives,
-        emit=emit,
-    )
-    _spent(store, "search", time.perf_counter() - start)
-    return trials
+    evaluators = {f"{type(e).__name__} (evaluators[{i}])": e for i, e in enumerate(spec.evaluators)}
+    constraints = prepared.wanted[number].constraints
+    return stand(evaluators, prepared.evaluator_context(supernet), constraints, spec.seed)
 
 
-def _evaluation(prepared: Prepared, supernet: nn.Module) -> calibrate.Evaluation:
-    spec = prepared.spec
-    workers = spec.train.workers
-    return calibrate.Evaluation(supernet, prepared.task, spec.calibration, prepared.device, spec.seed, workers=workers)
+def _judged(trial: Trial, constraints: Sequence[Constraint]) -> Trial:
+    """A trial that another search has measured, under the constraints of this one."""
+    reason = broken(constraints, trial.metrics)
+    return trial if reason is None else evolve(trial, state="infeasible", error=reason)
 
 
-def read_formats(names: Sequence[str], catalogue: Catalogue) -> dict[str, Exporter | None]:
-    """Formats by name: None for the core's own, else the exporter. Raises UserError for a name that is neither."""
-    return {name: None if name in FORMATS else catalogue.find("exporters", name).cls() for name in names}
+_stands: dict[tuple[Path, int], Stand] = {}
+"""What this process, a worker of an executor, measures with."""
 
 
-def write_best(
-    prepared: Prepared,
-    evaluation: calibrate.Evaluation | None,
-    arch: Arch,
-    folder: Path,
-    formats: Mapping[str, Exporter | None],
-    metrics: Mapping[str, float],
-    tested: bool,
-) -> dict[str, float]:
-    """Export an arch into a folder: network, arch.toml and cost card. Returns its metrics on test data, if asked for.
+@frozen
+class _Elsewhere:
+    """Measures archs in a worker, which reads the spec's data and the run's supernet the first time."""
 
-    The folder appears whole or not at all. The test metrics are those of the exported network itself.
-    """
-    task = prepared.task
-    example = task.example.to(prepared.device)
-    if evaluation is None:
-        plain = export.export(prepared.supernet.to(prepared.device).eval(), arch, example)
+    spec: Spec
+    number: int
+    folder: Path
+
+    def __call__(self, arch: Arch, fidelity: float = 1.0) -> Trial:
+        key = (self.folder, self.number)
+        if key not in _stands:
+            prepared = prepare(self.spec)
+            supernet = load_supernet(prepared, self.folder) if _has_supernet(prepared) else None
+            _stands[key] = start_stand(prepared, self.number, supernet)
+        return _stands[key](arch, fidelity)
+
+
+def _has_supernet(prepared: Prepared) -> bool:
+    return "train" in prepared.stages or prepared.spec.supernet is not None
+
+
+def load_supernet(prepared: Prepared, folder: Path) -> nn.Module:
+    """The trained supernet of a run, on its device. Raises UserError if it has not come so far."""
+    source = Path(prepared.spec.supernet.from_) if prepared.spec.supernet is not None else folder
+    load_weights(prepared.supernet, source / "supernet.pt")
+    return prepared.supernet.to(prepared.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def open_run(
+    prepared: Prepared, folder: Path, name: str, named_arch: Callable[[SearchSpace, str, Sequence[Trial]], Arch]
+) -> tuple[Prepared, Trial, nn.Module | None, bool]:
+    """An arch of a run by its name, "best" for that of its result; where its weights are, and whether its batch norm
+    has to be recalibrated: it has where they are a supernet's.
+
+    Raises UserError if the run has not come so far.
+    """  # fmt: skip
+    store = Store(folder / "run.sqlite", readonly=True)
+    result = store.noted("result")
+    if name == "best":
+        if result is None:
+            raise UserError("this run has no best arch yet", file=str(folder), hint="finish it: corenas run")
+        trial = Trial(prepared.spec.space.arch(result["best"]["arch"]), result["best"]["metrics"])
     else:
-        with evaluation.calibrated(arch) as model:
-            plain = export.export(model, arch, example)
-    test = calibrate.measure(plain, task, evaluation.split("test")) if tested and evaluation else {}
-    cost = prepared.cost.of([arch])[0]
-    card = {
-        "flops": cost["flops"],
-        "params": cost["params"],
-        "activations": cost["activations"],
-        "convention": "one input; a multiply-add counts once; bias, norms, activations and pooling count nothing",
-        "input": list(task.example.shape[1:]),
-        "preprocessing": dict(getattr(task, "preprocessing", {})),
-        "metrics": dict(metrics),
-        "test": test,
-        "splits": dict(task.splits),
-        "seed": prepared.spec.seed,
-    }
-    temporary = folder.with_name(f"{folder.name}.part")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        title = f"{prepared.spec.name}: the subnet {arch.digest}, exported by corenas {corenas.__version__}."
-        export.write(plain, task.example, temporary, formats, title)
-        for exporter in filter(None, formats.values()):
-            exporter.write(plain.cpu().eval(), task.example, temporary)
-        (temporary / "arch.toml").write_text(tomli_w.dumps(dict(arch)), encoding="utf-8")
-        (temporary / "cost.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    except OSError as error:
-        raise UserError(f"cannot write: {error.strerror or error}", file=str(folder)) from error
-    return test
-
-
-def closing_lines(prepared: Prepared, folder: Path, result: Mapping[str, Any]) -> list[str]:
-    """What a run says in the end: what was found, where it is, how to load it."""
-
-    def text(metrics: Mapping[str, float], n: int) -> str:
-        parts = []
-        for name, number in metrics.items():
-            metric = prepared.metrics.get(name, Metric())
-            noise = f" ± {math.sqrt(max(number * (100 - number), 0.0) / n):.1f}" if metric.unit == "%" and n else ""
-            plain = amount(number) if metric.unit != "%" else f"{number:.1f}"
-            parts.append(f"{name} {plain}{noise}{metric.unit and ' ' + metric.unit}")
-        return ", ".join(parts)
-
-    splits, best, front = prepared.task.splits, result["best"], len(result["front"])
-    which = f"of {front} on the front, by {prepared.objectives.objectives[0].metric} the " if front > 1 else ""
-    valid = splits["valid"]
-    measured = {name: number for name, number in best["metrics"].items() if name in prepared.metrics}
-    lines = [
-        f"{which}best of {result['trials']} trials: {text(measured, valid)} on {valid} validation images",
-        f"on {splits['test']} test images, touched once: {text(best['test'], splits['test'])}",
-        f"network:   {folder}/best/ (network.py, network.safetensors, network.pt2, arch.toml, cost.json)",
-        f"trials:    {folder}/run.sqlite, listed by: corenas trials {folder}",
-        f"supernet:  {folder}/supernet.pt",
-        "load it, with torch alone:",
-        f'    import sys; sys.path.insert(0, "{folder}/best"); from network import Network',
-        "    from safetensors.torch import load_file; network = Network().eval()",
-        f'    network.load_state_dict(load_file("{folder}/best/network.safetensors"))',
-        f'    or: torch.export.load("{folder}/best/network.pt2").module()',
-    ]
-    formats = prepared.spec.export.formats
-    if not {"python", "safetensors"} <= set(formats):
-        lines = [line for line in lines if "load_file" not in line and "sys.path" not in line]
-    return [line for line in lines if "pt2" in formats or "torch.export.load" not in line]
-
-
-def open_run(folder: Path, spec: Spec) -> tuple[Prepared, calibrate.Evaluation, Store]:
-    """A run that was trained, to export other subnets of its supernet. Raises UserError if it has not come so far."""
-    prepared = prepare(spec)
-    load_weights(prepared.supernet, folder / "supernet.pt")
-    prepared.supernet.to(prepared.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    evaluation = _evaluation(prepared, prepared.supernet)
-    return prepared, evaluation, Store(folder / "run.sqlite", readonly=True)
-
-
-def named_arch(space: SearchSpace, name: str, trials: Sequence[Trial] = ()) -> Arch:
-    """The arch that the command line names: "min", "max", "default", "random:SEED", a TOML file.
-
-    trials: those that may be named by the beginning of their digest
-    """
-    import tomli
-
-    found = [trial.arch for trial in trials if len(name) >= 4 and trial.arch.digest.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if name in ("min", "max", "default"):
-        return {"min": space.smallest, "max": space.largest, "default": space.default}[name]()
-    kind, colon, seed = name.partition(":")
-    if kind == "random" and colon:
-        if not seed.isdigit():
-            raise UserError(f"random:{seed}: expected a whole number as seed", key=("--arch",))
-        return space.sample(seeding.generator(int(seed), "arch"))
-    path = Path(name)
-    if not path.is_file():
-        hint = (
-            'expected a TOML file, "min", "max", "default", "random:SEED"; of a run, a trial as `corenas trials` has it'
-        )
-        raise UserError("no such arch", file=name, hint=hint)
-    try:
-        return space.arch(tomli.loads(path.read_text(encoding="utf-8")))
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"this is no TOML: {error}", file=name) from None
-    except UserError as error:
-        raise UserError(faults=[attrs.evolve(fault, file=name) for fault in error.faults]) from None
+        trial = Trial(named_arch(prepared.spec.space, name, store.trials()))
+    if (folder / "retrain.pt").exists() and result and dict(trial.arch) == result["best"]["arch"]:
+        prepared, network = retrain(prepared, trial.arch, folder / "retrain.pt")
+        return prepared, trial, network, False
+    return prepared, trial, load_supernet(prepared, folder) if _has_supernet(prepared) else None, True

@@ -1,247 +1,186 @@
-"""The search loop: ask, measure what is cheap, check constraints, measure the rest, store, tell."""
+"""The search loop: ask, measure, store, tell."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any
 
-from attrs import frozen
-
-from corenas.contracts import (
-    Emit,
-    Evaluator,
-    EvaluatorContext,
-    Failure,
-    LiveTask,
-    Measure,
-    Metric,
-    Note,
-    Progress,
-    Search,
-    StageDone,
-    StageStarted,
-    Trial,
-    TrialDone,
-)
-from corenas.cost import METRICS
-from corenas.errors import Fault, UserError, did_you_mean
-from corenas.objectives import Constraint, Objective, Objectives, parse_amount
-from corenas.settings import Amount, Bins, Range, SearchSettings
-from corenas.space import Arch
+from corenas import distributed
+from corenas.contracts import Emit, Note, Progress, Proposal, Search, StageDone, StageStarted, Trial, TrialDone
+from corenas.errors import UserError
+from corenas.measure import blamed
+from corenas.objectives import Objectives
+from corenas.space import Arch, SearchSpace
 from corenas.store import Store
 
-COST_METRICS: Mapping[str, Metric] = {name: Metric("", "min") for name in METRICS}
 _PATIENCE = 200
 """How often a searcher may ask for nothing new before the search ends."""
-
-
-@frozen
-class Stand:
-    """A measuring stand: what gives the metrics of an arch, cheap functions before costly ones."""
-
-    measures: Sequence[tuple[str, Measure]]
-    constraints: Sequence[Constraint] = ()
-
-    def trial(self, arch: Arch) -> Trial:
-        """Measure one arch; costly measures are spared where a constraint is not met."""
-        start = time.perf_counter()
-        metrics: dict[str, float] = {}
-        for name, measure in self.measures:
-            try:
-                (found,) = measure([arch])
-                # A numpy or torch number becomes a plain one, which can be stored.
-                plain = (
-                    {}
-                    if isinstance(found, Failure)
-                    else {m: n if type(n) is int else float(n) for m, n in found.items()}
-                )
-            except UserError:
-                raise
-            except Exception as error:
-                found, plain = Failure(f"{type(error).__name__}: {error}"), {}
-            if isinstance(found, Failure):
-                return Trial(arch, metrics, "failed", time.perf_counter() - start, f"{name}: {found.reason}")
-            metrics |= plain
-            broken = next((str(c) for c in self.constraints if not c.met(metrics)), None)
-            if broken:
-                return Trial(arch, metrics, "infeasible", time.perf_counter() - start, f"not {broken}")
-        return Trial(arch, metrics, "done", time.perf_counter() - start)
-
-
-def stand(
-    evaluators: Mapping[str, Evaluator], context: EvaluatorContext, constraints: Sequence[Constraint] = ()
-) -> Stand:
-    """The stand of some evaluators (name -> options), costs first, then cheap ones, then the others."""
-
-    def cost(archs: Sequence[Arch]) -> Sequence[Mapping[str, float]]:
-        return context.cost.of(archs)
-
-    ordered = sorted(evaluators.items(), key=lambda item: not item[1].cheap)
-    measures = [(name, _as_promised(e.start(context), e.provides(context.task).keys())) for name, e in ordered]
-    return Stand([("cost", cost), *measures], constraints)
-
-
-def _as_promised(measure: Measure, metrics: Set[str]) -> Measure:
-    """The measure, failed where it gives other metrics than its evaluator says: constraints hang on them."""
-
-    def checked(archs: Sequence[Arch]) -> Sequence[Mapping[str, float] | Failure]:
-        wrong = f"promised {', '.join(sorted(metrics))} and gave "
-        return [
-            Failure(wrong + (", ".join(sorted(found)) or "nothing"))
-            if isinstance(found, Mapping) and found.keys() != metrics
-            else found
-            for found in measure(archs)
-        ]
-
-    return checked
-
-
-def metrics_of(evaluators: Sequence[Evaluator], task: LiveTask) -> dict[str, Metric]:
-    """All metrics that a search can speak of. Raises UserError for one that two evaluators give."""
-    found, faults = dict(COST_METRICS), []
-    for i, evaluator in enumerate(evaluators):
-        given = evaluator.provides(task)
-        twice = sorted(found.keys() & given.keys())
-        if twice:
-            faults.append(
-                Fault(f"{', '.join(twice)} is measured already, by the core or another evaluator", ("evaluators", i))
-            )
-        found |= given
-    if faults:
-        raise UserError(faults=faults)
-    return found
-
-
-def read_objectives(settings: SearchSettings, metrics: Mapping[str, Metric]) -> Objectives:
-    """The objectives of a spec. Raises UserError, keys under "search", for metrics that nothing measures."""
-    faults = []
-    objectives = []
-    for i, goal in enumerate(settings.goals):
-        if goal.metric not in metrics:
-            faults.append(_unknown(goal.metric, metrics, "objectives", i))
-            continue
-        objectives.append(Objective(goal.metric, goal.direction or metrics[goal.metric].direction, goal.weight))
-    if not objectives and not faults:
-        faults.append(Fault("expected at least one objective", ("search", "objectives")))
-    bins = settings.pareto if isinstance(settings.pareto, Bins) else None
-    if bins is not None and bins.metric not in metrics:
-        faults.append(_unknown(bins.metric, metrics, "pareto", "metric"))
-    width = parse_amount(bins.width) if bins is not None else 0.0
-    if faults:
-        raise UserError(faults=faults)
-    return Objectives(tuple(objectives), bool(settings.pareto), bins.metric if bins else None, width)
-
-
-def read_constraints(
-    settings: SearchSettings, metrics: Mapping[str, Metric], largest: Mapping[str, float]
-) -> list[Constraint]:
-    """The constraints of a spec in plain numbers; `largest` has the metrics that "60%" can be of.
-
-    Raises UserError, keys under "search.constraints", with all mistakes.
-    """
-    faults, constraints = [], []
-    for metric, bounds in settings.constraints.items():
-        place = ("search", "constraints", metric)
-        if metric not in metrics:
-            faults.append(_unknown(metric, metrics, "constraints", metric))
-            continue
-
-        def plain(amount: Amount | None, open_end: float, metric: str = metric) -> float:
-            if amount is None:
-                return open_end
-            if _relative(amount):
-                return parse_amount(str(amount).strip()[:-1]) / 100 * largest[metric]
-            return parse_amount(amount)
-
-        if isinstance(bounds, Range):
-            ends = (bounds.min, bounds.max)
-        elif isinstance(bounds, tuple):
-            ends = bounds
-        else:  # one number bounds from the side that hurts
-            ends = (bounds, None) if metrics[metric].direction == "max" else (None, bounds)
-        relative = [end for end in ends if end is not None and _relative(end)]
-        if relative and metric not in largest:
-            hint = f"relative amounts are for {', '.join(largest)}"
-            faults.append(Fault(f"{relative[0]!r}: {metric} is not known before the search", place, hint=hint))
-            continue
-        low, high = plain(ends[0], -float("inf")), plain(ends[1], float("inf"))
-        if low > high:
-            faults.append(Fault(f"the range {ends[0]} to {ends[1]} is empty", place))
-        constraints.append(Constraint(metric, low, high))
-    if faults:
-        raise UserError(faults=faults)
-    return constraints
-
-
-def _relative(amount: Amount) -> bool:
-    return isinstance(amount, str) and amount.strip().endswith("%")
-
-
-def _unknown(metric: str, metrics: Mapping[str, Metric], *path: str | int) -> Fault:
-    hint = did_you_mean(metric, metrics, "what the evaluators measure")
-    return Fault(f"nothing measures {metric!r}", ("search", *path), hint=hint)
+_LITTLE = 1e-9
+"""What is left of a budget when it is spent, up to rounding."""
 
 
 def search(
     searcher: Search,
-    measured: Callable[[Arch], Trial],
+    measure: Callable[..., Trial | Mapping[str, float]],
     budget: int,
     *,
     batch: int = 10,
+    seconds: float = math.inf,
+    space: SearchSpace | None = None,
     store: Store | None = None,
+    number: int = 0,
+    known: Mapping[tuple[Arch, float], Trial] | None = None,
     objectives: Objectives | None = None,
+    executor: futures.Executor | None = None,
     emit: Emit = lambda event: None,
 ) -> list[Trial]:
     """Run a search until its budget of distinct archs is spent or the searcher asks for nothing more.
 
-    measured: gives the trial of an arch; `Stand.trial`, or any function of the user's
+    measure: arch -> its metrics or trial; called with (arch, fidelity) where a searcher proposes a share of the effort.
+        Under torchrun each process measures its share of the archs; an executor gets `measure` pickled
+    seconds: end after this time as well
+    space: archs outside it are refused
     store: where each trial goes as it finishes, and the searcher's state after each `tell`; what it holds counts
-    Returns all trials in order. No arch is measured twice.
+    number: which of a run's searches this is
+    known: trials that need not be measured again
+    Returns all trials in order. No arch is measured twice with the same fidelity. Raises UserError for a searcher that
+    does not do as it should, and if all trials failed.
     """
     store = store or Store()
-    trials = store.trials()
-    known = {trial.arch: trial for trial in trials}
-    told: set[Arch] = set()
-    saved = store.noted("searcher")
+    name = f"searcher {type(searcher).__module__}.{type(searcher).__name__}"
+    # All processes run the same search, told the same trials; the first one alone has a store.
+    trials, saved = distributed.first(lambda: (store.trials(number), store.noted(f"searcher:{number}")))
+    have = dict(known or {}) | {(trial.arch, trial.fidelity): trial for trial in trials}
+    stored = {(trial.arch, trial.fidelity) for trial in trials}
+    told: dict[tuple[Arch, float], None] = {}
+    clock = _Clock(0.0)
     if saved is not None:
-        searcher.load_state_dict(saved["state"])
-        told = {trial.arch for trial in trials[: saved["told"]]}
-    emit(StageStarted("search", budget, "trials", len(trials)))
-    start, idle = time.perf_counter(), 0
-    while len(trials) < budget and idle < _PATIENCE:
+        with blamed(name):
+            searcher.load_state_dict(saved["state"])
+        told = dict.fromkeys((trial.arch, trial.fidelity) for trial in trials[: saved["told"]])
+        clock = _Clock(saved["seconds"])
+    emit(StageStarted("search", budget, "trials", math.floor(_spent(stored) + _LITTLE)))
+    idle, spent = 0, _spent(stored)
+    while (left := budget - _spent(told)) > _LITTLE and idle < _PATIENCE and not clock.over(seconds):
         # A run that was killed between a trial and its `tell` asks again for what it had asked for.
-        asked = searcher.ask(min(batch, budget - len(told)))
+        asked = _asked(searcher, name, min(batch, math.ceil(left - _LITTLE)), space)
         if not asked:
             break
-        strange = next((arch for arch in asked if not isinstance(arch, Arch)), None)
-        if strange is not None:
-            raise UserError(f"the searcher asked for {strange!r}, which is no arch", key=("searcher", "type"))
         before = len(trials)
-        for arch in asked:
-            if arch in known:
-                continue
-            if len(trials) == budget:  # only where the store held trials that this searcher never heard of
-                break
-            trial = known[arch] = measured(arch)
+        missing = dict.fromkeys(key for key in asked if key not in stored)
+        if missing and spent > budget - _LITTLE:  # the store held trials that this searcher never heard of
+            break
+        for trial in _measured(measure, [*missing], have, executor):
+            spent += trial.fidelity
+            key = (trial.arch, trial.fidelity)
+            have[key] = trial
+            stored.add(key)
             trials.append(trial)
-            store.add(trial)
+            if distributed.rank() == 0:
+                store.add(trial, number)
             emit(TrialDone(trial))
-            emit(Progress("search", len(trials), _figures(trials, objectives)))
-        if any(arch not in known for arch in asked):
+            emit(Progress("search", math.floor(spent + _LITTLE), _figures(trials, objectives)))
+            if spent > budget - _LITTLE or clock.over(seconds):
+                break
+        if any(key not in stored for key in asked):
             break
         idle = 0 if len(trials) > before else idle + 1
-        searcher.tell([known[arch] for arch in asked])
-        told.update(asked)
-        store.note("searcher", {"state": searcher.state_dict(), "told": len(told)})
-    if len(trials) < budget:
-        emit(Note(f"the searcher found nothing new after {len(trials)} of {budget} trials"))
+        told |= dict.fromkeys(asked)
+        with blamed(name):
+            searcher.tell([have[key] for key in asked])
+            state = {"state": searcher.state_dict(), "told": len(told), "seconds": clock.seconds}
+            if distributed.rank() == 0:
+                store.note(f"searcher:{number}", state)
+    if spent < budget - _LITTLE:
+        why = "the time is over" if clock.over(seconds) else "the searcher found nothing new"
+        emit(Note(f"{why} after {len(trials)} of {budget} trials"))
     failed = [trial for trial in trials if trial.state == "failed"]
     if failed and len(failed) == len(trials):
         raise UserError(f"all {len(trials)} trials failed", hint=f"the first: {failed[0].error}")
-    emit(StageDone("search", time.perf_counter() - start, _figures(trials, objectives)))
+    emit(StageDone("search", clock.session, _figures(trials, objectives)))
     return trials
 
 
+class _Clock:
+    """Seconds over all sessions of a search; the first process's clock counts for all."""
+
+    def __init__(self, before: float) -> None:
+        self.before, self.start = before, time.perf_counter()
+
+    @property
+    def session(self) -> float:
+        return time.perf_counter() - self.start
+
+    @property
+    def seconds(self) -> float:
+        return self.before + self.session
+
+    def over(self, seconds: float) -> bool:
+        return seconds < math.inf and distributed.first(lambda: self.seconds > seconds)
+
+
+def _spent(keys: Any) -> float:
+    return math.fsum(fidelity for _, fidelity in keys)
+
+
+def _asked(searcher: Search, name: str, n: int, space: SearchSpace | None) -> list[tuple[Arch, float]]:
+    """What the searcher asks for, as archs with their fidelities. Raises UserError, with its name, for nonsense."""
+    with blamed(name):
+        asked = [*searcher.ask(n)]
+    keys = [(item.arch, item.fidelity) if isinstance(item, Proposal) else (item, 1.0) for item in asked]
+    if len(keys) > n:
+        raise UserError(f"{name} was asked for {n} archs and gave {len(keys)}")
+    for arch, fidelity in keys:
+        if not isinstance(arch, Arch) or not 0 < fidelity <= 1:
+            raise UserError(f"{name} asked for {arch!r} with fidelity {fidelity!r}, which is no arch with 0 to 1")
+        if space is not None and arch not in space:
+            raise UserError(f"{name} asked for an arch that is not in the space: {dict(arch)}")
+    return keys
+
+
+def _measured(
+    measure: Callable[..., Any],
+    keys: Sequence[tuple[Arch, float]],
+    have: Mapping[tuple[Arch, float], Trial],
+    executor: futures.Executor | None,
+) -> Iterator[Trial]:
+    """The trials of archs, in order, as soon as they are there; those that are there already are not measured."""
+    if executor is not None:
+        running = {key: executor.submit(_trial, measure, *key) for key in keys if key not in have}
+        try:
+            for key in keys:
+                with blamed("the executor"):
+                    trial = have[key] if key in have else running[key].result()
+                yield trial
+        finally:
+            for future in running.values():
+                future.cancel()
+        return
+    world, rank = distributed.world(), distributed.rank()
+    for at in range(0, len(keys), world):
+        turn = keys[at : at + world]
+        own = [have.get(key) or _trial(measure, *key) for key in turn[rank : rank + 1]]
+        yield from (trial for given in distributed.together(own) for trial in given)
+
+
+def _trial(measure: Callable[..., Trial | Mapping[str, float]], arch: Arch, fidelity: float) -> Trial:
+    start = time.perf_counter()
+    with distributed.apart():
+        found = measure(arch) if fidelity == 1 else measure(arch, fidelity)
+    if isinstance(found, Trial):
+        return found
+    seconds = time.perf_counter() - start
+    try:
+        metrics = {str(name): n if type(n) is int else float(n) for name, n in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        text = f"measuring an arch gave {found!r}: expected a mapping from metrics to numbers, or a Trial"
+        raise UserError(text) from None
+    return Trial(arch, metrics, "done", seconds, None, fidelity)
+
+
 def _figures(trials: Sequence[Trial], objectives: Objectives | None) -> dict[str, float]:
-    best = objectives.best(trials, 1) if objectives else []
+    best = objectives.best([t for t in trials if t.fidelity == 1], 1) if objectives else []
     return {goal.metric: best[0].metrics[goal.metric] for goal in objectives.objectives} if best and objectives else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -20,14 +20,19 @@ def generator(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed & 0xFFFFFFFF, crc32(name.encode())])
 
 
-def state(rng: np.random.Generator) -> str:
-    """A generator's state as JSON text."""
-    return json.dumps(rng.bit_generator.state)
+class Kept:
+    """A generator that goes into a checkpoint."""
 
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
 
-def restore(rng: np.random.Generator, text: str) -> None:
-    """Put a generator back into a state that `state` gave."""
-    rng.bit_generator.state = json.loads(text)
+    def state_dict(self) -> dict[str, str]:
+        """Its state: numbers of more bits than a checkpoint takes, so as JSON text."""
+        return {"state": json.dumps(self.rng.bit_generator.state)}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Go on from a state."""
+        self.rng.bit_generator.state = json.loads(state["state"])
 
 
 def number(seed: int, name: str, *index: int) -> int:

@@ -1,9 +1,9 @@
-"""The tables of a spec that are the core's own: training, search, calibration, export."""
+"""The tables of a spec that are the core's own: training, search, calibration, retraining, export."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from attrs import field, frozen
@@ -19,6 +19,19 @@ def _is_amount(amount: float | str) -> bool:
         return math.isfinite(parse_amount(amount.removesuffix("%") if isinstance(amount, str) else amount))
     except ValueError:
         return False
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+Duration = Annotated[str, 'a time such as "90s", "20m", "1.5h" or "2d"', lambda text: parse_duration(text) is not None]
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of "90s", "20m", "1.5h" or "2d"; None for anything else."""
+    try:
+        seconds = float(text[:-1]) * _UNITS[text[-1:]]
+    except (ValueError, KeyError):
+        return None
+    return seconds if 0 < seconds < math.inf else None
 
 
 Amount = Annotated[float | str, 'an amount such as 2e8, "200M" or "60%"', _is_amount]
@@ -61,7 +74,7 @@ class Train:
     """How weights are trained.
 
     epochs: how often the training data is seen
-    batch_size: images a step, over all accumulated parts
+    batch_size: images a step, over all accumulated parts and all processes
     optimizer: type, the name of a class in torch.optim, and its arguments
     schedule: how the learning rate goes on
     no_decay: which parameters have no weight decay: "norm", "bias"
@@ -70,6 +83,7 @@ class Train:
     ema: share of the old weights in the exponential moving average that is searched and exported
     precision: "float32", or automatic mixed precision in "bfloat16" or "float16"
     accumulate: parts a batch is cut into, for less memory
+    sync_norm: whether batch norm sees the images of all processes under torchrun
     workers: processes that read data
     checkpoint_every: epochs between checkpoints
     """
@@ -86,6 +100,7 @@ class Train:
     ema: float | None = field(default=None, validator=optional([ge(0), le(1)]))
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     accumulate: int = field(default=1, validator=ge(1))
+    sync_norm: bool = False
     workers: int = field(default=0, validator=ge(0))
     checkpoint_every: int = field(default=1, validator=ge(1))
 
@@ -104,6 +119,9 @@ class Range:
     def __attrs_post_init__(self) -> None:
         if self.min is None and self.max is None:
             raise UserError("expected `min`, `max` or both")
+
+
+Bounds = Mapping[str, Amount | tuple[Amount, Amount] | Range]
 
 
 @frozen
@@ -142,19 +160,26 @@ class Bins:
 class SearchSettings:
     """What is searched for, and how long.
 
-    trials: archs to measure
+    trials: archs to measure; those measured with a share of the whole effort count as this share
     batch: archs asked for at once
+    budget: the search ends after this time, "20m" for instance, whatever is left of the trials
     objectives: metrics to make large or small; several are weighed against each other, unless `pareto`
     constraints: metric -> bounds: the most that is allowed (of what is to be large the least), [least, most], or min
-        and max; "60%" is of the largest subnet
+        and max; "60%" is of the largest subnet. A list of such tables is searched under one after the other
     pareto: true keeps every trade-off that no other beats; a table keeps the best of each bin of a metric
     """
 
     trials: int = field(default=100, validator=ge(1))
     batch: int = field(default=10, validator=ge(1))
+    budget: Duration | None = None
     objectives: tuple[str | Goal, ...] | str = ("top1",)
-    constraints: Mapping[str, Amount | tuple[Amount, Amount] | Range] = field(factory=dict)
+    constraints: Bounds | tuple[Bounds, ...] = field(factory=dict)
     pareto: bool | Bins = False
+
+    @property
+    def bounds(self) -> Sequence[Bounds]:
+        """The constraints of each search."""
+        return self.constraints if isinstance(self.constraints, tuple) else (self.constraints,)
 
     @property
     def goals(self) -> list[Goal]:
@@ -179,19 +204,36 @@ class Calibration:
     pipeline: Literal["train", "eval"] = "eval"
 
 
-FORMATS = ("safetensors", "python", "pt2")
-"""What the core can write a network as."""
+@frozen
+class Retrain:
+    """How an arch that was found is trained again from scratch, where the algorithm asks for it.
+
+    train: how its weights are trained; left out, as the supernet's were
+    backbone: its backbone's options, wider or deeper ones for instance; left out, the supernet's
+    """
+
+    train: Train | None = None
+    backbone: Any = field(default=None, metadata={"kind": "backbones"})
+
+
+@frozen
+class Source:
+    """A supernet that was trained before.
+
+    from: the directory of its run; what a spec leaves out is as it was there
+    """
+
+    from_: str
 
 
 @frozen
 class Export:
     """What is written into `best/` beside arch.toml and the cost card.
 
-    formats: "safetensors" (weights), "python" (a file that builds the network), "pt2" (a torch.export program), and
-        what exporter plugins offer
+    formats: names of exporters; `corenas show exporters` lists them
     """
 
-    formats: tuple[str, ...] = FORMATS
+    formats: tuple[str, ...] = ("safetensors", "python", "pt2")
 
 
 @frozen

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 import json
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
@@ -15,6 +17,7 @@ import numpy as np
 from attrs import evolve, field, frozen
 
 from corenas.errors import Fault, Path, UserError, did_you_mean
+from corenas.options import to_table
 from corenas.value import Constant, Value, Variable
 
 Choice: TypeAlias = int | float | str | bool
@@ -30,100 +33,89 @@ class Condition:
     choices: frozenset[Choice]
 
 
+OVERRIDE = "spec:"
+"""What the key of a variable begins with that overrides a key of the spec."""
 MOST_CHOICES = 1_000_000
 """The largest number of choices of one variable."""
 MOST_BLOCKS = 10_000
 """The largest depth of a stage."""
 
 
-def _tuple(choices: Iterable[Any]) -> Sequence[Any]:
-    return choices if isinstance(choices, range) else tuple(choices)
+def _finite(number: Any) -> bool:
+    return isinstance(number, int | float) and abs(number) <= sys.float_info.max
+
+
+def _float(number: Any) -> Any:
+    return float(number) if _finite(number) else number
 
 
 def _conditions(when: Iterable[Condition]) -> tuple[Condition, ...]:
     return tuple(when)
 
 
-def _float(number: Any) -> Any:
-    return float(number) if number is not None and _finite(number) else number
-
-
-def _finite(number: Any) -> bool:
-    return isinstance(number, int | float) and abs(number) <= sys.float_info.max
-
-
-class _Discrete:
-    """What `Categorical`, `Int` and a stepped `Float` share: finitely many choices, coded by their index."""
+class _Variable:
+    """What all variables share: their choices are finitely many, coded by their index, unless they are continuous."""
 
     key: str
     choices: Sequence[Any]
+    continuous: bool = False
 
-    @cached_property
-    def _codes(self) -> Mapping[Any, int]:
-        return {choice: code for code, choice in enumerate(self.choices)}
+    def __attrs_post_init__(self: Any) -> None:
+        if mistake := self._mistake():
+            raise UserError(mistake, key=(self.key,))
+        if self.default is None:
+            object.__setattr__(self, "default", self.high)
+        if not _allowed(self, self.default):
+            raise UserError(f"default {self.default!r} is none of {_choices_text(self)}", key=(self.key,))
 
     def draw(self, rng: np.random.Generator, n: int) -> Codes:
+        """Codes of n uniform choices."""
         return rng.integers(len(self.choices), size=n)
 
-    def code(self, choice: Any) -> float:
-        """Its index. Raises KeyError for one that is not among the choices."""
-        return self._codes[choice]
+    @cached_property
+    def code(self) -> Callable[[Any], float]:
+        """Gives the code of a choice: its index. Raises KeyError for one that is not among the choices."""
+        return {choice: code for code, choice in enumerate(self.choices)}.__getitem__
 
-    def choice(self, code: float) -> Any:
-        return self.choices[int(code)]
+    @cached_property
+    def choice(self) -> Callable[[Any], Any]:
+        """Gives the choice of a code."""
+        return self.choices.__getitem__
 
 
 @frozen(slots=False)
-class Categorical(_Discrete):
+class Categorical(_Variable):
     """One of several choices, all numbers or all strings. Raises UserError for none, or for one that stands twice.
 
     default: what an arch holds where nothing else is said: the largest of numbers, the first of strings
     """
 
     key: str
-    choices: Sequence[Any] = field(converter=_tuple)
+    choices: Sequence[Any] = field(converter=tuple)
     default: Any = None
     when: tuple[Condition, ...] = field(default=(), converter=_conditions)
 
-    def __attrs_post_init__(self) -> None:
+    def _mistake(self) -> str | None:
         if not self.choices:
-            raise UserError("a variable needs at least one choice", key=(self.key,))
+            return "a variable needs at least one choice"
         kinds = {str if isinstance(c, str) else bool if isinstance(c, bool) else float for c in self.choices}
         if len(kinds) > 1 or not all(isinstance(c, str) or _finite(c) for c in self.choices):
-            raise UserError(f"choices are all numbers or all strings, not {list(self.choices)}", key=(self.key,))
-        if len(set(self.choices)) < len(self.choices):
-            raise UserError(f"a choice stands twice in {list(self.choices)}", key=(self.key,))
-        if self.default is None:
-            object.__setattr__(self, "default", self.largest)
-        _check_default(self)
+            return f"choices are all numbers or all strings, not {list(self.choices)}"
+        return f"a choice stands twice in {list(self.choices)}" if len({*self.choices}) < len(self.choices) else None
 
     @property
-    def ordered(self) -> bool:
-        """Whether its choices are numbers."""
-        return not isinstance(self.choices[0], str)
-
-    @property
-    def smallest(self) -> Any:
+    def low(self) -> Any:
         """The smallest of numbers; of strings the first."""
-        return min(self.choices) if self.ordered else self.choices[0]
+        return self.choices[0] if isinstance(self.choices[0], str) else min(self.choices)
 
     @property
-    def largest(self) -> Any:
+    def high(self) -> Any:
         """The largest of numbers; of strings the first."""
-        return max(self.choices) if self.ordered else self.choices[0]
-
-    def narrowed(self, choices: Sequence[Any]) -> Categorical:
-        """The same variable with some of its choices."""
-        return evolve(self, choices=choices, default=self.default if self.default in choices else None)
-
-    def to_table(self) -> Any:
-        """As a space file says it."""
-        table = {"type": "categorical", "choices": list(self.choices), "default": self.default}
-        return list(self.choices) if self.default == self.largest else table
+        return self.choices[0] if isinstance(self.choices[0], str) else max(self.choices)
 
 
 @frozen(slots=False)
-class Int(_Discrete):
+class Int(_Variable):
     """A whole number from `low` to `high`, both included, every `step`. Raises UserError if the steps miss `high`."""
 
     key: str
@@ -133,45 +125,22 @@ class Int(_Discrete):
     default: int | None = None
     when: tuple[Condition, ...] = field(default=(), converter=_conditions)
 
-    def __attrs_post_init__(self) -> None:
-        if self.step < 1:
-            raise UserError(f"step {self.step}: expected at least 1", key=(self.key,))
-        if self.high - self.low >= MOST_CHOICES * self.step:
-            raise UserError(f"more than {MOST_CHOICES:,} choices: take a larger step", key=(self.key,))
-        if self.high < self.low or (self.high - self.low) % self.step:
-            raise UserError(f"{self.low}..{self.high} in steps of {self.step} never ends on high", key=(self.key,))
-        if self.default is None:
-            object.__setattr__(self, "default", self.high)
-        _check_default(self)
+    def _mistake(self) -> str | None:
+        if self.step < 1 or self.high < self.low or (self.high - self.low) % self.step:
+            return f"{self.low}..{self.high} in steps of {self.step} never ends on high"
+        return _too_many((self.high - self.low) // self.step)
 
     @cached_property
     def choices(self) -> range:  # type: ignore[override]
         """All its numbers."""
         return range(self.low, self.high + 1, self.step)
 
-    @property
-    def smallest(self) -> int:
-        """Its lower bound."""
-        return self.low
-
-    @property
-    def largest(self) -> int:
-        """Its upper bound."""
-        return self.high
-
-    def narrowed(self, choices: Sequence[Any]) -> Categorical:
-        """The same variable with some of its choices."""
-        return Categorical(self.key, choices, self.default if self.default in choices else None, self.when)
-
-    def to_table(self) -> Any:
-        """As a space file says it."""
-        return {"type": "int", "low": self.low, "high": self.high, "step": self.step, "default": self.default}
-
 
 @frozen(slots=False)
-class Float(_Discrete):
+class Float(_Variable):
     """A number from `low` to `high`, both included: every `step`, or any; `log` draws its logarithm uniformly.
 
+    Without steps it is continuous: the code of a number is its place between the bounds, 0..1, on the scale.
     Raises UserError for bounds in the wrong order, a log scale that reaches 0, or log and step together.
     """
 
@@ -183,25 +152,28 @@ class Float(_Discrete):
     default: float | None = field(default=None, converter=_float)
     when: tuple[Condition, ...] = field(default=(), converter=_conditions)
 
-    def __attrs_post_init__(self) -> None:
-        if not all(map(_finite, (self.low, self.high, self.high - self.low, self.step or 0))):
-            step = "" if self.step is None else f" in steps of {self.step}"
-            raise UserError(f"expected finite numbers, found {self.low}..{self.high}{step}", key=(self.key,))
-        if not self.low <= self.high:
-            raise UserError(f"low {self.low} is above high {self.high}", key=(self.key,))
+    def _mistake(self) -> str | None:
+        text = f"{self.low}..{self.high}" + ("" if self.step is None else f" in steps of {self.step}")
+        if not all(map(_finite, (self.low, self.high, self.step or 0))) or not _finite(self.high - self.low):
+            return f"expected finite numbers, found {text}"
+        if self.low > self.high:
+            return f"low {self.low} is above high {self.high}"
         if self.log and (self.low <= 0 or self.step is not None):
-            raise UserError("a log scale needs low above 0 and has no step", key=(self.key,))
-        if self.step is not None:
-            steps = (self.high - self.low) / self.step if self.step > 0 else math.nan
-            if steps >= MOST_CHOICES:
-                raise UserError(f"more than {MOST_CHOICES:,} choices: take a larger step", key=(self.key,))
-            if not _finite(steps) or not math.isclose(steps, round(steps), abs_tol=1e-9):
-                raise UserError(f"{self.low}..{self.high} in steps of {self.step} never ends on high", key=(self.key,))
-            if len(self._codes) < len(self.choices):
-                raise UserError(f"step {self.step} is lost beside numbers of the size of {self.high}", key=(self.key,))
-        if self.default is None:
-            object.__setattr__(self, "default", self.high)
-        _check_default(self)
+            return "a log scale needs low above 0 and has no step"
+        if self.step is None:
+            return None
+        steps = (self.high - self.low) / self.step if self.step > 0 else math.nan
+        if mistake := _too_many(steps):
+            return mistake
+        if math.isnan(steps) or not math.isclose(steps, round(steps), abs_tol=1e-9):
+            return f"{text} never ends on high"
+        lost = len({*self.choices}) < len(self.choices)
+        return f"step {self.step} is lost beside numbers of the size of {self.high}" if lost else None
+
+    @property
+    def continuous(self) -> bool:  # type: ignore[override]
+        """Whether it has no steps."""
+        return self.step is None
 
     @cached_property
     def choices(self) -> Sequence[float]:  # type: ignore[override]
@@ -212,47 +184,35 @@ class Float(_Discrete):
         # The last bound is exact and the others carry no noise such as 0.30000000000000004.
         return (*(float(f"{self.low + i * self.step:.15g}") for i in range(steps)), float(self.high))
 
-    @property
-    def smallest(self) -> float:
-        """Its lower bound."""
-        return self.low
-
-    @property
-    def largest(self) -> float:
-        """Its upper bound."""
-        return self.high
-
     def draw(self, rng: np.random.Generator, n: int) -> Codes:
         """Codes of n uniform choices."""
-        return rng.random(n) if self.step is None else super().draw(rng, n)
+        return rng.random(n) if self.continuous else super().draw(rng, n)
 
-    def code(self, choice: Any) -> float:
-        """Its index; without a step its place between the bounds, 0..1, on the variable's scale."""
-        if self.step is not None:
-            return super().code(choice)
-        if not self.low <= choice <= self.high:
-            raise ValueError(choice)
-        if self.low == self.high:
-            return 0.0
+    @cached_property
+    def code(self) -> Callable[[Any], float]:
+        """Gives the code of a number. Raises KeyError or ValueError for one that is not among the choices."""
+        return self._place if self.continuous else super().code
+
+    @cached_property
+    def choice(self) -> Callable[[Any], float]:
+        """Gives the number of a code."""
+        return self._number if self.continuous else super().choice
+
+    def _place(self, number: float) -> float:
+        if not self.low <= number <= self.high:
+            raise ValueError(number)
         scale = math.log if self.log else float
-        return (scale(choice) - scale(self.low)) / (scale(self.high) - scale(self.low))
+        span = scale(self.high) - scale(self.low)
+        return (scale(number) - scale(self.low)) / span if span else 0.0
 
-    def choice(self, code: float) -> float:
-        """The number of a code, as `code` gives it."""
-        if self.step is not None:
-            return super().choice(code)
-        if self.log:
-            return min(self.high, max(self.low, self.low * (self.high / self.low) ** code))
-        return min(self.high, max(self.low, self.low + code * (self.high - self.low)))
+    def _number(self, place: float) -> float:
+        span = self.high - self.low
+        number = self.low * (self.high / self.low) ** place if self.log else self.low + place * span
+        return min(self.high, max(self.low, number))
 
-    def narrowed(self, choices: Sequence[Any]) -> Categorical:
-        """The same variable with some of its numbers."""
-        return Categorical(self.key, choices, self.default if self.default in choices else None, self.when)
 
-    def to_table(self) -> Any:
-        """As a space file says it."""
-        table = {"type": "float", "low": self.low, "high": self.high, "log": self.log, "default": self.default}
-        return table if self.step is None else table | {"step": self.step}
+def _too_many(steps: float) -> str | None:
+    return f"more than {MOST_CHOICES:,} choices: take a larger step" if steps >= MOST_CHOICES else None
 
 
 SpaceVariable: TypeAlias = Categorical | Int | Float
@@ -327,27 +287,21 @@ class SearchSpace:
         self.variables = tuple(variables)
         self.tree: Mapping[str, Any] = tree or {}
         self.keys = tuple(variable.key for variable in self.variables)
-        self._place = {key: place for place, key in enumerate(self.keys)}
-        if len(self._place) < len(self.keys):
-            twice = sorted({key for key in self.keys if self.keys.count(key) > 1})
-            raise UserError(f"variables stand twice: {', '.join(twice)}")
+        self._variables: dict[str, SpaceVariable] = {}
+        for variable in self.variables:
+            faults = [Fault(_TWICE)] if variable.key in self._variables else []
+            faults += [fault for c in variable.when if (fault := _unfit(c.key, self._variables))]
+            if faults:
+                raise UserError(faults=faults).under(variable.key)
+            self._variables[variable.key] = variable
+        # For each variable its conditions: the parent's place, and whether each of its codes is allowed; -1 is not.
         self._parents: list[list[tuple[int, np.ndarray]]] = []
-        for place, variable in enumerate(self.variables):
-            parents = []
-            for condition in variable.when:
-                parent = self._place.get(condition.key, place)
-                if parent >= place:
-                    earlier = did_you_mean(condition.key, self.keys[:place], "variables before it")
-                    raise UserError(f"condition on {condition.key!r}, which is no earlier variable",
-                                    key=(variable.key,), hint=earlier)  # fmt: skip
-                if _continuous(self.variables[parent]):
-                    raise UserError(
-                        f"condition on {condition.key!r}, which has no list of choices", key=(variable.key,)
-                    )
-                choices = self.variables[parent].choices
-                parents.append((parent, np.array([choice in condition.choices for choice in choices])))
-            self._parents.append(parents)
-        self._dtype = np.float64 if any(map(_continuous, self.variables)) else np.int64
+        place = {key: place for place, key in enumerate(self.keys)}
+        for variable in self.variables:
+            allowed = [[choice in c.choices for choice in self[c.key].choices] for c in variable.when]
+            pairs = zip(variable.when, allowed, strict=True)
+            self._parents.append([(place[c.key], np.array([*mask, False])) for c, mask in pairs])
+        self._dtype = np.float64 if any(v.continuous for v in self.variables) else np.int64
         self._defaults = np.array([v.code(v.default) for v in self.variables], self._dtype)
 
     # -- from and to TOML ---------------------------------------------------------------------------------------------
@@ -356,6 +310,7 @@ class SearchSpace:
     def from_table(cls, table: Mapping[str, Any]) -> SearchSpace:
         """A space from its TOML table. A number is fixed, a list is `Categorical`, a table with `type` is typed.
 
+        A key `"spec:train.optimizer.lr"` is a variable that overrides the spec, and no part of the model.
         Where a table has a `depth` and a `block`, the block's variables are made anew for each block that the depth
         can reach, under `blocks.0`, `blocks.1` and so on, and are active where the depth reaches it.
         Raises UserError with all mistakes, each with its key.
@@ -366,21 +321,26 @@ class SearchSpace:
         tree = reader.table(table, (), ())
         if reader.faults:
             raise UserError(faults=reader.faults)
-        return cls(reader.variables, tree)
+        return cls(reader.variables.values(), {key: item for key, item in tree.items() if not key.startswith(OVERRIDE)})
 
     def to_table(self) -> dict[str, Any]:
         """The TOML table of this space, blocks written out one by one."""
-        tree = self.tree or {variable.key: _value(variable) for variable in self.variables}
-        return _written(tree, {variable.key: variable for variable in self.variables}, "", ())
+        loose = {v.key: _value(v) for v in self.variables if v.key.startswith(OVERRIDE) or not self.tree}
+        return _written({**loose, **self.tree}, self._variables, ())
+
+    @property
+    def finite(self) -> bool:
+        """Whether its archs can be counted: no variable is continuous."""
+        return not any(variable.continuous for variable in self.variables)
 
     def value(self, key: str) -> Variable:
         """A variable as a value, to make dimensions of."""
         return _value(self[key])
 
     def __getitem__(self, key: str) -> SpaceVariable:
-        if key not in self._place:
+        if key not in self._variables:
             raise UserError(f"no variable {key!r}", hint=did_you_mean(key, self.keys, "variables"))
-        return self.variables[self._place[key]]
+        return self._variables[key]
 
     def __contains__(self, arch: object) -> bool:
         try:
@@ -406,22 +366,23 @@ class SearchSpace:
                 alien = [c for c in wanted if not _allowed(variable, c)]
                 if alien or not wanted:
                     faults.append(Fault(f"{alien or 'no choice'}: {key} has {_choices_text(variable)}", (pattern,)))
+                elif len({*wanted}) < len(wanted):
+                    faults.append(Fault(f"a choice stands twice in {list(wanted)}", (pattern,)))
                 else:  # 224.0 is the choice 224
-                    allowed[key] = [c if _continuous(variable) else variable.choice(variable.code(c)) for c in wanted]
-                    if len(set(wanted)) < len(wanted):
-                        faults.append(Fault(f"a choice stands twice in {list(wanted)}", (pattern,)))
+                    allowed[key] = [c if variable.continuous else variable.choice(variable.code(c)) for c in wanted]
         if faults:
             raise UserError(faults=faults)
-        variables: list[SpaceVariable] = []
-        parents: dict[str, SpaceVariable] = {}
+        narrower: dict[str, SpaceVariable] = {}
         for variable in self.variables:
-            narrowed = variable.narrowed(allowed[variable.key]) if variable.key in allowed else variable
             # A condition speaks of choices that are still there.
-            left = [Condition(c.key, c.choices & {*parents[c.key].choices}) for c in variable.when]
-            when = [c for c in left if not _always(c, parents[c.key], left)]
-            variables.append(narrowed if when == [*narrowed.when] else evolve(narrowed, when=when))
-            parents[variable.key] = variables[-1]
-        return SearchSpace(variables, _revalued(self.tree, {v.key: v for v in variables if v.key in allowed}))
+            left = [Condition(c.key, c.choices & {*narrower[c.key].choices}) for c in variable.when]
+            when = tuple(c for c in left if not _always(c, narrower[c.key], left))
+            if (key := variable.key) in allowed:
+                default = variable.default if variable.default in allowed[key] else None
+                narrower[key] = Categorical(key, allowed[key], default, when)
+            else:
+                narrower[key] = variable if variable.when == when else evolve(variable, when=when)
+        return SearchSpace(narrower.values(), _revalued(self.tree, narrower))
 
     def fix(self, choices: Mapping[str, Choice]) -> SearchSpace:
         """The space with some variables held at one choice, as `narrow` names them."""
@@ -437,7 +398,7 @@ class SearchSpace:
         flat = flatten(choices or {})
         faults = []
         for key, choice in flat.items():
-            if key not in self._place:
+            if key not in self._variables:
                 if not isinstance(choice, Mapping | list | tuple):  # a table without variables is one of the space's
                     hint = did_you_mean(key, self.keys, "variables")
                     faults.append(Fault("no such variable", (key,), hint=hint))
@@ -446,7 +407,11 @@ class SearchSpace:
         if faults:
             raise UserError(faults=faults)
         codes = [v.code(flat[v.key]) if v.key in flat else self._defaults[i] for i, v in enumerate(self.variables)]
-        return self.decode(self.canonical(np.array([codes], self._dtype)))[0]
+        row = np.array([codes], self._dtype)
+        arch, active = self.decode(self.canonical(row))[0], self.active(row)[0]
+        exact = {v.key: flat[v.key] for v, on in zip(self.variables, active, strict=True)
+                 if v.continuous and on and v.key in flat}  # fmt: skip
+        return Arch({**arch, **exact}) if exact else arch  # a number does not come back from its code to the last bit
 
     def default(self) -> Arch:
         """Every variable at its default."""
@@ -454,27 +419,22 @@ class SearchSpace:
 
     def smallest(self) -> Arch:
         """Every number at its smallest, every other variable at its first choice."""
-        return self.arch({v.key: v.smallest for v in self.variables})
+        return self.arch({v.key: v.low for v in self.variables})
 
     def largest(self) -> Arch:
         """Every number at its largest, every other variable at its first choice."""
-        return self.arch({v.key: v.largest for v in self.variables})
+        return self.arch({v.key: v.high for v in self.variables})
 
     def encode(self, archs: Iterable[Mapping[str, Any]]) -> Codes:
         """Archs as a matrix (archs, variables) of choice indices."""
         rows = [arch._choices if isinstance(arch, Arch) else arch for arch in archs]
-        coders: list[Callable[[Any], float]] = [
-            v.code if _continuous(v) else v._codes.__getitem__ for v in self.variables
-        ]
-        columns = [[*map(code, [row[key] for row in rows])] for key, code in zip(self.keys, coders, strict=True)]
+        columns = [[*map(v.code, [row[key] for row in rows])] for key, v in self._variables.items()]
         return np.array(columns, self._dtype).reshape(len(self.keys), len(rows)).T
 
     def decode(self, codes: Codes) -> list[Arch]:
         """The archs of a matrix that `encode` or `draw` gave."""
         columns = [
-            map(v.choice, column.tolist())
-            if _continuous(v)
-            else map(v.choices.__getitem__, column.astype(int).tolist())
+            map(v.choice, (column if v.continuous else column.astype(np.int64)).tolist())
             for v, column in zip(self.variables, codes.T, strict=True)
         ]
         rows = zip(*columns, strict=True) if columns else [()] * len(codes)
@@ -533,96 +493,86 @@ class SearchSpace:
     @cached_property
     def size(self) -> int:
         """How many distinct archs there are, exactly. Raises TypeError if a variable is continuous."""
-        return self._count(tuple(range(len(self.variables))), {})
+        return self._count(range(len(self.variables)), {})
 
-    def _count(self, places: tuple[int, ...], chosen: dict[int, int | None]) -> int:
-        """Distinct archs of some variables, given the codes of those chosen before (None: inactive)."""
-        return math.prod(sum(n for _, n in self._counts(group, chosen)) for group in self._independent(places, chosen))
+    def _count(self, places: Sequence[int], chosen: Mapping[int, int]) -> int:
+        """Distinct archs of some variables, given the codes of those chosen before (-1: inactive)."""
+        return math.prod(
+            sum(n for _, n in self._branches(group, chosen)) for group in self._independent(places, chosen)
+        )
 
-    def _counts(
-        self, group: tuple[int, ...], chosen: dict[int, int | None]
-    ) -> Iterator[tuple[Sequence[int | None], int]]:
+    def _branches(self, group: Sequence[int], chosen: Mapping[int, int]) -> Iterator[tuple[Sequence[int], int]]:
         """The codes of a group's first variable, those together that open the same others, with their archs."""
-        first, rest = group[0], group[1:]
-        for alike in [(None,)] if self._closed(first, chosen) else self._alike[first]:
+        first, *rest = group
+        for alike in [(-1,)] if self._closed(first, chosen) else self._alike[first]:
             yield alike, len(alike) * self._count(rest, {**chosen, first: alike[0]})
 
-    def _closed(self, place: int, chosen: Mapping[int, int | None]) -> bool:
+    def _closed(self, place: int, chosen: Mapping[int, int]) -> bool:
         """Whether one of the choices made so far leaves a variable inactive."""
-        for parent, allowed in self._parents[place]:
-            code = chosen.get(parent, -1)
-            if code is None or (code >= 0 and not allowed[code]):
-                return True
-        return False
+        return not all(allowed[chosen[parent]] for parent, allowed in self._parents[place] if parent in chosen)
 
     @cached_property
-    def _alike(self) -> list[list[Sequence[int]]]:
+    def _alike(self) -> list[list[list[int]]]:
         """The codes of each variable, those together that open the same other variables."""
         opens: list[list[np.ndarray]] = [[] for _ in self.variables]
-        for parents in self._parents:
-            for parent, allowed in parents:
-                opens[parent].append(allowed)
-        found: list[list[Sequence[int]]] = []
+        for parent, allowed in itertools.chain(*self._parents):
+            opens[parent].append(allowed)
+        found = []
         for variable, masks in zip(self.variables, opens, strict=True):
-            classes: dict[tuple[bool, ...], list[int]] = {}
-            for code, key in enumerate(zip(*masks, strict=True)):
-                classes.setdefault(key, []).append(code)
-            found.append([*classes.values()] if masks else [range(len(variable.choices))])
+            alike: dict[Any, list[int]] = defaultdict(list)
+            for code, *opened in zip(range(len(variable.choices)), *masks, strict=False):
+                alike[tuple(opened)].append(code)
+            found.append([*alike.values()])
         return found
 
-    def _independent(self, places: tuple[int, ...], chosen: Mapping[int, Any]) -> list[tuple[int, ...]]:
+    def _independent(self, places: Sequence[int], chosen: Mapping[int, int]) -> list[list[int]]:
         """The variables in groups that no open condition links; each in order, so its first has no open parent."""
-        group = {place: place for place in places}
-
-        def root(place: int) -> int:
-            while group[place] != place:
-                place = group[place]
-            return place
-
+        groups: dict[int, list[int]] = {}
         for place in places:
-            if not self._closed(place, chosen):
-                for parent, _ in self._parents[place]:
-                    if parent not in chosen:
-                        group[root(place)] = root(parent)
-        found: dict[int, list[int]] = {}
-        for place in places:
-            found.setdefault(root(place), []).append(place)
-        return [tuple(members) for members in found.values()]
+            groups[place] = [place]
+            parents = [] if self._closed(place, chosen) else self._parents[place]
+            for parent, _ in parents:
+                if parent not in chosen and groups[parent] is not groups[place]:
+                    groups[parent] += groups[place]
+                    groups |= dict.fromkeys(groups[place], groups[parent])
+        return [sorted(group) for group in {id(group): group for group in groups.values()}.values()]
+
+    def _chosen(self, chosen: Mapping[int, int]) -> Arch:
+        """The arch of a code for each place (-1: inactive)."""
+        codes = np.array([chosen[place] for place in range(len(self.variables))], self._dtype)
+        return self.decode(np.where(codes < 0, self._defaults, codes)[None])[0]
 
     def __iter__(self) -> Iterator[Arch]:
         """All archs, each once, the last variable changing fastest. Raises TypeError if a variable is continuous."""
 
-        def rows(place: int, chosen: dict[int, int | None]) -> Iterator[list[Any]]:
+        def each(chosen: dict[int, int]) -> Iterator[Arch]:
+            place = len(chosen)
             if place == len(self.variables):
-                yield [self._defaults[i] if code is None else code for i, code in chosen.items()]
+                yield self._chosen(chosen)
                 return
-            codes = (None,) if self._closed(place, chosen) else range(len(self.variables[place].choices))
-            for code in codes:
-                yield from rows(place + 1, {**chosen, place: code})
+            for code in [-1] if self._closed(place, chosen) else range(len(self.variables[place].choices)):
+                yield from each({**chosen, place: code})
 
-        for row in rows(0, {}):
-            yield self.decode(np.array([row], self._dtype))[0]
+        return each({})
 
     def sample_uniform_archs(self, rng: np.random.Generator) -> Arch:
         """An arch drawn uniformly over distinct archs (`uniform_archs`), so that deep stages come up as often as
         there are such archs. Raises TypeError if a variable is continuous.
         """  # fmt: skip
-        codes = self._defaults.copy()
+        drawn: dict[int, int] = {}
 
-        def fill(places: tuple[int, ...], chosen: dict[int, int | None]) -> None:
+        def draw(places: Sequence[int], chosen: Mapping[int, int]) -> None:
             for group in self._independent(places, chosen):
-                counts = [*self._counts(group, chosen)]
-                share = _below(rng, sum(n for _, n in counts))
-                while share >= counts[0][1]:
-                    share -= counts.pop(0)[1]
-                alike = counts[0][0]
-                code = alike[share % len(alike)]
-                if code is not None:
-                    codes[group[0]] = code
-                fill(group[1:], {**chosen, group[0]: code})
+                branches = [*self._branches(group, chosen)]
+                share = _below(rng, sum(n for _, n in branches))
+                while share >= branches[0][1]:
+                    share -= branches.pop(0)[1]
+                alike = branches[0][0]
+                drawn[group[0]] = alike[share % len(alike)]
+                draw(group[1:], {**chosen, group[0]: drawn[group[0]]})
 
-        fill(tuple(range(len(self.variables))), {})
-        return self.decode(codes[None])[0]
+        draw(range(len(self.variables)), {})
+        return self._chosen(drawn)
 
 
 def _below(rng: np.random.Generator, n: int) -> int:
@@ -645,7 +595,7 @@ def flatten(table: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[
 
 
 def _allowed(variable: SpaceVariable, choice: Any) -> bool:
-    if isinstance(choice, bool) != isinstance(variable.smallest, bool):  # True is 1 to Python, not to a reader
+    if isinstance(choice, bool) != isinstance(variable.low, bool):  # True is 1 to Python, not to a reader
         return False
     try:
         variable.code(choice)
@@ -654,13 +604,17 @@ def _allowed(variable: SpaceVariable, choice: Any) -> bool:
     return True
 
 
-def _check_default(variable: SpaceVariable) -> None:
-    if not _allowed(variable, variable.default):
-        raise UserError(f"default {variable.default!r} is none of {_choices_text(variable)}", key=(variable.key,))
+_TWICE = "this variable stands twice"
 
 
-def _continuous(variable: SpaceVariable) -> bool:
-    return isinstance(variable, Float) and variable.step is None
+def _unfit(key: str, earlier: Mapping[str, SpaceVariable]) -> Fault | None:
+    """Why no condition can be on a key, if none can: it is no earlier variable's, or a continuous one's."""
+    if key not in earlier:
+        hint = did_you_mean(key, earlier, "variables before it")
+        return Fault(f"condition on {key!r}, which is no earlier variable", hint=hint)
+    if earlier[key].continuous:
+        return Fault(f"condition on {key!r}, which has no list of choices")
+    return None
 
 
 def _always(condition: Condition, parent: SpaceVariable, beside: Iterable[Condition]) -> bool:
@@ -670,8 +624,7 @@ def _always(condition: Condition, parent: SpaceVariable, beside: Iterable[Condit
 
 def _value(variable: SpaceVariable) -> Variable:
     """A variable as a value; of one without steps the bounds stand for all its numbers."""
-    bounds = (variable.smallest, variable.largest)
-    return Variable(variable.key, bounds if _continuous(variable) else variable.choices)
+    return Variable(variable.key, (variable.low, variable.high) if variable.continuous else variable.choices)
 
 
 def _choices_text(variable: SpaceVariable) -> str:
@@ -683,197 +636,174 @@ def _choices_text(variable: SpaceVariable) -> str:
 
 def _revalued(tree: Any, variables: Mapping[str, SpaceVariable]) -> Any:
     if isinstance(tree, Variable):
-        return Variable(tree.key, variables[tree.key].choices) if tree.key in variables else tree
+        return _value(variables[tree.key])
     if isinstance(tree, Mapping):
         return {key: _revalued(item, variables) for key, item in tree.items()}
     return [_revalued(item, variables) for item in tree] if isinstance(tree, list) else tree
 
 
-def _written(tree: Any, variables: Mapping[str, SpaceVariable], path: str, when: tuple[Condition, ...]) -> Any:
-    """A part of a tree as TOML. `when`: the conditions that its place implies, which are not written."""
-    if isinstance(tree, Variable):
-        variable = variables[tree.key]
-        own = {c.key: sorted(c.choices) for c in variable.when if c not in when}
-        table = variable.to_table()
-        return {**_long(table), "when": own} if own else table
+def _written(tree: Any, variables: Mapping[str, SpaceVariable], when: Sequence[Condition], brief: bool = True) -> Any:
+    """A part of a tree as TOML.
+
+    when: the conditions that its place implies, which are not written
+    brief: whether a variable may be a mere list of its choices
+    """
     if isinstance(tree, Constant):
         return tree.number
+    if isinstance(tree, Variable):
+        variable = variables[tree.key]
+        table = {option: x for option, x in to_table(variable).items() if option not in ("key", "when")}
+        own = {c.key: sorted(c.choices) for c in variable.when if c not in when}
+        if brief and not own and isinstance(variable, Categorical) and variable.default == variable.high:
+            return table["choices"]
+        return {"type": type(variable).__name__.lower(), **table, **({"when": own} if own else {})}
     if isinstance(tree, Mapping):
-        table: dict[str, Any] = {}
+        table = {}
         for key, item in tree.items():
-            if key != "blocks":
-                written = _written(item, variables, f"{path}{key}.", when)
+            if key == "blocks" and isinstance(item, list):
+                depth = _depth(tree, variables)
+                table[key] = [_written(x, variables, _reached(depth, i, when)) for i, x in enumerate(item)]
+            else:
                 # Writers of TOML put tables behind what is none: a list after them would lose its place.
-                late = isinstance(item, Variable) and any(isinstance(x, dict) or _nested(x) for x in table.values())
-                table[key] = _long(written) if late else written
-        if isinstance(tree.get("blocks"), list):
-            depth = variables.get(f"{path}depth")
-            table["blocks"] = [
-                _written(block, variables, f"{path}blocks.{i}.", when if depth is None else _reached(depth, i, when))
-                for i, block in enumerate(tree["blocks"])
-            ]
+                brief = not any(isinstance(x, dict) or _nested(x) for x in table.values())
+                table[key] = _written(item, variables, when, brief)
         return table
-    if isinstance(tree, list):
-        return [_written(item, variables, f"{path}{i}.", when) for i, item in enumerate(tree)]
-    return tree
-
-
-def _long(table: Any) -> dict[str, Any]:
-    """A variable's long form, from its long form or its list of choices."""
-    return table if isinstance(table, dict) else {"type": "categorical", "choices": table}
+    return [_written(item, variables, when) for item in tree] if isinstance(tree, list) else tree
 
 
 def _nested(item: Any) -> bool:
     return isinstance(item, list) and any(isinstance(x, Mapping | list) for x in item)
 
 
-def _reached(depth: SpaceVariable, place: int, when: tuple[Condition, ...]) -> tuple[Condition, ...]:
+def _depth(tree: Mapping[str, Any], variables: Mapping[str, SpaceVariable]) -> SpaceVariable | None:
+    """The variable that says how many blocks a table has."""
+    depth = tree.get("depth")
+    return variables[depth.key] if isinstance(depth, Variable) else None
+
+
+def _reached(depth: SpaceVariable | None, place: int, when: Sequence[Condition]) -> Sequence[Condition]:
     """The conditions of what stands in a block: the depth beside it reaches its place."""
+    if depth is None:
+        return when
     reached = Condition(depth.key, frozenset(d for d in depth.choices if d > place))
     return when if _always(reached, depth, when) else (*when, reached)
 
 
-_TYPES: dict[str, tuple[type[SpaceVariable], dict[str, type]]] = {
-    "categorical": (Categorical, {"choices": list, "default": object}),
-    "int": (Int, {"low": int, "high": int, "step": int, "default": int}),
-    "float": (Float, {"low": float, "high": float, "step": float, "default": float, "log": bool}),
-}
+_WHOLE, _NUMBER = ("a whole number", int), ("a number", int, float)
+_TYPES: Mapping[str, tuple[Any, Mapping[str, tuple[Any, ...]]]] = {
+    "categorical": (Categorical, {"choices": ("a list", list), "default": ("a choice", int, float, bool, str)}),
+    "int": (Int, {"low": _WHOLE, "high": _WHOLE, "step": _WHOLE, "default": _WHOLE}),
+    "float": (
+        Float, {"low": _NUMBER, "high": _NUMBER, "step": _NUMBER, "default": _NUMBER, "log": ("true or false", bool)}
+    ),
+}  # fmt: skip
+"""The types of variables: class and options, each with the words and the types of what is expected."""
 
 
 class _Reader:
-    """Walks a space's TOML table, collecting its variables and its mistakes."""
+    """Walks a space's TOML table, collecting its variables and its mistakes. None stands where a mistake was found."""
 
     def __init__(self) -> None:
-        self.variables: list[SpaceVariable] = []
+        self.variables: dict[str, SpaceVariable] = {}
         self.faults: list[Fault] = []
 
-    def table(self, table: Mapping[str, Any], path: Path, when: tuple[Condition, ...]) -> dict[str, Any]:
-        tree: dict[str, Any] = {}
-        for key, item in table.items():
-            if key not in ("block", "blocks"):
-                tree[key] = self.item(item, (*path, key), when)
-        if "block" in table and "blocks" in table:
-            self.faults.append(Fault("both `block` and `blocks`: the one is a pattern, the other its copies", path))
-        elif isinstance(table.get("block"), Mapping):
-            tree["blocks"] = self.blocks(table["block"], None, path, tree.get("depth"), when)
-        elif isinstance(table.get("blocks"), list):
-            tree["blocks"] = self.blocks(None, table["blocks"], path, tree.get("depth"), when)
-        elif "block" in table or "blocks" in table:
-            self.faults.append(Fault("expected `block` as a table, or `blocks` as an array of tables", path))
+    def fault(self, message: str, path: Path, hint: str | None = None) -> None:
+        self.faults.append(Fault(message, path, hint=hint))
+
+    def table(self, table: Mapping[str, Any], path: Path, when: Sequence[Condition]) -> dict[str, Any]:
+        rest = {key: item for key, item in table.items() if key not in ("block", "blocks")}
+        tree = {key: self.item(item, (*path, key), when) for key, item in rest.items()}
+        if len(rest) < len(table):
+            tree["blocks"] = self.blocks(table.get("block"), table.get("blocks"), tree, path, when)
         return tree
 
     def blocks(
-        self,
-        pattern: Mapping[str, Any] | None,
-        written: list[Any] | None,
-        path: Path,
-        depth: Value | None,
-        when: tuple[Condition, ...],
-    ) -> list[Any]:
+        self, pattern: Any, written: Any, tree: Mapping[str, Any], path: Path, when: Sequence[Condition]
+    ) -> list[Any] | None:
         """The blocks of a stage, each active where the stage's depth reaches it."""
-        key = ".".join(map(str, (*path, "depth")))
-        variable = next((v for v in self.variables if v.key == key), None)
-        depths: Sequence[Any] = variable.choices if isinstance(variable, Categorical | Int) else ()
-        if isinstance(depth, Constant):
-            depths = [depth.number]
-        elif depth is None and written is not None:
-            depths = [len(written)]
-        reach = max(depths) if depths and all(type(d) is int and d >= 0 for d in depths) else -1
-        if any(fault.key[: len(path) + 1] == (*path, "depth") for fault in self.faults):
-            reach = -1
-        elif reach < 0:
-            self.faults.append(Fault("blocks need a `depth` beside them: whole numbers, 0 or more", path))
-        elif reach > MOST_BLOCKS:
-            self.faults.append(Fault(f"depth reaches {reach}: at most {MOST_BLOCKS:,} blocks", path))
-        elif written is not None and (len(written) < reach or (variable is None and len(written) > reach)):
-            self.faults.append(Fault(f"{len(written)} blocks, but depth reaches {reach}", (*path, "blocks")))
+        if pattern is not None and written is not None:
+            return self.fault("both `block` and `blocks`: the one is a pattern, the other its copies", path)
+        if not isinstance(pattern, Mapping) and not isinstance(written, list):
+            return self.fault("expected `block` as a table, or `blocks` as an array of tables", path)
+        depth = tree.get("depth", Constant(-1 if written is None else len(written)))
+        depths = depth.possible if isinstance(depth, Value) else (-1,)
+        reach = max(depths) if all(type(d) is int and d >= 0 for d in depths) else -1
+        variable = _depth(tree, self.variables)
+        if reach > MOST_BLOCKS:
+            self.fault(f"depth reaches {reach}: at most {MOST_BLOCKS:,} blocks", path)
+        elif reach < 0 and depth is not None:
+            self.fault("blocks need a `depth` beside them: whole numbers, 0 or more", path)
+        elif written is not None and (len(written) < reach or (isinstance(depth, Constant) and len(written) > reach)):
+            self.fault(f"{len(written)} blocks, but depth reaches {reach}", (*path, "blocks"))
         if not 0 <= reach <= MOST_BLOCKS:  # its mistakes are told, those of the blocks are still to be found
             variable, reach = None, 1
-        blocks: list[Any] = []
-        for i in range(reach if written is None else len(written)):
-            own = when if variable is None else _reached(variable, i, when)
+        blocks = []
+        for i, item in enumerate([pattern] * reach if written is None else written):
             before = len(self.faults)
-            item = pattern if written is None else written[i]
-            blocks.append(self.item(item, (*path, "blocks", i), own))
-            if written is None:  # mistakes of a pattern stand where the pattern stands, once
-                self.faults[before:] = [
-                    evolve(f, key=(*path, "block", *f.key[len(path) + 2 :])) for f in self.faults[before:] if i == 0
-                ]
+            blocks.append(self.item(item, (*path, "blocks", i), _reached(variable, i, when)))
+            if written is None and len(self.faults) > before:  # they stand where the pattern stands, once
+                found = [evolve(f, key=(*path, "block", *f.key[len(path) + 2 :])) for f in self.faults[before:]]
+                self.faults[before:] = found
+                break
         return blocks
 
-    def item(self, item: Any, path: Path, when: tuple[Condition, ...]) -> Any:
+    def item(self, item: Any, path: Path, when: Sequence[Condition]) -> Any:
         if isinstance(item, Mapping):
             return self.typed(item, path, when) if "type" in item else self.table(item, path, when)
+        if _nested(item):
+            return [self.item(x, (*path, i), when) for i, x in enumerate(item)]
         if isinstance(item, list):
-            if _nested(item):
-                return [self.item(x, (*path, i), when) for i, x in enumerate(item)]
             return self.variable(path, Categorical, {"choices": item}, when)
         if isinstance(item, bool | str):
             return item
         if isinstance(item, int | float):
             return Constant(item)
-        self.faults.append(Fault(f"expected a number, a string, a list or a table, found {item!r}", path))
-        return Constant(0)
+        return self.fault(f"expected a number, a string, a list or a table, found {item!r}", path)
 
-    def typed(self, item: Mapping[str, Any], path: Path, when: tuple[Condition, ...]) -> Any:
-        kind = _TYPES.get(str(item["type"]).lower())
-        if kind is None:
+    def typed(self, item: Mapping[str, Any], path: Path, when: Sequence[Condition]) -> Any:
+        cls, options = _TYPES.get(str(item["type"]).lower(), (None, {}))
+        if cls is None:
             hint = did_you_mean(str(item["type"]), _TYPES, "types of variables")
-            self.faults.append(Fault(f"no type of variable {item['type']!r}", (*path, "type"), hint=hint))
-            return Constant(0)
-        cls, options = kind
+            return self.fault(f"no type of variable {item['type']!r}", (*path, "type"), hint)
         before = len(self.faults)
-        found: dict[str, Any] = {}
-        for key, x in item.items():
-            expected = options.get(key)
-            if key in ("type", "when"):
-                continue
-            if expected is None:
-                hint = did_you_mean(key, [*options, "when"], "options")
-                self.faults.append(Fault("unknown key", (*path, key), hint=hint))
-            elif expected is not object and (
-                isinstance(x, bool) != (expected is bool)
-                or not isinstance(x, (int, float) if expected is float else expected)
-            ):
-                self.faults.append(Fault(f"expected {_EXPECTED[expected]}, found {x!r}", (*path, key)))
-            else:
-                found[key] = x
-        required = ["choices"] if cls is Categorical else ["low", "high"]
-        self.faults += [Fault("required key is missing", (*path, key)) for key in required if key not in item]
+        found = {key: x for key, x in item.items() if key not in ("type", "when")}
+        for key, x in found.items():
+            if key not in options:
+                self.fault("unknown key", (*path, key), did_you_mean(key, [*options, "when"], "options"))
+            elif type(x) not in options[key]:
+                self.fault(f"expected {options[key][0]}, found {x!r}", (*path, key))
+        for key in ("choices",) if cls is Categorical else ("low", "high"):
+            if key not in item:
+                self.fault("required key is missing", (*path, key))
         conditions = [*when, *self.conditions(item.get("when", {}), path)]
-        return Constant(0) if len(self.faults) > before else self.variable(path, cls, found, conditions)
+        return self.variable(path, cls, found, conditions) if len(self.faults) == before else None
 
-    def conditions(self, table: Any, path: Path) -> list[Condition]:
+    def conditions(self, table: Any, path: Path) -> Iterator[Condition]:
         """`when = { op = "mbconv" }` speaks of a variable in the same table, `{ "stages.0.op" = … }` of any."""
         if not isinstance(table, Mapping):
-            self.faults.append(Fault(f"expected a table of keys and choices, found {table!r}", (*path, "when")))
-            return []
-        known = {v.key: v for v in self.variables}
-        conditions = []
+            return self.fault(f"expected a table of keys and choices, found {table!r}", (*path, "when"))
         for key, choices in table.items():
-            near = ".".join(map(str, (*path[:-1], key)))
-            full = near if near in known else key
+            near = _dotted(*path[:-1], key)
+            full = near if near in self.variables else key
             wanted = choices if isinstance(choices, list) else [choices]
-            if full in known and _continuous(known[full]):
-                self.faults.append(Fault(f"{full} has no list of choices", (*path, "when", key)))
-            elif full not in known:
-                hint = did_you_mean(key, known, "variables before it")
-                self.faults.append(Fault("no earlier variable of this name", (*path, "when", key), hint=hint))
-            elif alien := [c for c in wanted if not _allowed(known[full], c)]:
-                self.faults.append(Fault(f"{alien}: {full} has {_choices_text(known[full])}", (*path, "when", key)))
+            if fault := _unfit(full, self.variables):
+                self.faults.append(fault.under(*path, "when", key))
+            elif alien := [c for c in wanted if not _allowed(self.variables[full], c)]:
+                self.fault(f"{alien}: {full} has {_choices_text(self.variables[full])}", (*path, "when", key))
             else:
-                conditions.append(Condition(full, frozenset(wanted)))
-        return conditions
+                yield Condition(full, frozenset(wanted))
 
-    def variable(self, path: Path, cls: type[Any], options: Mapping[str, Any], when: Iterable[Condition]) -> Any:
-        key = ".".join(map(str, path))
+    def variable(self, path: Path, cls: Any, options: Mapping[str, Any], when: Sequence[Condition]) -> Variable | None:
+        key = _dotted(*path)
+        if key in self.variables:
+            return self.fault(_TWICE, path)
         try:
-            variable = cls(key, when=when, **options)
+            self.variables[key] = cls(key, when=when, **options)
         except UserError as error:
             self.faults += [evolve(fault, key=path) for fault in error.faults]
-            return Constant(0)
-        self.variables.append(variable)
-        return _value(variable)
+            return None
+        return _value(self.variables[key])
 
 
-_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
+def _dotted(*path: str | int) -> str:
+    return ".".join(map(str, path))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import attrs
 import tomli
 from attrs import field, frozen
 from attrs.validators import ge, lt, optional
 
-from corenas import errors
-from corenas.errors import Fault, UserError
+from corenas.errors import Fault, UserError, did_you_mean
+from corenas.errors import Path as KeyPath
 from corenas.options import structure, to_table
 from corenas.plugins import Catalogue
-from corenas.settings import FORMATS, Calibration, Device, Export, SearchSettings, Train
-from corenas.space import SearchSpace
+from corenas.settings import Calibration, Device, Export, Retrain, SearchSettings, Source, Train
+from corenas.space import OVERRIDE, SearchSpace
 
 
 def _file_name(instance: object, attribute: object, name: str) -> None:
@@ -31,16 +33,21 @@ class Spec:
 
     task: the data and what is learnt from it
     backbone: the network
-    algorithm: how the supernet is trained
+    algorithm: how the supernet is trained, and which stages a run has
     name: of the run, and of its folder in runs/
     seed: of everything that is random
     device: where the run computes
+    supernet: the run of a supernet that was trained before, to be searched again; what this spec leaves out is as it
+        was there
     mutator: how the archs of a training step are drawn
+    distiller: what paths learn from a teacher, for algorithms that have one
     searcher: how archs are proposed
     evaluators: what measures archs, beside flops, params and activations
+    executor: where trials are measured; left out, in this process
     train: how the supernet's weights are trained
     search: what is searched for, and how long
     calibration: how batch-norm statistics are recomputed before an arch is measured
+    retrain: how the arch that was found is trained again, where the algorithm does so
     export: what is written in the end
     space: a file, or the space itself; with `file`, `fix` holds variables at a choice and `narrow` leaves fewer
     """
@@ -49,31 +56,57 @@ class Spec:
     backbone: Any = field(metadata={"kind": "backbones"})
     space: Any
     algorithm: Any = field(metadata={"kind": "algorithms"})
+    supernet: Source | None = None
     mutator: Any = field(default=None, metadata={"kind": "mutators"})
+    distiller: Any = field(default=None, metadata={"kind": "distillers"})
     searcher: Any = field(default=None, metadata={"kind": "searchers"})
     evaluators: tuple[Any, ...] = field(default=(), metadata={"kind": "evaluators"})
+    executor: Any = field(default=None, metadata={"kind": "executors"})
     name: str | None = field(default=None, validator=optional(_file_name))
     seed: int = field(default=0, validator=[ge(0), lt(1 << 32)])
     device: Device = Device()
     train: Train = Train()
     search: SearchSettings = SearchSettings()
     calibration: Calibration = Calibration()
+    retrain: Retrain = Retrain()
     export: Export = Export()
 
     def to_table(self, catalogue: Catalogue) -> dict[str, Any]:
         """The spec with every default written out, as TOML: what a run directory keeps."""
+        rest = to_table(attrs.evolve(self, space=None), catalogue.name_of)
+        return {**rest, "space": self.space.to_table()}
 
-        def named(options: Any) -> dict[str, Any]:
-            return {"type": catalogue.name_of(options), **to_table(options)}
+    def overridden(self, choices: Mapping[str, Any]) -> Spec:
+        """The spec with the choices of variables named `spec:…` in the places that they name.
 
-        table: dict[str, Any] = {"name": self.name, "seed": self.seed}
-        for attribute in attrs.fields(Spec):
-            value = getattr(self, attribute.name)
-            if attrs.has(type(value)):
-                table[attribute.name] = named(value) if "kind" in attribute.metadata else to_table(value)
-        table["evaluators"] = [named(evaluator) for evaluator in self.evaluators]
-        table["space"] = self.space.to_table()
-        return table
+        Raises UserError, keys being the variables', for one that names no place, or a choice that is refused there.
+        """
+        spec, faults = self, []
+        for key in filter(lambda key: key.startswith(OVERRIDE), choices):
+            path, choice = key.removeprefix(OVERRIDE).split("."), choices[key]
+            try:
+                if path[0] not in _SEARCHABLE:
+                    raise ValueError(f"only keys under {', '.join(_SEARCHABLE)} can be searched")
+                spec = _evolved(spec, path, choice)
+            except (ValueError, TypeError, UserError) as error:
+                faults.append(Fault(str(error), (key,)))
+        if faults:
+            raise UserError(faults=faults)
+        return spec
+
+
+_SEARCHABLE = ("train", "task", "backbone")
+"""What a training of one arch depends on."""
+
+
+def _evolved(item: Any, path: Sequence[str], value: Any) -> Any:
+    """A nest of options with the value in one place. Raises ValueError if there is no such place."""
+    key, *rest = path
+    if attrs.has(type(item)) and key in {field.name for field in attrs.fields(type(item))}:
+        return attrs.evolve(item, **{key: _evolved(getattr(item, key), rest, value) if rest else value})
+    if isinstance(item, Mapping) and key in item:
+        return {**item, key: _evolved(item[key], rest, value) if rest else value}
+    raise ValueError(f"the spec has no key {key!r} there")
 
 
 @frozen
@@ -86,7 +119,7 @@ class Sources:
 
     spec: tuple[str, str]
     space: tuple[str, str] | None = None
-    overrides: tuple[errors.Path, ...] = ()
+    overrides: tuple[KeyPath, ...] = ()
 
     def locate(self, fault: Fault) -> Fault:
         """The mistake with file and line: of its key, else of the nearest table around it."""
@@ -97,28 +130,36 @@ class Sources:
             (file, text), key = self.space, key[1:]
         elif any(_split(key)[: len(override)] == override for override in self.overrides):
             return attrs.evolve(fault, file="--set")
-        lines = key_lines(text)
-        key = _as_written(key, lines)
-        # `fix` and `narrow` name variables by dotted keys, which may stand there in quotes or as tables.
-        around = [path[:n] for path in (key, _split(key)) for n in range(1, len(path) + 1)]
-        path = max((path for path in around if path in lines), key=lambda path: len(_split(path)), default=())
-        return attrs.evolve(fault, key=key, file=file, line=lines.get(path, 1))
+        places = _places(text)
+        key = _as_written(key, places)
+        around = (_split(key)[:n] for n in range(len(_split(key)), 0, -1))
+        return attrs.evolve(fault, key=key, file=file, line=next((places[p] for p in around if p in places), 1))
 
-    def located(self, error: UserError) -> UserError:
-        """An error with a place for each of its mistakes, each mistake once, in the order of the files."""
-        faults = {(f.file, f.dotted, f.message): f for f in map(self.locate, error.faults)}
-        return UserError(faults=sorted(faults.values(), key=lambda f: (f.file or "", f.line or 0)))
+    @contextmanager
+    def locating(self) -> Iterator[None]:
+        """Gives the mistakes that are raised inside their places; each is told once, in the order of the files."""
+        try:
+            yield
+        except UserError as error:
+            faults = {(f.file, f.dotted, f.message): f for f in map(self.locate, error.faults)}
+            raise UserError(faults=sorted(faults.values(), key=lambda f: (f.file or "", f.line or 0))) from None
 
 
-def _split(key: errors.Path) -> tuple[str, ...]:
+def _split(key: KeyPath) -> tuple[str, ...]:
     return tuple(".".join(map(str, key)).split("."))
 
 
-def _as_written(key: errors.Path, lines: Mapping[errors.Path, int]) -> errors.Path:
+@lru_cache(maxsize=2)
+def _places(text: str) -> dict[tuple[str, ...], int]:
+    # `fix` and `narrow` name variables by dotted keys, which may stand there in quotes or as tables.
+    return {_split(path): line for path, line in key_lines(text).items()}
+
+
+def _as_written(key: KeyPath, places: Mapping[tuple[str, ...], int]) -> KeyPath:
     """A key as it stands in the file: `blocks[2]` may come from the pattern `block`."""
-    path: errors.Path = ()
+    path: KeyPath = ()
     for part in key:
-        if path and path[-1] == "blocks" and isinstance(part, int) and path not in lines:
+        if path and path[-1] == "blocks" and isinstance(part, int) and _split(path) not in places:
             path = (*path[:-1], "block")
         else:
             path = (*path, part)
@@ -132,67 +173,101 @@ def load_spec(path: str | Path, catalogue: Catalogue, overrides: Sequence[str] =
     """
     text, table = _read(Path(path), "spec")
     faults = _override(table, overrides)
+    table, base = _over_base(table)
     keys = tuple(tuple(item.partition("=")[0].strip().split(".")) for item in overrides)
-    sources = Sources((str(path), text), None, keys)
-    raw, spec = table.get("space"), None
+    sources, spec = Sources((str(path), text), None, keys), None
     if "space" in table:
-        table["space"], sources, more = _space(raw, sources, Path(path).parent)
-        faults += more
+        raw, table["space"] = table["space"], None
+        try:
+            file, whole, changes = _space_parts(raw, Path(path).parent)
+            sources = attrs.evolve(sources, space=file)
+            table["space"] = _space(whole, changes)
+        except UserError as error:  # what has a file has its place already
+            faults += [fault if fault.file else fault.under("space") for fault in error.faults]
     try:
         spec = structure(table, Spec, catalogue.options)
-        for stage, key, example in (("train", "mutator", "uniform"), ("search", "searcher", "random")):
-            if stage in spec.algorithm.stages and getattr(spec, key) is None:
-                faults.append(Fault("required key is missing", (key,), hint=f'this algorithm has a stage "{stage}"; '
-                                    f'for instance {key} = "{example}"'))  # fmt: skip
-        faults += [fault.under("export", "formats") for fault in format_faults(spec.export.formats, catalogue)]
+        for key in spec.algorithm.needs:
+            if getattr(spec, key) is None:
+                hint = f"this algorithm needs one; installed {key}s: {', '.join(catalogue.names(f'{key}s')) or 'none'}"
+                faults.append(Fault("required key is missing", (key,), hint=hint))
+        faults += _base_faults(spec, base, catalogue)
+        for arch in (spec.space.smallest(), spec.space.largest()) if spec.space is not None else ():
+            try:
+                spec.overridden(arch)
+            except UserError as error:
+                faults += error.under("space").faults
+        known = catalogue.names("exporters")
+        faults += [Fault(f"no format {name!r}", ("export", "formats", i), hint=did_you_mean(name, known, "formats"))
+                   for i, name in enumerate(spec.export.formats) if name not in known]  # fmt: skip
     except UserError as error:
         faults += error.faults
     faults += _layout_faults(table, catalogue)
     if faults:
-        raise sources.located(UserError(faults=faults))
+        with sources.locating():
+            raise UserError(faults=faults)
     assert spec is not None
     return attrs.evolve(spec, name=spec.name or Path(path).stem), sources
 
 
-def format_faults(names: Sequence[str], catalogue: Catalogue) -> list[Fault]:
-    """The formats that neither the core nor an exporter writes, keys being their places."""
-    known = [*FORMATS, *catalogue.names("exporters")]
-    return [Fault(f"no format {name!r}", (i,), hint=errors.did_you_mean(name, known, "formats"))
-            for i, name in enumerate(names) if name not in known]  # fmt: skip
+def _over_base(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A spec's table over that of the run whose supernet it uses; and that table, None where it uses none."""
+    source = table.get("supernet")
+    if not isinstance(source, dict) or not isinstance(source.get("from"), str):
+        return table, None
+    folder = Path(source["from"])
+    if not (folder / "supernet.pt").exists() or not (folder / "spec.toml").exists():
+        raise UserError(f"{folder} is no run that has trained a supernet", key=("supernet", "from"))
+    base = {
+        key: item for key, item in _read(folder / "spec.toml", "spec")[1].items() if key not in ("name", "supernet")
+    }
+    space = table.get("space")
+    if isinstance(space, dict) and space.keys() <= {"fix", "narrow"}:
+        table = {**table, "space": {**base["space"], **space}}
+    return {**base, **table}, base
+
+
+def _base_faults(spec: Spec, base: Mapping[str, Any] | None, catalogue: Catalogue) -> list[Fault]:
+    """Where a spec is not that of the supernet which it uses: data cut by another seed would be seen in training."""
+    if base is None:
+        return []
+    trained = structure({**base, "space": None}, Spec, catalogue.options)
+    faults = [Fault("the supernet was trained with another one", (key,), hint=f"leave `{key}` out")
+              for key in ("task", "backbone", "seed") if getattr(spec, key) != getattr(trained, key)]  # fmt: skip
+    if "derive" in spec.algorithm.stages:
+        faults.append(
+            Fault("this algorithm finds its arch while it trains", ("algorithm",), hint="leave `supernet` out")
+        )
+    return faults
 
 
 def _layout_faults(table: Mapping[str, Any], catalogue: Catalogue) -> list[Fault]:
     """Where the space's tables are not those of the backbone; also where other tables have mistakes."""
-    name = table.get("backbone")
-    name = name.get("type") if isinstance(name, dict) else name
+    backbone = table.get("backbone")
+    name = backbone.get("type") if isinstance(backbone, dict) else backbone
     component = catalogue.components.get(("backbones", name)) if isinstance(name, str) else None
     layout = getattr(component.cls, "layout", None) if component else None
-    if layout is None or not isinstance(table.get("space"), SearchSpace):
-        return []
-    try:
-        structure(table["space"].tree, layout)
-    except UserError as error:
-        return error.under("space").faults
+    if layout is not None and isinstance(table.get("space"), SearchSpace):
+        try:
+            structure(table["space"].tree, layout)
+        except UserError as error:
+            return error.under("space").faults
     return []
 
 
 def _read(path: Path, noun: str) -> tuple[str, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        folder = path.parent if path.parent.is_dir() else None
-        near = errors.did_you_mean(path.name, (p.name for p in folder.glob("*.toml")), "there are") if folder else None
-        raise UserError(f"no such {noun} file", file=str(path), hint=near or f"no folder {path.parent}") from None
-    except (OSError, ValueError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
-        raise UserError(f"cannot read this {noun} file: {reason}", file=str(path)) from None
-    try:
         return text, tomli.loads(text)
+    except FileNotFoundError:
+        there = [p.name for p in path.parent.glob("*.toml")]
+        near = did_you_mean(path.name, there, "there are") if path.parent.is_dir() else None
+        raise UserError(f"no such {noun} file", file=str(path), hint=near or f"no folder {path.parent}") from None
     except tomli.TOMLDecodeError as error:
         raise UserError(f"this is no TOML: {error.msg}", file=str(path), line=error.lineno) from None
-    except (RecursionError, ValueError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
-        raise UserError(f"this cannot be read: {reason}", file=str(path)) from None
+    except (OSError, ValueError, RecursionError) as error:
+        told = {UnicodeDecodeError: "it is not UTF-8 text", RecursionError: "it is nested too deeply"}
+        reason = told.get(type(error)) or getattr(error, "strerror", None) or str(error).partition(":")[0]
+        raise UserError(f"cannot read this {noun} file: {reason}", file=str(path)) from None
 
 
 def _override(table: dict[str, Any], overrides: Sequence[str]) -> list[Fault]:
@@ -207,71 +282,66 @@ def _override(table: dict[str, Any], overrides: Sequence[str]) -> list[Fault]:
             value = tomli.loads(f"x = {text}")["x"]
         except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
             value = text
-        inner: Any = table
-        for part in parts[:-1]:
-            inner = _step(inner, part)
-        if isinstance(inner, dict):
-            inner[parts[-1]] = value
-        elif isinstance(inner, list) and (place := _place(inner, parts[-1])) is not None:
-            inner[place] = value
-        else:
+        try:
+            _set(table, parts, value)
+        except (LookupError, TypeError, ValueError, RecursionError):
             faults.append(Fault("no table to set this in", tuple(parts)))
     return faults
 
 
-def _step(inner: Any, part: str) -> Any:
-    place: Any = _place(inner, part) if isinstance(inner, list) else part
-    if place is None or not isinstance(inner, dict | list):
-        return None
-    item = inner[place] if isinstance(inner, list) else inner.setdefault(place, {})
+def _set(inner: Any, parts: Sequence[str], value: Any) -> None:
+    """Sets what a dotted key means in a table or list. Raises what these raise where it means nothing."""
+    part, *rest = parts
+    place: Any = int(part) if isinstance(inner, list) and part.isdecimal() else part
+    if not rest:
+        inner[place] = value
+        return
+    item = inner.setdefault(place, {}) if isinstance(inner, dict) else inner[place]
     if isinstance(item, str) and part != "type":  # `mutator = "uniform"` is short for a table
         item = inner[place] = {"file" if part == "space" else "type": item}
-    return item
+    _set(item, rest, value)
 
 
-def _place(items: list[Any], part: str) -> int | None:
-    return int(part) if part.isascii() and part.isdigit() and len(part) < 10 and int(part) < len(items) else None
-
-
-def _space(raw: Any, sources: Sources, folder: Path) -> tuple[SearchSpace | None, Sources, list[Fault]]:
-    """The space of a spec, None if it has mistakes; with the mistakes, keys relative to the spec."""
-    raw = {"file": raw} if isinstance(raw, str) else raw
-    if not isinstance(raw, dict):
-        return None, sources, [Fault("expected a file name or a table", ("space",))]
-    inner = {key: value for key, value in raw.items() if key not in ("file", "fix", "narrow")}
-    if "file" in raw:
-        if inner:
-            hint = "with `file`, only `fix` and `narrow` may stand beside it"
-            return None, sources, [Fault("unknown key", ("space", key), hint=hint) for key in inner]
-        if not isinstance(raw["file"], str):
-            return None, sources, [Fault("expected a file name", ("space", "file"))]
-        path = folder / raw["file"]
-        try:
-            text, inner = _read(path, "space")
-        except UserError as error:  # a file that is not there is a mistake in the spec, a broken one its own
-            return None, sources, [f if f.line else Fault(f"{f.message} {path}", ("space", "file"), hint=f.hint)
-                                   for f in error.faults]  # fmt: skip
-        sources = attrs.evolve(sources, space=(str(path), text))
-    faults: list[Fault] = []
+def _space_parts(raw: Any, folder: Path) -> tuple[tuple[str, str] | None, dict[str, Any], dict[str, Any]]:
+    """The file that a spec takes its space from (name and text), the space as a table, and its `fix` and `narrow`."""
+    table = {"file": raw} if isinstance(raw, str) else raw
+    if not isinstance(table, dict):
+        raise UserError("expected a file name or a table")
+    changes = {name: table.pop(name, {}) for name in ("fix", "narrow")}
+    if "file" not in table:
+        return None, table, changes
+    name = table.pop("file")
+    own = {key: table.pop(key) for key in [*table] if key.startswith(OVERRIDE)}
+    if table:
+        hint = "with `file`, only `fix`, `narrow` and variables of the spec (`spec:…`) may stand beside it"
+        raise UserError(faults=[Fault("unknown key", (key,), hint=hint) for key in table])
+    if not isinstance(name, str):
+        raise UserError("expected a file name", key=("file",))
     try:
-        space = SearchSpace.from_table(inner)
-    except UserError as error:
-        return None, sources, error.under("space").faults
-    for name in ("fix", "narrow"):
-        wanted = raw.get(name, {})
-        if not isinstance(wanted, dict):
-            faults.append(Fault("expected a table of keys and choices", ("space", name)))
-            continue
-        flat = _dotted(wanted)
-        lists = {key for key, value in flat.items() if isinstance(value, list)}
-        wrong = lists if name == "fix" else flat.keys() - lists
-        expected = "one choice" if name == "fix" else "a list of choices"
-        faults += [Fault(f"expected {expected}, found {flat[key]!r}", ("space", name, key)) for key in sorted(wrong)]
+        text, table = _read(folder / name, "space")
+    except UserError as error:  # a file that is not there is a mistake in the spec, a broken one its own
+        (fault,) = error.faults
+        if fault.line:
+            raise
+        raise UserError(f"{fault.message} {fault.file}", key=("file",), hint=fault.hint) from None
+    return (str(folder / name), text), {**table, **own}, changes
+
+
+_Fixed = Mapping[str, Annotated[Any, "one choice", lambda choice: not isinstance(choice, list)]]
+_Narrowed = Mapping[str, Annotated[Any, "a list of choices", lambda choices: isinstance(choices, list)]]
+
+
+def _space(table: dict[str, Any], changes: Mapping[str, Any]) -> SearchSpace:
+    space, faults = SearchSpace.from_table(table), []
+    for name, change, choices in (("fix", SearchSpace.fix, _Fixed), ("narrow", SearchSpace.narrow, _Narrowed)):
+        wanted = changes[name]
         try:
-            space = space if wrong else space.fix(flat) if name == "fix" else space.narrow(flat)
+            space = change(space, structure(_dotted(wanted) if isinstance(wanted, dict) else wanted, choices))
         except UserError as error:
-            faults += error.under("space", name).faults
-    return (None if faults else space), sources, faults
+            faults += error.under(name).faults
+    if faults:
+        raise UserError(faults=faults)
+    return space
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -283,97 +353,51 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 _TOKEN = re.compile(
-    r'"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*|[\[\]{},=.\n]|[^\s\[\]{},=#."\']+',
+    r'"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*|[\[\]{},=\n]|[^\s\[\]{},=#"\']+',
     re.DOTALL,
 )
+_OWN = "line #"
+"""The key under which a table says its own line."""
 
 
-def key_lines(text: str) -> dict[errors.Path, int]:
-    """The line on which each key of a TOML text that parses is written, array items by number."""
-    lines: dict[errors.Path, int] = {}
-    table: errors.Path = ()  # the table that the last header opened
-    counts: dict[errors.Path, int] = {}  # arrays of tables: the number of their last item
-    frames: list[tuple[str, errors.Path, int]] = []  # open inline tables and arrays: kind, path, item
-    key: list[str] = []
-    state, line, pending = "key", 1, ()
-    tokens = [*_TOKEN.finditer(text)]
-    at = 0
+def key_lines(text: str) -> dict[KeyPath, int]:
+    """The line on which each key of a TOML text that parses is written, array items by number.
 
-    def note(path: errors.Path) -> None:
-        for end in range(1, len(path) + 1):
-            lines.setdefault(path[:end], line)
-
-    def numbered(parts: Sequence[str]) -> errors.Path:
-        path: errors.Path = ()
-        for part in parts:
-            path = (*path, part)
-            if path in counts:
-                path = (*path, counts[path])
-        return path
-
-    while at < len(tokens):
-        token = tokens[at].group()
-        at += 1
-        if token.startswith("#"):
-            continue
-        if token == "\n":
-            if not frames:
-                state, key = "key", []
-        elif state == "key" and not frames and token == "[":
-            double = tokens[at].group() == "["
-            at += double
-            parts = []
-            while tokens[at].group() != "]":
-                if tokens[at].group() != ".":
-                    parts.append(_unquoted(tokens[at].group()))
-                at += 1
-            at += 1 + double
-            if double:
-                array = (*numbered(parts[:-1]), parts[-1])
-                counts[array] = counts.get(array, -1) + 1
-                table = (*array, counts[array])
-            else:
-                table = numbered(parts)
-            note(table)
-            lines[table] = line
-        elif state == "key":
-            if token == "=":
-                base = frames[-1][1] if frames else table
-                path = (*base, *key)
-                note(path)
-                lines[path] = line
-                state, key = "value", []
-                pending = path
-            elif token == "}":
-                frames.pop()
-                state = "value"
-            elif token not in (".", ","):
-                key.append(_unquoted(token))
-        elif token in "[{":
-            kind, start = ("array", -1) if token == "[" else ("table", 0)
-            if frames and frames[-1][0] == "array":
-                pending = _next_item(frames, lines, line)
-            frames.append((kind, pending, start))
-            state = "key" if kind == "table" else "value"
-        elif token in "]}":
-            frames.pop()
-        elif token == ",":
-            if frames and frames[-1][0] == "table":
-                state = "key"
-        elif frames and frames[-1][0] == "array":
-            previous = tokens[at - 2].group()
-            if previous in ("[", ",", "\n") or previous.startswith("#"):  # 1.5 is three tokens, one item
-                _next_item(frames, lines, line)
+    tomli reads the text again with each value replaced by the number of its line, and with one item more in each array
+    and in each table that is written as such: its own line.
+    """
+    marked, opened, expected, line = "", "", "key", 1
+    for token in _TOKEN.findall(text + "\n"):
+        if token == "\n" and not opened:
+            marked += f'\n"{_OWN}" = {line}\n' if expected == "header" else "\n"
+            expected = "key"
+        elif token in "=,":
+            marked += token
+            expected = "value" if token == "=" or opened[-1] == "[" else "key"
+        elif token in "]}" and opened:
+            marked += token
+            opened, expected = opened[:-1], "end"
+        elif token in "[{" and expected == "value":
+            marked += f"[{line}," if token == "[" else f'{{"{_OWN}" = {line},'
+            opened, expected = opened + token, "value" if token == "[" else "key"
+        elif token[0] not in "#\n" and expected != "end":  # a date and its time are two tokens
+            marked += str(line) if expected == "value" else token
+            expected = {"value": "end", "key": "header" if token == "[" else "key"}.get(expected, expected)
         line += token.count("\n")
+    lines: dict[KeyPath, int] = {}
+    for key, item in tomli.loads(marked).items():
+        _note(item, (key,), lines)
     return lines
 
 
-def _next_item(frames: list[tuple[str, errors.Path, int]], lines: dict[errors.Path, int], line: int) -> errors.Path:
-    kind, path, item = frames[-1]
-    frames[-1] = (kind, path, item + 1)
-    lines.setdefault((*path, item + 1), line)
-    return (*path, item + 1)
-
-
-def _unquoted(token: str) -> str:
-    return str(next(iter(tomli.loads(f"{token} = 0")))) if token[0] in "\"'" else token
+def _note(item: Any, path: KeyPath, lines: dict[KeyPath, int]) -> int:
+    """Notes the line of an item and of all that is inside. A table that no header opens is where its first key is."""
+    own: Any = item
+    if not isinstance(item, int):
+        table = isinstance(item, dict)
+        own = item.pop(_OWN, None) if table else item.pop(0) if isinstance(item[0], int) else None
+        for key, inner in item.items() if table else enumerate(item):
+            first = _note(inner, (*path, key), lines)
+            own = own or first
+    lines[path] = own
+    return own

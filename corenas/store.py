@@ -1,10 +1,10 @@
-"""What is kept of a run: one SQLite file with its trials, its searcher's state and what it was asked."""
+"""What is kept of a run: one SQLite file with its trials, its curves, its searcher's state and what it was asked."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,19 @@ from corenas.contracts import Trial
 from corenas.errors import UserError
 from corenas.space import Arch
 
-_SCHEMA = """
+_VERSION = 2
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS trials (
-    id INTEGER PRIMARY KEY, arch TEXT NOT NULL UNIQUE, metrics TEXT NOT NULL, state TEXT NOT NULL,
-    seconds REAL NOT NULL, error TEXT
+    id INTEGER PRIMARY KEY, search INTEGER NOT NULL, arch TEXT NOT NULL, fidelity REAL NOT NULL, metrics TEXT NOT NULL,
+    state TEXT NOT NULL, seconds REAL NOT NULL, error TEXT, UNIQUE (search, arch, fidelity)
 );
+CREATE TABLE IF NOT EXISTS curves (
+    stage TEXT NOT NULL, done INTEGER NOT NULL, figures TEXT NOT NULL, PRIMARY KEY (stage, done)
+);
+PRAGMA user_version = {_VERSION};
 """
+_COLUMNS = "arch, metrics, state, seconds, error, fidelity"
 
 
 class Store:
@@ -35,6 +41,11 @@ class Store:
             raise UserError("no such run", file=path and str(path.parent), hint="it has no run.sqlite")
         with self._reported():
             self._db = sqlite3.connect(":memory:" if path is None else path)
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if version != _VERSION and (tables or readonly):
+                raise UserError("this database is empty, or of another version of corenas", file=str(path),
+                                hint="put back a copy of it, or begin anew: --fresh")  # fmt: skip
             if not readonly:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.executescript(_SCHEMA)
@@ -49,27 +60,42 @@ class Store:
 
     def note(self, key: str, value: Any) -> None:
         """Keep plain data under a name."""
-        with self._reported(), self._db:
-            self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (key, json.dumps(value)))
+        self._write("INSERT OR REPLACE INTO notes VALUES (?, ?)", key, json.dumps(value))
 
     def noted(self, key: str, default: Any = None) -> Any:
         """What was kept under a name."""
-        with self._reported():
-            row = self._db.execute("SELECT value FROM notes WHERE key = ?", (key,)).fetchone()
-        return default if row is None else json.loads(row[0])
+        rows = self._read("SELECT value FROM notes WHERE key = ?", key)
+        return json.loads(rows[0][0]) if rows else default
 
-    def add(self, trial: Trial) -> None:
-        """Store a trial."""
+    def add(self, trial: Trial, search: int = 0) -> None:
+        """Store a trial of one of a run's searches."""
         row = trial.to_json()
         values = (json.dumps(row["arch"]), json.dumps(row["metrics"]), row["state"], row["seconds"], row["error"])
-        with self._reported(), self._db:
-            self._db.execute("INSERT INTO trials (arch, metrics, state, seconds, error) VALUES (?, ?, ?, ?, ?)", values)
+        sql = f"INSERT INTO trials ({_COLUMNS}, search) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        self._write(sql, *values, trial.fidelity, search)
 
-    def trials(self) -> list[Trial]:
-        """All trials, in the order in which they were made."""
+    def trials(self, search: int | None = None) -> list[Trial]:
+        """The trials of one of a run's searches, or of all, in the order in which they were made."""
+        rows = self._read(f"SELECT {_COLUMNS} FROM trials WHERE ? IN (search, -1) ORDER BY id",
+                          -1 if search is None else search)  # fmt: skip
+        return [Trial(Arch(json.loads(a)), json.loads(m), state, s, error, f) for a, m, state, s, error, f in rows]
+
+    def point(self, stage: str, done: int, figures: Mapping[str, float]) -> None:
+        """Store a point of a stage's curve; one that is there already is replaced."""
+        self._write("INSERT OR REPLACE INTO curves VALUES (?, ?, ?)", stage, done, json.dumps(dict(figures)))
+
+    def curve(self, stage: str) -> list[tuple[int, dict[str, float]]]:
+        """A stage's curve: how far it had come, and its figures then."""
+        rows = self._read("SELECT done, figures FROM curves WHERE stage = ? ORDER BY done", stage)
+        return [(done, json.loads(figures)) for done, figures in rows]
+
+    def _write(self, sql: str, *values: Any) -> None:
+        with self._reported(), self._db:
+            self._db.execute(sql, values)
+
+    def _read(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._reported():
-            rows = self._db.execute("SELECT arch, metrics, state, seconds, error FROM trials ORDER BY id").fetchall()
-        return [Trial(Arch(json.loads(a)), json.loads(m), state, s, error) for a, m, state, s, error in rows]
+            return self._db.execute(sql, values).fetchall()
 
     def close(self) -> None:
         """Close the file."""

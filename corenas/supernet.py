@@ -11,7 +11,7 @@ from corenas.contracts import Backbone, LiveTask
 from corenas.cost import Cost
 from corenas.errors import Fault, UserError, did_you_mean
 from corenas.mutable import keys_used
-from corenas.space import SearchSpace
+from corenas.space import OVERRIDE, SearchSpace
 
 
 class Supernet(nn.Module):
@@ -42,7 +42,8 @@ def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Su
     supernet = Supernet(body, task.head(body.feat_dims))  # type: ignore[arg-type]
     used = keys_used(supernet)
     parents = {condition.key for variable in space.variables for condition in variable.when}
-    unused = [key for key in space.keys if key not in used | parents | _never_active(space)]
+    needless = used | parents | _never_active(space)
+    unused = [key for key in space.keys if key not in needless and not key.startswith(OVERRIDE)]
     if unused:
         hint = did_you_mean(unused[0], used, "variables in use")
         raise UserError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from attrs import field, frozen
@@ -26,10 +27,8 @@ class Value:
     equal by structure; `+`, `-`, `*` and `//` build expressions.
     """
 
-    @property
-    def domains(self) -> Mapping[str, Sequence[Any]]:
-        """The keys it depends on, each with the choices of that variable."""
-        raise NotImplementedError
+    domains: Mapping[str, Sequence[Any]]
+    """The keys it depends on, each with the choices of that variable."""
 
     def __call__(self, choices: Choices) -> Any:
         """The number, or the column, of some choices."""
@@ -56,8 +55,7 @@ class Value:
     def __add__(self, other: Value | float) -> Value:
         return combine(operator.add, self, other)
 
-    def __radd__(self, other: float) -> Value:
-        return combine(operator.add, other, self)
+    __radd__ = __add__
 
     def __sub__(self, other: Value | float) -> Value:
         return combine(operator.sub, self, other)
@@ -65,8 +63,7 @@ class Value:
     def __mul__(self, other: Value | float) -> Value:
         return combine(operator.mul, self, other)
 
-    def __rmul__(self, other: float) -> Value:
-        return combine(operator.mul, other, self)
+    __rmul__ = __mul__
 
     def __floordiv__(self, other: Value | float) -> Value:
         return combine(operator.floordiv, self, other)
@@ -77,11 +74,7 @@ class Constant(Value):
     """A number that no arch changes."""
 
     number: Any
-
-    @property
-    def domains(self) -> Mapping[str, Sequence[Any]]:
-        """None."""
-        return {}
+    domains: ClassVar[Mapping[str, Sequence[Any]]] = {}  # type: ignore[misc]
 
     @cached_property
     def possible(self) -> tuple[Any, ...]:
@@ -119,7 +112,7 @@ class Variable(Value):
         """The number, or the column, of some choices."""
         choice = choices[self.key]
         # numpy's sum of truth values is their "or", Python's counts them
-        return choice.astype(np.int64) if isinstance(choice, np.ndarray) and choice.dtype == bool else choice
+        return _whole(choice) if isinstance(choice, np.ndarray) and choice.dtype == bool else choice
 
 
 @frozen(slots=False, cache_hash=True)
@@ -131,8 +124,12 @@ class Expression(Value):
 
     @cached_property
     def domains(self) -> Mapping[str, Sequence[Any]]:  # type: ignore[override]
-        """Those of its arguments."""
-        return merged(argument.domains for argument in self.arguments)
+        """Those of its arguments. Raises ValueError if a key has different choices in two of them."""
+        result: dict[str, Sequence[Any]] = {}
+        for key, choices in itertools.chain(*(argument.domains.items() for argument in self.arguments)):
+            if result.setdefault(key, choices) != choices:
+                raise ValueError(f"variable {key!r} has the choices {result[key]} here and {choices} there")
+        return result
 
     def __call__(self, choices: Choices) -> Any:
         """The number, or the column, of some choices."""
@@ -150,16 +147,6 @@ def combine(function: Callable[..., Any], *arguments: Any) -> Value:
     if all(isinstance(value, Constant) for value in values):
         return Constant(function(*(value({}) for value in values)))
     return Expression(function, values)
-
-
-def merged(domains: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, Sequence[Any]]:
-    """Several domains as one. Raises ValueError if a key has different choices in two of them."""
-    result: dict[str, Sequence[Any]] = {}
-    for domain in domains:
-        for key, choices in domain.items():
-            if result.setdefault(key, choices) != choices:
-                raise ValueError(f"variable {key!r} has the choices {result[key]} here and {choices} there")
-    return result
 
 
 def grid(domains: Mapping[str, Sequence[Any]], limit: int = LARGEST_TABLE) -> dict[str, np.ndarray]:
@@ -186,12 +173,12 @@ def make_divisible(value: Value | float, divisor: int = 8, smallest: int | None 
 
 def at_least(value: Value | float, number: float) -> Value:
     """1 where the value reaches `number`, else 0: the gate of a block that only deeper stages have."""
-    return combine(_at_least, value, number)
+    return combine(_compared, operator.ge, value, number)
 
 
 def equals(value: Value | float, choice: Any) -> Value:
     """1 where the value is `choice`, else 0: the gate of one candidate of a mixed operation."""
-    return combine(_equals, value, choice)
+    return combine(_compared, operator.eq, value, choice)
 
 
 def looked_up(table: Mapping[tuple[Any, ...], float], *values: Value) -> Value:
@@ -203,12 +190,12 @@ def looked_up(table: Mapping[tuple[Any, ...], float], *values: Value) -> Value:
     return combine(_looked_up, Constant(axes), Constant(numbers), *values)
 
 
-def _rounded(x: Any) -> Any:
-    return np.rint(x).astype(np.int64) if isinstance(x, np.ndarray) else round(x)
-
-
 def _whole(x: Any) -> Any:
     return x.astype(np.int64) if isinstance(x, np.ndarray) else int(x)
+
+
+def _rounded(x: Any) -> Any:
+    return _whole(np.rint(x))
 
 
 def _make_divisible(x: Any, divisor: int, smallest: int) -> Any:
@@ -217,22 +204,15 @@ def _make_divisible(x: Any, divisor: int, smallest: int) -> Any:
     return near + divisor * (near < 0.9 * x)
 
 
-def _at_least(x: Any, number: float) -> Any:
-    return _whole(x >= number)
-
-
-def _equals(x: Any, choice: Any) -> Any:
-    return _whole(x == choice)
+def _compared(compare: Callable[[Any, Any], Any], x: Any, y: Any) -> Any:
+    return _whole(compare(x, y))
 
 
 def _looked_up(axes: tuple[tuple[Any, ...], ...], numbers: tuple[float, ...], *columns: Any) -> Any:
-    if not any(isinstance(column, np.ndarray) for column in columns):
-        place = 0
-        for axis, number in zip(axes, columns, strict=True):
-            place = place * len(axis) + axis.index(number)
-        return numbers[place]
-    indices = [np.searchsorted(axis, column) for axis, column in zip(axes, columns, strict=True)]
-    return np.asarray(numbers)[np.ravel_multi_index(indices, [len(axis) for axis in axes])]
+    place: Any = 0
+    for axis, column in zip(axes, columns, strict=True):
+        place = place * len(axis) + np.searchsorted(axis, column)
+    return np.asarray(numbers)[place] if isinstance(place, np.ndarray) else numbers[place]
 
 
 @frozen
@@ -250,17 +230,13 @@ class Dimension:
         """A dimension from one value, from several parts, or from itself."""
         if isinstance(size, Dimension):
             return size
-        if isinstance(size, Value | int | float):
-            return cls((as_value(size),))
-        return cls(tuple(as_value(part) for part in size))
+        parts = (size,) if isinstance(size, Value | int | float) else size
+        return cls(tuple(map(as_value, parts)))
 
     @property
     def size(self) -> Value:
         """The number of active elements."""
-        total = self.parts[0]
-        for part in self.parts[1:]:
-            total = total + part
-        return total
+        return functools.reduce(operator.add, self.parts)
 
     @property
     def allocated(self) -> int:

@@ -18,6 +18,11 @@ def values(batch):
     return [tensor.tolist() for tensor in batch]
 
 
+def wholes(stream, epoch=0):
+    """The batches of an epoch that is cut into one part."""
+    return [batch for ((batch, share),) in stream.epoch(epoch) if share == 1]
+
+
 def test_an_epoch_shows_every_sample_once_and_leaves_the_rest_of_a_batch_out():
     stream = Stream(Task(train=50), "train", 12, seed=1)
     order = [stream.order(epoch) for epoch in range(3)]
@@ -31,14 +36,14 @@ def test_an_epoch_shows_every_sample_once_and_leaves_the_rest_of_a_batch_out():
 
 
 def test_order_and_augmentation_hang_on_seed_epoch_and_sample_alone():
-    first = [values(batch) for batch in Stream(Task(), "train", 16, seed=1).epoch(2)]
+    first = [values(batch) for batch in wholes(Stream(Task(), "train", 16, seed=1), 2)]
     torch.manual_seed(99)
-    assert [values(batch) for batch in Stream(Task(), "train", 16, seed=1).epoch(2)] == first
-    assert [values(batch) for batch in Stream(Task(), "train", 16, seed=2).epoch(2)] != first
+    assert [values(batch) for batch in wholes(Stream(Task(), "train", 16, seed=1), 2)] == first
+    assert [values(batch) for batch in wholes(Stream(Task(), "train", 16, seed=2), 2)] != first
     one, two = Stream(Task(), "train", 1, seed=1), Stream(Task(), "train", 96, seed=1)  # batches differ, samples do not
-    singles = {i: next(iter(batch[0])) for ((_, i),), batch in zip(one.order(0), one.epoch(0), strict=True)}
+    singles = {i: next(iter(batch[0])) for ((_, i),), batch in zip(one.order(0), wholes(one), strict=True)}
     ((*whole,),) = two.order(0)
-    for (_, i), image in zip(whole, next(two.epoch(0))[0], strict=True):
+    for (_, i), image in zip(whole, wholes(two)[0][0], strict=True):
         assert torch.equal(image, singles[i])
     assert not torch.equal(singles[0], next(iter(Task().dataset("train", False)))[0])
 
@@ -55,14 +60,39 @@ def test_reading_leaves_torchs_generator_as_it_was(workers):
 
 
 def test_workers_change_nothing():
-    alone = [values(batch) for batch in Stream(Task(), "train", 16, 0).epoch(1)]
-    assert [values(batch) for batch in Stream(Task(), "train", 16, 0, workers=2).epoch(1)] == alone
+    alone = [values(batch) for batch in wholes(Stream(Task(), "train", 16, 0), 1)]
+    assert [values(batch) for batch in wholes(Stream(Task(), "train", 16, 0, workers=2), 1)] == alone
+
+
+def test_parts_of_a_batch_are_the_batch_with_shares_that_add_up():
+    whole = wholes(Stream(Task(), "train", 16, 0))
+    for batch, parts in zip(whole, Stream(Task(), "train", 16, 0, parts=3).epoch(0), strict=True):
+        assert [len(part[1]) for part, _ in parts] == [5, 5, 6]
+        assert [share for _, share in parts] == [5 / 16, 5 / 16, 6 / 16]
+        for i, tensor in enumerate(batch):
+            assert torch.equal(torch.cat([part[i] for part, _ in parts]), tensor)
+    with pytest.raises(UserError, match="16 images cannot be cut into 17 parts"):
+        Stream(Task(), "train", 16, 0, parts=17)
+
+
+class Ragged(Task):
+    """Samples of different sizes, which make batches in a way of their own."""
+
+    def dataset(self, split, augmented):
+        data = [(torch.full((i % 3,), i), i) for i in range(12)]
+        return type("Data", (list,), {"collate": staticmethod(lambda samples: [*zip(*samples, strict=True)])})(data)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_set_says_how_its_samples_become_a_batch(workers):
+    for boxes, numbers in wholes(Stream(Ragged(), "train", 4, 0, workers)):
+        assert [len(box) for box in boxes] == [i % 3 for i in numbers]
 
 
 def test_a_stream_goes_on_for_ever_and_from_any_place():
     stream = Stream(Task(), "valid", 20, 0, augmented=False)
     whole = [values(batch) for _, batch in zip(range(7), stream.forever(), strict=False)]
-    assert whole == [values(batch) for epoch in range(4) for batch in stream.epoch(epoch)][:7]
+    assert whole == [values(batch) for epoch in range(4) for batch in wholes(stream, epoch)][:7]
     for start in range(6):
         assert values(next(stream.forever(start))) == whole[start]
 
@@ -133,9 +163,9 @@ def test_all_tensors_of_a_batch_move_and_nothing_else():
 def test_named_generators_are_streams_of_their_own_and_go_on_from_their_state():
     first, second = seeding.generator(1, "a"), seeding.generator(1, "b")
     assert first.integers(1 << 60) != second.integers(1 << 60)
-    text = seeding.state(first)
+    state = seeding.Kept(first).state_dict()
     wanted = first.random(5)
-    seeding.restore(second, text)
+    seeding.Kept(second).load_state_dict(state)
     assert np.array_equal(second.random(5), wanted)
     assert seeding.number(1, "a", 2, 3) != seeding.number(1, "a", 3, 2) != seeding.number(1, "b", 3, 2)
 

@@ -14,7 +14,8 @@ from corenas.errors import UserError
 from corenas.options import structure
 from corenas.settings import Schedule, Train
 
-OPTIMIZERS, SCHEDULES = optim.optimizers(), optim.schedules()
+OPTIMIZERS = {name: optim.arguments(name, file) for name, file in optim.optimizers().items()}
+SCHEDULES = {name: optim.arguments(name, file) for name, file in optim.schedules().items()}
 
 
 def parameters(cls):
@@ -65,6 +66,21 @@ def test_mistakes_in_an_optimizer_are_told_by_key():
     assert faults({"optimizer": {"type": "Adam", "betas": [0.9, "x"]}}) == ["optimizer.betas"]
     assert faults({"optimizer": {"type": "Adam", "betas": [0.9]}}) == ["optimizer.betas"]
     assert faults({"optimizer": {"type": "LBFGS"}}) == ["optimizer.type"]
+
+
+@pytest.mark.parametrize(("name", "option"), [
+    ("Adam", {"betas": [0.9, 1.0]}), ("AdamW", {"betas": [-0.1, 0.9]}), ("Adadelta", {"rho": 1.5}),
+    ("RMSprop", {"alpha": -1}), ("NAdam", {"betas": [0.9, math.nan]}),
+])  # fmt: skip
+def test_an_average_that_forgets_nothing_or_more_than_all_is_a_mistake(name, option):
+    assert faults({"optimizer": {"type": name, "lr": 0.1, **option}}) == [f"optimizer.{key}" for key in option]
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.0, True, "2", [2]])
+def test_epochs_of_a_schedule_are_counted_from_1(number):
+    for name, key in (("StepLR", "step_size"), ("CosineAnnealingWarmRestarts", "T_0"), ("PolynomialLR", "total_iters")):
+        found = faults({"schedule": {"type": name, "options": {key: number}}})
+        assert found == [f"schedule.options.{key}"]
 
 
 def test_mistakes_in_a_schedule_are_told_by_key():
@@ -123,7 +139,7 @@ def test_what_torch_refuses_is_a_mistake_of_the_spec():
     settings = train(optimizer={"type": "SGD", "lr": 0.1, "nesterov": True})
     with pytest.raises(UserError, match=r"train.optimizer: .*[Nn]esterov"):
         optim.build_optimizer(nn.Linear(1, 1), settings)
-    wrong = Schedule("StepLR", options={"step_size": "x"})
+    wrong = Schedule("LinearLR", options={"start_factor": 2})
     with pytest.raises(UserError, match=r"train.schedule"):
         rates(wrong, 3, 2)
 

@@ -206,6 +206,39 @@ def test_a_mistake_comes_with_what_the_option_means():
     assert explanations(Options)["name"] == "what it is called"
 
 
+def test_the_key_of_a_field_has_no_underscore_at_its_end():
+    @frozen
+    class Copy:
+        """A copy.
+
+        from, to: where it comes from,
+            and goes
+        """
+
+        from_: str
+        to: str = "here"
+
+    assert structure({"from": "runs/a"}, Copy) == Copy("runs/a")
+    assert to_table(Copy("runs/a")) == {"from": "runs/a", "to": "here"}
+    assert explanations(Copy) == dict.fromkeys(("from_", "to"), "where it comes from, and goes")
+    assert faults({"from_": "x"}, Copy) == {"from": "required key is missing", "from_": "unknown key"}
+    with pytest.raises(UserError) as raised:
+        structure({"from": 3}, Copy)
+    assert str(raised.value) == "from: expected a string, found 3\n  from: where it comes from, and goes"
+
+
+def test_components_are_written_with_their_names():
+    @frozen
+    class Outer:
+        inner: Inner
+        part: Any = field(metadata={"kind": "parts"})
+        parts: tuple[Any, ...] = field(default=(), metadata={"kind": "parts"})
+
+    named = {"type": "Inner", "size": 2, "share": 0.5}
+    table = to_table(Outer(Inner(2), Inner(2), (Inner(2),)), lambda options: type(options).__name__)
+    assert table == {"inner": {"size": 2, "share": 0.5}, "part": named, "parts": [named]}
+
+
 @pytest.mark.parametrize("table", [None, 3, "x", [], [1], True])
 def test_what_is_no_table_is_told_to_be_none(table):
     assert faults(table) == {"": f"expected a table, found {'true' if table is True else repr(table)}"}

@@ -28,6 +28,7 @@ class Options:
 
     start = build = write = provides = lambda self, *context: None
     stages: ClassVar = ("search",)
+    needs: ClassVar = ("searcher",)
     cheap: ClassVar = True
 
 

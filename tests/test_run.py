@@ -1,66 +1,18 @@
 """What a run does with what it is given: events, formats, evaluators, stages; with toy components only."""
 
 import json
-import types
 from typing import ClassVar
 
 import pytest
-import tomli_w
 import torch
 import toys
 from attrs import frozen
 
 from corenas.contracts import Metric, RunDone, RunStarted, StageDone, StageStarted, TrialDone
 from corenas.errors import UserError
-from corenas.hookspecs import hookimpl
-from corenas.plugins import load_catalogue
 from corenas.run import run
 from corenas.spec import load_spec
 from corenas.store import Store
-
-
-@frozen
-class Task:
-    """The three patterns."""
-
-    def start(self, rng, data=True):
-        return toys.Task()
-
-
-@frozen
-class Backbone:
-    """The toy network."""
-
-    def build(self, space):
-        return toys.Body(space.tree)
-
-
-@frozen
-class Mutator:
-    """One path a step."""
-
-    def start(self, context):
-        return toys.Mutator().start(context)
-
-
-@frozen
-class Algorithm:
-    """Trains on the labels."""
-
-    stages: ClassVar = ("train", "search")
-
-    def start(self, context):
-        return toys.Trainer(context.supernet, context.task, [(context.space, context.train)])
-
-
-@frozen
-class Searcher:
-    """At random."""
-
-    def start(self, problem, rng):
-        self_ = types.SimpleNamespace(state_dict=dict, load_state_dict=lambda state: None, tell=lambda trials: None)
-        self_.ask = lambda n: [problem.space.sample(rng) for _ in range(n)]
-        return self_
 
 
 @frozen
@@ -74,7 +26,7 @@ class Letters:
         return {self.metric: Metric("", "max")}
 
     def start(self, context):
-        def measure(archs):
+        def measure(archs, fidelity):
             if archs[0]["op"] == "pool":
                 raise RuntimeError("no pooling on this device")
             return [{self.metric: float(len(str(dict(archs[0]))))}]
@@ -82,37 +34,15 @@ class Letters:
         return measure
 
 
-@frozen
-class Names:
-    """Writes the names of the layers."""
-
-    def write(self, network, example, folder):
-        assert not network.training
-        assert network(example).shape == (1, 3)
-        (folder / "names.txt").write_text("\n".join(name for name, _ in network.named_children()))
-        return folder / "names.txt"
-
-
 @pytest.fixture(scope="module")
 def catalogue():
-    offers = {
-        "tasks": Task, "backbones": Backbone, "mutators": Mutator, "algorithms": Algorithm, "searchers": Searcher,
-        "evaluators": Letters, "exporters": Names,
-    }  # fmt: skip
-    hooks = {f"corenas_{kind}": hookimpl(lambda cls=cls: {"toy": cls}) for kind, cls in offers.items()}
-    return load_catalogue(found=[], extra=[("toys", types.SimpleNamespace(**hooks))])
+    return toys.make_catalogue(evaluators=Letters)
 
 
 @pytest.fixture
 def spec(tmp_path, catalogue):
     def write(**changes):
-        table = {
-            "space": toys.TABLE, **dict.fromkeys(["task", "backbone", "mutator", "algorithm", "searcher"], "toy"),
-            "evaluators": ["toy"], "train": {"epochs": 1, "batch_size": 32},
-            "search": {"trials": 12, "objectives": ["letters"]}, "export": {"formats": ["python"]},
-        }  # fmt: skip
-        (tmp_path / "spec.toml").write_text(tomli_w.dumps(table | changes))
-        return load_spec(tmp_path / "spec.toml", catalogue)[0]
+        return toys.make_spec(tmp_path, catalogue, **{"search": {"trials": 12, "objectives": ["letters"]}} | changes)
 
     return write
 
@@ -136,11 +66,10 @@ def test_trials_that_fail_are_kept_with_their_reason_and_never_win(spec, catalog
     assert result["best"]["arch"]["op"] != "pool"
 
 
-def test_a_format_of_a_plugin_is_written_beside_the_cores_own(spec, catalogue, tmp_path):
-    chosen = spec(export={"formats": ["safetensors", "toy"]})
-    run(chosen, catalogue, tmp_path / "run", lambda event: None)
+def test_a_network_is_written_by_exporters_with_its_arch_and_its_cost(spec, catalogue, tmp_path):
+    run(spec(), catalogue, tmp_path / "run", lambda event: None)
     names = {path.name for path in (tmp_path / "run" / "best").iterdir()}
-    assert names == {"arch.toml", "cost.json", "network.safetensors", "names.txt"}
+    assert names == {"arch.toml", "cost.json", "names.txt"}
 
 
 def test_no_epochs_leave_a_supernet_as_it_was_made(spec, catalogue, tmp_path):

@@ -1,39 +1,20 @@
 """The search loop: what is measured and in which order, and that an interrupted search ends with the same trials."""
 
-import math
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
 import pytest
-from attrs import frozen
 
-from corenas.contracts import (
-    EvaluatorContext,
-    Failure,
-    Metric,
-    Note,
-    Progress,
-    StageDone,
-    StageStarted,
-    Trial,
-    TrialDone,
-)
+from corenas.contracts import Note, Progress, StageDone, StageStarted, Trial, TrialDone
 from corenas.errors import UserError
-from corenas.objectives import Constraint, Objective, Objectives
-from corenas.options import structure
-from corenas.search import Stand, read_constraints, read_objectives, search, stand
-from corenas.settings import Calibration, SearchSettings
-from corenas.space import Categorical, Int, SearchSpace
+from corenas.objectives import Objective, Objectives
+from corenas.search import search
+from corenas.space import Arch, Categorical, Int, SearchSpace
 from corenas.store import Store
 
 pytestmark = pytest.mark.filterwarnings("error")
 SPACE = SearchSpace([Int("width", 1, 50), Categorical("op", ("a", "b"))])
-METRICS = {
-    "flops": Metric("", "min"),
-    "params": Metric("", "min"),
-    "top1": Metric("%", "max"),
-    "latency": Metric("ms", "min"),
-}
 BEST = Objectives((Objective("top1"),))
 
 
@@ -64,124 +45,6 @@ class Random:
 
 def measured(arch):
     return Trial(arch, {"top1": float(arch["width"] % 17 + (arch["op"] == "b"))})
-
-
-# -- measuring --------------------------------------------------------------------------------------------------------
-
-
-class FakeCost:
-    def of(self, archs):
-        return [{"flops": 10 * arch["width"], "params": arch["width"], "activations": 1} for arch in archs]
-
-
-def make_evaluator(name, is_cheap, calls, result=lambda arch: {}, gives=()):
-    @frozen
-    class Evaluator:
-        cheap = is_cheap
-
-        def provides(self, task):
-            return {metric: Metric() for metric in gives}
-
-        def start(self, context):
-            assert context.space is SPACE
-
-            def measure(archs):
-                calls.append(name)
-                return [result(arch) for arch in archs]
-
-            return measure
-
-    return Evaluator()
-
-
-CONTEXT = EvaluatorContext(SPACE, FakeCost(), None, None, None, Calibration(), np.random.default_rng(0))
-ARCH = SPACE.arch({"width": 20, "op": "b"})
-
-
-def test_costs_come_first_then_cheap_measures_then_the_others():
-    calls = []
-    table = {
-        "slow": make_evaluator("slow", False, calls, lambda arch: {"top1": 90.5}, ["top1"]),
-        "cheap": make_evaluator("cheap", True, calls, lambda arch: {"zen": 2}, ["zen"]),
-        "later": make_evaluator(
-            "later", False, calls, lambda arch: {"latency": np.float32(1.5), "n": np.int64(3)}, ["latency", "n"]
-        ),
-    }
-    trial = stand(table, CONTEXT).trial(ARCH)
-    assert calls == ["cheap", "slow", "later"]
-    assert (trial.state, trial.error, trial.arch) == ("done", None, ARCH)
-    assert trial.metrics == {
-        "flops": 200,
-        "params": 20,
-        "activations": 1,
-        "zen": 2,
-        "top1": 90.5,
-        "latency": 1.5,
-        "n": 3,
-    }
-    assert trial.seconds >= 0
-    store = Store()
-    store.add(trial)  # plain numbers, whatever the evaluator gave
-    assert store.trials() == [trial]
-
-
-def test_a_broken_constraint_spares_what_is_costly():
-    calls = []
-    table = {
-        "slow": make_evaluator("slow", False, calls, lambda arch: {"top1": 9.0}, ["top1"]),
-        "cheap": make_evaluator("cheap", True, calls, lambda arch: {"zen": 2.0}, ["zen"]),
-        "more": make_evaluator("more", False, calls),
-    }
-    for constraint, wanted in ((Constraint("flops", high=100), []), (Constraint("zen", low=3), ["cheap"]),
-                               (Constraint("top1", low=10), ["cheap", "slow"])):  # fmt: skip
-        calls.clear()
-        trial = stand(table, CONTEXT, [constraint]).trial(ARCH)
-        assert calls == wanted
-        assert (trial.state, trial.error) == ("infeasible", f"not {constraint}")
-        assert trial.metrics["flops"] == 200
-    nan = make_evaluator("nan", True, calls, lambda arch: {"zen": math.nan}, ["zen"])
-    assert stand({"nan": nan}, CONTEXT, [Constraint("zen", low=3)]).trial(ARCH).state == "infeasible"
-
-
-def boom(arch):
-    raise ValueError("no such layer")
-
-
-@pytest.mark.parametrize(("result", "error"), [
-    (lambda arch: Failure("device is gone"), "bad: device is gone"),
-    (boom, "bad: ValueError: no such layer"),
-    (lambda arch: {"x": "fast"}, "bad: ValueError: could not convert string to float: 'fast'"),
-    (lambda arch: None, "bad: "),
-])  # fmt: skip
-def test_what_cannot_be_measured_is_a_failed_trial(result, error):
-    calls = []
-    table = {"bad": make_evaluator("bad", True, calls, result, ["x"]), "slow": make_evaluator("slow", False, calls)}
-    trial = stand(table, CONTEXT).trial(ARCH)
-    assert trial.state == "failed"
-    assert trial.error.startswith(error)
-    assert calls == ["bad"]
-    assert trial.metrics == {"flops": 200, "params": 20, "activations": 1}
-    assert Stand([("few", lambda archs: [])]).trial(ARCH).state == "failed"
-
-
-def test_an_evaluator_that_does_not_give_what_it_promised_fails_the_trial():
-    for given in ({}, {"lat": 1.0}, {"latency": 1.0, "flops": -1}):
-        table = {"e": make_evaluator("e", False, [], lambda arch, given=given: given, ["latency"])}
-        trial = stand(table, CONTEXT, [Constraint("latency", high=0.5)]).trial(ARCH)
-        assert trial.state == "failed"
-        assert trial.error.startswith("e: promised latency and gave ")
-        assert trial.metrics["flops"] == 200
-
-
-def test_a_users_mistake_in_a_measure_stops_the_search():
-    def wrong(arch):
-        raise UserError("no data")
-
-    with pytest.raises(UserError, match="no data"):
-        stand({"bad": make_evaluator("bad", True, [], wrong)}, CONTEXT).trial(ARCH)
-
-
-# -- the loop ---------------------------------------------------------------------------------------------------------
 
 
 def test_no_arch_is_measured_twice_and_the_budget_is_kept():
@@ -280,8 +143,8 @@ def test_a_killed_search_ends_with_the_same_trials(tmp_path, after, where):
                 raise Killed
 
     class Fragile(Store):
-        def add(self, trial):
-            super().add(trial)
+        def add(self, trial, number):
+            super().add(trial, number)
             count("storing")
 
         def note(self, key, value):
@@ -307,64 +170,52 @@ def test_a_killed_search_ends_with_the_same_trials(tmp_path, after, where):
     assert resumed.state_dict() == whole.state_dict() or before == 40  # nothing was asked any more
 
 
-# -- objectives and constraints ---------------------------------------------------------------------------------------
+def test_plain_functions_can_be_searched_and_nonsense_from_them_is_a_message():
+    trials = search(Random(), lambda arch: {"top1": np.float32(arch["width"])}, 9)
+    assert [trial.metrics for trial in trials] == [{"top1": float(trial.arch["width"])} for trial in trials]
+    assert all(type(trial.metrics["top1"]) is float for trial in trials)
+    for nonsense in (None, 3.0, {"top1": "high"}, [1]):
+        with pytest.raises(UserError, match="expected a mapping from metrics to numbers"):
+            search(Random(), lambda arch, nonsense=nonsense: nonsense, 9)
 
 
-def settings(**table):
-    return structure(table, SearchSettings)
-
-
-def faults(call):
-    with pytest.raises(UserError) as caught:
-        call()
-    return [(fault.dotted, fault.message) for fault in caught.value.faults]
-
-
-LARGEST = {"flops": 1000, "params": 50}
-
-
-@pytest.mark.parametrize(("metric", "bounds", "low", "high"), [
-    ("flops", "200M", -math.inf, 2e8), ("flops", 300, -math.inf, 300), ("flops", "60%", -math.inf, 600),
-    ("top1", 70, 70, math.inf), ("latency", 5.5, -math.inf, 5.5), ("flops", ["1k", "2.5k"], 1000, 2500),
-    ("flops", ["10%", " 90 %"], 100, 900), ("params", {"min": 3}, 3, math.inf),
-    ("params", {"max": "50%"}, -math.inf, 25),
-    ("top1", {"min": 3, "max": 4}, 3, 4), ("top1", {"max": 4}, -math.inf, 4), ("flops", [5, 5], 5, 5),
+@pytest.mark.parametrize(("method", "answer", "message"), [
+    ("ask", lambda *a: 1 / 0, "Random failed: ZeroDivisionError"), ("ask", lambda *a: None, "Random failed: TypeError"),
+    ("ask", lambda *a: [3], "asked for 3 "), ("tell", lambda *a: {}["x"], "Random failed: KeyError"),
+    ("ask", lambda *a: [Arch({"width": 99, "op": "a"})], "not in the space"),
+    ("ask", lambda *a: [SPACE.arch({"width": w}) for w in range(1, 31)], "was asked for 10 archs and gave 30"),
+    ("state_dict", lambda *a: {"rng": np.random.default_rng(0)}, "Random failed: TypeError"),
 ])  # fmt: skip
-def test_constraints_are_read_in_all_their_forms(metric, bounds, low, high):
-    (found,) = read_constraints(settings(constraints={metric: bounds}), METRICS, LARGEST)
-    assert found == Constraint(metric, pytest.approx(low), pytest.approx(high))
+def test_a_searcher_that_does_not_do_as_it_should_is_named(monkeypatch, method, answer, message):
+    monkeypatch.setattr(Random, method, answer)
+    with pytest.raises(UserError, match=message) as caught:
+        search(Random(), measured, 30, space=SPACE)
+    assert "searcher " in str(caught.value)
 
 
-def test_mistakes_in_constraints_are_told_at_once():
-    wrong = settings(constraints={"flpos": 1, "top1": "60%", "params": [3, 2], "latency": {"min": "5%"}, "flops": 1})
-    assert faults(lambda: read_constraints(wrong, METRICS, LARGEST)) == [
-        ("search.constraints.flpos", "nothing measures 'flpos'"),
-        ("search.constraints.top1", "'60%': top1 is not known before the search"),
-        ("search.constraints.params", "the range 3.0 to 2.0 is empty"),
-        ("search.constraints.latency", "'5%': latency is not known before the search"),
-    ]
-    for bounds in ([1], [1, 2, 3], {}, {"mni": 1}, "x", True, [1, "y"]):
-        assert faults(lambda b=bounds: settings(constraints={"flops": b}))[0][0].startswith("constraints.flops")
+def test_an_executor_measures_the_same_trials_in_the_same_order():
+    with ThreadPoolExecutor(3) as executor:
+        assert search(Random(), measured, 40, executor=executor) == search(Random(), measured, 40)
 
 
-def test_objectives_take_their_direction_from_the_metric_unless_told():
-    found = read_objectives(settings(objectives=["top1", {"metric": "latency", "weight": 0.5}]), METRICS)
-    assert found == Objectives((Objective("top1", "max"), Objective("latency", "min", 0.5)))
-    found = read_objectives(settings(objectives=[{"metric": "flops", "direction": "max"}], pareto=True), METRICS)
-    assert found == Objectives((Objective("flops", "max"),), True)
-    found = read_objectives(settings(objectives="top1", pareto={"metric": "flops", "width": "1M"}), METRICS)
-    assert found == Objectives((Objective("top1"),), True, "flops", 1e6)
+def test_what_another_search_knows_is_not_measured_again():
+    known = {(trial.arch, 1.0): trial for trial in search(Random(), measured, 60)}
+    new = []
+    trials = search(Random(1), lambda arch: new.append(arch) or measured(arch), 60, known=known)
+    assert trials == search(Random(1), measured, 60)
+    assert not {(arch, 1.0) for arch in new} & known.keys()
 
 
-def test_mistakes_in_objectives_are_told_at_once():
-    wrong = settings(objectives=["top1", "top5", {"metric": "x"}], pareto={"metric": "flop", "width": "1M"})
-    assert faults(lambda: read_objectives(wrong, METRICS)) == [
-        ("search.objectives[1]", "nothing measures 'top5'"),
-        ("search.objectives[2]", "nothing measures 'x'"),
-        ("search.pareto.metric", "nothing measures 'flop'"),
-    ]
-    assert faults(lambda: read_objectives(settings(objectives=[]), METRICS))[0][0] == "search.objectives"
-    for width in ("5%", 0, "-1M"):
-        assert faults(lambda w=width: settings(pareto={"metric": "flops", "width": w}))[0][0] == "pareto.width"
-    with pytest.raises(UserError, match=r"did you mean 'top1'\?"):
-        read_objectives(settings(objectives="top"), METRICS)
+def test_a_search_ends_when_its_time_is_over_and_counts_the_time_of_all_sessions(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("corenas.search.time.perf_counter", lambda: clock[0])
+
+    def slow(arch):
+        clock[0] += 10
+        return measured(arch)
+
+    store, events = Store(), []
+    assert len(search(Random(), slow, 50, seconds=95, store=store, batch=2, emit=events.append)) == 10
+    assert any("the time is over after 10 of 50" in e.text for e in events if isinstance(e, Note))
+    clock[0] = 1000.0
+    assert len(search(Random(), slow, 50, seconds=135, store=store, batch=2)) == 14

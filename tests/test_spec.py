@@ -16,7 +16,7 @@ from attrs.validators import ge, gt
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.plugins import load_catalogue
-from corenas.settings import Goal, Range
+from corenas.settings import Export, Goal, Range
 from corenas.spec import key_lines, load_spec
 from corenas.value import Value
 
@@ -75,6 +75,7 @@ class OneShot:
     """An algorithm."""
 
     stages: ClassVar = ("train", "search")
+    needs: ClassVar = ("mutator", "searcher")
 
     def start(self, *context): ...
 
@@ -84,6 +85,7 @@ class Scores:
     """An algorithm without training."""
 
     stages: ClassVar = ("search",)
+    needs: ClassVar = ("searcher",)
 
     def start(self, *context): ...
 
@@ -125,6 +127,9 @@ class Plugin:
     corenas_mutators = staticmethod(hookimpl(specname="corenas_mutators")(lambda: {"uniform": Uniform}))
     corenas_searchers = staticmethod(hookimpl(specname="corenas_searchers")(lambda: {"random": Random}))
     corenas_evaluators = staticmethod(hookimpl(specname="corenas_evaluators")(lambda: {"accuracy": Options}))
+    corenas_exporters = staticmethod(
+        hookimpl(specname="corenas_exporters")(lambda: dict.fromkeys(Export().formats, Options))
+    )
 
 
 CATALOGUE = load_catalogue(found=[], extra=[("toy", Plugin)])
@@ -325,7 +330,7 @@ def test_a_resolved_spec_reads_back_as_the_same(write, tmp_path):
         assert getattr(again, name) == getattr(spec, name), name
 
 
-def test_an_algorithm_needs_what_its_stages_need(write):
+def test_what_an_algorithm_needs_is_required(write):
     without = SPEC.replace('mutator = "uniform"\n', "").replace('[searcher]\ntype = "random"\nn = 5\n', "")
     assert faults(write(without)) == [
         ("spec.toml", 1, "mutator", "required key is missing"),

@@ -87,7 +87,7 @@ def test_a_store_that_is_not_there_or_none_is_a_mistake(tmp_path):
         with pytest.raises(UserError, match="cannot use this database"):
             Store(tmp_path, readonly).trials()
     sqlite3.connect(tmp_path / "other").execute("CREATE TABLE x (y)").connection.close()
-    with pytest.raises(UserError, match="no such table"):
+    with pytest.raises(UserError, match="empty, or of another version"):
         Store(tmp_path / "other", readonly=True).trials()
     with pytest.raises(UserError):
         Store(tmp_path / "none" / "run.sqlite")

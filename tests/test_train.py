@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,13 +86,13 @@ def test_a_step_is_torchs_step():
         torch.testing.assert_close(ours, wanted, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("parts", [2, 3, 16, 99])
+@pytest.mark.parametrize("parts", [2, 3, 16])
 def test_accumulated_parts_amount_to_the_whole_batch(parts):
     whole, _, go = setup(settings(epochs=1), norm=False)
     go(Mutator(2))
     cut, live, go = setup(settings(epochs=1, accumulate=parts), norm=False)
     go(Mutator(2))
-    assert len(live.seen) == 6 * min(parts, 16)
+    assert len(live.seen) == 6 * parts
     for ours, theirs in zip(cut.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
@@ -328,7 +329,8 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, stop, every):
     assert same(everything(path), everything(tmp_path / "whole.pt"))
     assert same(models[-1].state_dict(), models[0].state_dict())
     assert same(resumed.state_dict(), whole.state_dict())
-    assert events[0].done == (stop // every * every if stop < 3 else 3 + (stop - 3) // every * every) * 6
+    done, before = (stop + 1, 0) if stop < 3 else (stop - 2, 3)  # a checkpoint is there before its epoch is told of
+    assert events[0].done == (before + done // every * every) * 6
     assert events[0].total == 30
     assert not path.with_name("cut.pt.part").exists()
 
@@ -403,7 +405,7 @@ def test_anyones_loop_can_lend_a_step():
     model, live, _ = setup(settings())
 
     class Mine:
-        archs, index, lr = [SPACE.largest()], 0, 0.1
+        archs, index, part, lr, rng = [SPACE.largest()], 0, 0, 0.1, None
 
         def backward(self, loss):
             loss.backward()
@@ -411,7 +413,7 @@ def test_anyones_loop_can_lend_a_step():
 
     assert live.train_step(batch_of(), Mine())["loss"].shape == ()
     optimizer = torch.optim.SGD(model.parameters(), 0.3)
-    step = LoopStep([], optimizer, 4, torch.amp.GradScaler("cpu", enabled=False), 0.5, lambda split: split)
+    step = LoopStep([], optimizer, 4, rng=np.random.default_rng(0), share=0.5, more=lambda split: split)
     weight = nn.Parameter(torch.ones(()))
     assert float(step.backward(2 * weight)) == 2
     assert float(weight.grad) == 1.0

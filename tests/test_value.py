@@ -22,7 +22,6 @@ from corenas.value import (
     grid,
     looked_up,
     make_divisible,
-    merged,
     rounded,
 )
 
@@ -156,8 +155,9 @@ def test_too_many_combinations_are_refused_before_they_are_made():
 
 
 def test_one_key_with_two_sets_of_choices_is_an_error():
+    value = Variable("a", (1, 2)) * Variable("a", (1, 3))
     with pytest.raises(ValueError, match="'a' has the choices"):
-        merged([{"a": (1, 2)}, {"a": (1, 3)}])
+        _ = value.domains
 
 
 def test_a_dimension_is_made_from_a_number_a_value_or_parts():

@@ -1,16 +1,22 @@
 """A set of mutables, a network, a task and an algorithm, as small as they can be, for tests without any plugin."""
 
 import copy
+import types
 from typing import ClassVar
 
+import tomli_w
 import torch
 import torch.nn.functional as F
+from attrs import frozen
 from torch import nn
 
-from corenas.contracts import Metric, Phase
+from corenas.contracts import Metric, Phase, Progress
 from corenas.cost import conv_cost, linear_cost, norm_cost
+from corenas.hookspecs import hookimpl
 from corenas.mutable import apply, chosen
+from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
+from corenas.spec import load_spec
 from corenas.value import Dimension, as_value, at_least, equals
 
 
@@ -101,7 +107,10 @@ class Mixed(nn.Module):
         return [(module, equals(self.values["op"], name)) for name, module in self.candidates.items()]
 
     def forward(self, x):
-        return self.candidates[self.choice["op"]](x)
+        op = self.choice["op"]
+        if isinstance(op, torch.Tensor):
+            return sum(weight * candidate(x) for weight, candidate in zip(op, self.candidates.values(), strict=True))
+        return self.candidates[op](x)
 
 
 class Depth(nn.Module):
@@ -265,3 +274,134 @@ class Trainer:
                 losses.append(step.backward(self.task.loss(self.task.forward(self.model, batch), batch)))
         self.seen.append((step.index, step.lr, tuple(step.archs)))
         return {"loss": torch.stack(losses).mean()}
+
+
+# -- the same as plugins, for whole runs ------------------------------------------------------------------------------
+
+
+@frozen
+class TaskOptions:
+    """The three patterns."""
+
+    def start(self, rng, data=True):
+        return Task()
+
+
+@frozen
+class BackboneOptions:
+    """The toy network."""
+
+    def build(self, space):
+        return Body(space.tree)
+
+
+@frozen
+class MutatorOptions:
+    """One path a step."""
+
+    def start(self, context):
+        return Mutator().start(context)
+
+
+@frozen
+class AlgorithmOptions:
+    """Trains on the labels."""
+
+    stages: ClassVar = ("train", "search")
+    needs: ClassVar = ("mutator", "searcher")
+
+    def start(self, context):
+        return Trainer(context.supernet, context.task, [(context.space, context.train)])
+
+
+class RandomSearch:
+    def __init__(self, space, rng):
+        self.space, self.rng = space, rng
+
+    def ask(self, n):
+        return [self.space.sample(self.rng) for _ in range(n)]
+
+    def tell(self, trials):
+        pass
+
+    def state_dict(self):
+        return {"rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state):
+        self.rng.bit_generator.state = state["rng"]
+
+
+@frozen
+class SearcherOptions:
+    """At random."""
+
+    def start(self, problem, rng):
+        return RandomSearch(problem.space, rng)
+
+
+@frozen
+class Accuracy:
+    """The task's metrics of a subnet of the trained supernet."""
+
+    cheap: ClassVar = False
+
+    def provides(self, task):
+        return task.metrics
+
+    def start(self, context):
+        return lambda archs, fidelity: [context.evaluation(arch, "valid", fidelity) for arch in archs]
+
+
+@frozen
+class Names:
+    """Writes the names of the layers."""
+
+    def write(self, network, example, folder, title):
+        assert not network.training
+        network(example)
+        (folder / "names.txt").write_text("\n".join([title, *(name for name, _ in network.named_children())]))
+        return folder / "names.txt"
+
+
+OFFERS = {
+    "tasks": TaskOptions, "backbones": BackboneOptions, "mutators": MutatorOptions, "algorithms": AlgorithmOptions,
+    "searchers": SearcherOptions, "evaluators": Accuracy, "exporters": Names,
+}  # fmt: skip
+
+
+def make_catalogue(**offers):
+    """A catalogue in which each kind has one component, named "toy"."""
+    hooks = {f"corenas_{kind}": hookimpl(lambda cls=cls: {"toy": cls}) for kind, cls in (OFFERS | offers).items()}
+    return load_catalogue(found=[], extra=[("toys", types.SimpleNamespace(**hooks))])
+
+
+def make_spec(folder, catalogue, **changes):
+    """A spec of toys in a folder; what is None is left out."""
+    table = {
+        "space": TABLE, **dict.fromkeys(["task", "backbone", "mutator", "algorithm", "searcher"], "toy"),
+        "evaluators": ["toy"], "train": {"epochs": 1, "batch_size": 32},
+        "search": {"trials": 12}, "export": {"formats": ["toy"]},
+    }  # fmt: skip
+    table = {key: value for key, value in (table | changes).items() if value is not None}
+    (folder / "spec.toml").write_text(tomli_w.dumps(table))
+    return load_spec(folder / "spec.toml", catalogue)[0]
+
+
+def killer(points):
+    """A listener that interrupts a training after some epochs."""
+    left = iter(range(points - 1))
+
+    def emit(event):
+        if isinstance(event, Progress) and event.point and next(left, None) is None:
+            raise KeyboardInterrupt
+
+    return emit
+
+
+def same(one, two):
+    """Whether two nests of plain data and tensors are the same, bit for bit."""
+    if isinstance(one, dict):
+        return isinstance(two, dict) and one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two

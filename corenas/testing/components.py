@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,5 +61,16 @@ def global_generators_untouched() -> Iterator[None]:
     assert repr(np.random.get_state()) == before[1], "drew from numpy's global generator"
 
 
+def _of_options_alone(check: Callable[[Any], None]) -> Callable[..., None]:
+    @functools.wraps(check)
+    def checked(component: Any, *rest: Any, **more: Any) -> None:
+        check(component)
+
+    return checked
+
+
 component_checks = [options_are_frozen_and_hashable, every_option_is_explained]
 """What holds for the options of any component; the lists of the kinds include it."""
+
+checks_of_any_component = [*map(_of_options_alone, component_checks)]
+"""The same for kinds whose checks take more than the options; they do not look at the rest."""

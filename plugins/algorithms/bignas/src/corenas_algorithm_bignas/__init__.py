@@ -26,6 +26,7 @@ class BigNAS:
     zero_init: bool = True
 
     stages: ClassVar[tuple[str, ...]] = ("train", "search")
+    needs: ClassVar[tuple[str, ...]] = ("mutator", "searcher")
 
     def start(self, context: AlgorithmContext) -> BigNASTrainer:
         """The trainer of a supernet; its first step raises UserError if the task has no logits to distil."""

@@ -22,6 +22,7 @@ class SPOS:
     """
 
     stages: ClassVar[tuple[str, ...]] = ("train", "search")
+    needs: ClassVar[tuple[str, ...]] = ("mutator", "searcher")
 
     def start(self, context: AlgorithmContext) -> SPOSTrainer:
         """The trainer of a supernet."""

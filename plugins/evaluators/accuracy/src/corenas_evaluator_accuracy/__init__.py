@@ -17,7 +17,8 @@ from corenas.space import Arch
 class Accuracy:
     """The task's metrics (top-1 and top-5 accuracy for classification) of a subnet with the supernet's weights.
 
-    Batch-norm statistics are recomputed for each arch first, as `[calibration]` says.
+    Batch-norm statistics are recomputed for each arch first, as `[calibration]` says. A lower fidelity is a share of
+    the images.
 
     split: the data that is measured on; test data is for the end of a run alone
     """
@@ -36,8 +37,8 @@ class Accuracy:
         if evaluation is None:
             raise UserError("accuracy needs a trained supernet", key=("evaluators",), hint="this algorithm trains none")
 
-        def measure(archs: Sequence[Arch]) -> list[Mapping[str, float]]:
-            return [evaluation(arch, self.split) for arch in archs]
+        def measure(archs: Sequence[Arch], fidelity: float) -> list[Mapping[str, float]]:
+            return [evaluation(arch, self.split, fidelity) for arch in archs]
 
         return measure
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from corenas import distributed
 from corenas.cost import LayerCost, conv_cost, linear_cost, norm_cost
 from corenas.mutable import Values, chosen
 from corenas.value import Constant, Dimension, Value, as_value, at_least, equals, make_divisible
@@ -154,8 +155,11 @@ class LinearSlice(nn.Linear):
 class BatchNorm2dSlice(nn.BatchNorm2d):
     """A batch norm of which the first features are active; their statistics are views of the whole's.
 
+    sync: whether training sees the images of all processes under torchrun
     forward: (n, active features, h, w) -> the same shape
     """
+
+    sync = False
 
     def __init__(self, features: Size, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True) -> None:
         outputs = Dimension.of(features)
@@ -177,7 +181,10 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        normed = F.batch_norm(input, mean, var, weight, bias, True, momentum, self.eps)
+        if self.sync and distributed.world() > 1:
+            normed = _synchronised_norm(input, mean, var, weight, bias, momentum, self.eps)
+        else:
+            normed = F.batch_norm(input, mean, var, weight, bias, True, momentum, self.eps)
         outputs = self.values["outputs"], self.choice["outputs"]
         for whole, active in ((self.running_mean, mean), (self.running_var, var)):
             assert whole is not None
@@ -211,6 +218,25 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         plain.num_batches_tracked = self.num_batches_tracked.detach().clone()
         return plain
+
+
+def _synchronised_norm(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, momentum: float, eps: float
+) -> Tensor:
+    """`F.batch_norm` in training with the statistics of all processes' images; works with gloo, on CPUs too."""
+    given, x = x.dtype, x.double() if x.dtype == torch.float64 else x.float()
+    count = x.numel() // x.shape[1]
+    sums = distributed.summed(torch.cat([x.sum((0, 2, 3)), x.new_tensor([count])]))
+    total, centre = sums[-1].detach(), sums[:-1] / sums[-1].detach()
+    centred = x - centre[:, None, None]
+    spread = distributed.summed(centred.square().sum((0, 2, 3))) / total  # about the common mean: nothing cancels
+    with torch.no_grad():
+        mean.lerp_(centre.to(mean), momentum)
+        var.lerp_((spread * (total / (total - 1))).to(var), momentum)
+    scale = (spread + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    normed = centred * scale[:, None, None]
+    return (normed if bias is None else normed + bias[:, None, None]).to(given)
 
 
 def _filled(plain: Plain, source: nn.Module, weight: Tensor | None, bias: Tensor | None) -> Plain:

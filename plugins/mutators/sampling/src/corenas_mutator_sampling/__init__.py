@@ -11,7 +11,7 @@ from attrs.validators import ge
 from corenas.contracts import MutatorContext
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
-from corenas.space import Arch, Float
+from corenas.space import Arch
 
 Score: TypeAlias = Callable[[Sequence[Arch]], Sequence[float]]
 
@@ -50,7 +50,7 @@ class Uniform:
 
     def start(self, context: MutatorContext) -> UniformSampler:
         """A sampler; raises UserError for `over = "archs"` on a space whose archs cannot be counted."""
-        endless = [v.key for v in context.space.variables if isinstance(v, Float) and v.step is None]
+        endless = [v.key for v in context.space.variables if v.continuous]
         if self.over == "archs" and endless:
             raise UserError(
                 f"archs cannot be counted: {', '.join(endless)} is continuous",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
-from corenas.contracts import Meter, Metric
+from corenas.contracts import Metric
 from corenas.errors import UserError
 from corenas.value import Dimension
 from corenas_mutable_slices import LinearSlice
@@ -90,7 +90,7 @@ class Head(nn.Module):
 
 
 class Accuracies:
-    """Counts images and those whose label is the best answer or among the best five, so that merging is exact."""
+    """Counts images and those whose label is the best answer or among the best five, in whole numbers."""
 
     def __init__(self, tops: Sequence[int]) -> None:
         self.tops = tops
@@ -104,11 +104,6 @@ class Accuracies:
         found = [best[:, :top].sum() for top in self.tops]
         counts = torch.stack([torch.full_like(found[0], len(labels)), *found])
         self.counts = self.counts.to(counts.device) + counts
-
-    def merge(self, other: Meter) -> None:
-        """Add the counts of another."""
-        assert isinstance(other, Accuracies)
-        self.counts = self.counts.cpu() + other.counts.cpu()
 
     def compute(self) -> dict[str, float]:
         """Accuracies in percent; of no images at all they are not a number."""

@@ -1,0 +1,98 @@
+"""How an arch is measured: costs first, then what is cheap, and what is costly only where the constraints are met."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from attrs import frozen
+
+from corenas import seeding
+from corenas.contracts import Evaluator, EvaluatorContext, Failure, Measure, Trial
+from corenas.cost import METRICS, Cost
+from corenas.errors import UserError
+from corenas.objectives import Constraint
+from corenas.space import Arch
+
+
+@contextmanager
+def blamed(who: str) -> Iterator[None]:
+    """What goes wrong inside is told as the fault of a plugin, with its name. Raises UserError for any exception."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        hint = "this is no mistake of yours but its author's; CORENAS_TRACEBACK=1 shows where"
+        raise UserError(f"{who} failed: {type(error).__name__}: {error}", hint=hint) from error
+
+
+@frozen
+class Stand:
+    """A measuring stand: what gives the metrics of an arch, in the order in which it is asked.
+
+    measures: name, metrics that it promises, function
+    """
+
+    measures: Sequence[tuple[str, frozenset[str], Measure]]
+    constraints: Sequence[Constraint] = ()
+    seed: int = 0
+
+    def __call__(self, arch: Arch, fidelity: float = 1.0) -> Trial:
+        """Measure an arch, with a share of the whole effort. What raises is a failed trial with the reason."""
+        start = time.perf_counter()
+        metrics: dict[str, float] = {}
+        state, error = "done", None
+        for name, promised, measure in self.measures:
+            error = self._fill(metrics, promised, measure, arch, fidelity)
+            if error is not None:
+                state, error = "failed", f"{name}: {error}"
+                break
+            error = broken(self.constraints, metrics)
+            if error is not None:
+                state = "infeasible"
+                break
+        return Trial(arch, metrics, state, time.perf_counter() - start, error, fidelity)  # type: ignore[arg-type]
+
+    def _fill(
+        self, metrics: dict[str, float], promised: frozenset[str], measure: Measure, arch: Arch, fidelity: float
+    ) -> str | None:
+        """Add what a function measures; returns what went wrong."""
+        try:
+            with seeding.seeded(self.seed, "measure", int(arch.digest, 16) >> 1):
+                (found,) = measure([arch], fidelity)
+            if isinstance(found, Failure):
+                return found.reason
+            if found.keys() != promised:
+                return f"promised {', '.join(sorted(promised))} and gave {', '.join(map(str, found)) or 'nothing'}"
+            # A numpy or torch number becomes a plain one, which can be stored.
+            metrics |= {name: n if type(n) is int else float(n) for name, n in found.items()}
+        except UserError:
+            raise
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+
+def broken(constraints: Sequence[Constraint], metrics: Mapping[str, float]) -> str | None:
+    """Which constraint metrics do not meet, as a reason; None if they meet all."""
+    return next((f"not {constraint}" for constraint in constraints if not constraint.met(metrics)), None)
+
+
+def stand(
+    evaluators: Mapping[str, Evaluator],
+    context: EvaluatorContext,
+    constraints: Sequence[Constraint] = (),
+    seed: int = 0,
+) -> Stand:
+    """The stand of some evaluators (name -> options): costs first, then cheap ones, then the others."""
+    measures: list[tuple[str, frozenset[str], Measure]] = [("cost", frozenset(METRICS), _costs(context.cost))]
+    for name, options in sorted(evaluators.items(), key=lambda item: not item[1].cheap):
+        with blamed(name):
+            measures.append((name, frozenset(options.provides(context.task)), options.start(context)))
+    return Stand(measures, constraints, seed)
+
+
+def _costs(cost: Cost) -> Measure:
+    return lambda archs, fidelity: cost.of(archs)

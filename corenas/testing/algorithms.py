@@ -1,0 +1,320 @@
+"""What every algorithm promises: `@pytest.mark.parametrize("check", algorithm_checks)` in a plugin's tests.
+
+Each check takes the options of an algorithm, and by keyword a mutator where `Paths(3)` (the largest arch, one at random,
+the smallest) is none that it works with: `check(MyAlgorithm(), mutator=Paths(1))`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+from torch.nn import functional
+
+from corenas import loading, seeding
+from corenas.calibrate import statistics_kept
+from corenas.contracts import Algorithm, AlgorithmContext, LiveDistiller, Mutator, MutatorContext, Phase, Trainer
+from corenas.cost import Cost
+from corenas.mutable import apply
+from corenas.settings import Schedule, Train
+from corenas.space import Arch
+from corenas.testing.components import checks_of_any_component, global_generators_untouched
+from corenas.testing.small import (
+    Paths,
+    Task,
+    condition,
+    make_space,
+    same,
+    some_archs,
+    supernet,
+    used,
+)
+from corenas.train import train
+
+STAGES = ("train", "search", "derive", "retrain")
+NEEDS = ("mutator", "searcher", "distiller")
+SETTINGS = Train(
+    epochs=3, batch_size=16, optimizer={"type": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
+    schedule=Schedule("constant"),
+)  # fmt: skip
+
+
+class SoftLabels:
+    """The distiller of an algorithm that needs one: cross entropy with the teacher's answers."""
+
+    taps: Sequence[int] = ()
+
+    def loss(self, student: Any, teacher: Any) -> Tensor:
+        """A scalar."""
+        return functional.cross_entropy(student.logits, teacher.logits.softmax(1))
+
+
+@frozen
+class Scene:
+    """A small supernet with the trainer that an algorithm starts for it."""
+
+    model: nn.Module
+    task: Task
+    cost: Cost
+    mutator: Mutator | None
+    trainer: Trainer
+
+    def train(self, **more: Any) -> nn.Module:
+        """Train it through all phases."""
+        return train(self.trainer, self.model, self.task, self.mutator, self.cost, seed=1, **more)
+
+    def state(self) -> dict[str, Any]:
+        """The weights, and what the trainer keeps."""
+        own = self.trainer.state_dict() if hasattr(self.trainer, "state_dict") else {}  # type: ignore[attr-defined]
+        return {"model": {k: v.clone() for k, v in self.model.state_dict().items()}, "trainer": own}
+
+
+def scene(algorithm: Algorithm, mutator: Mutator | None = None, settings: Train = SETTINGS, **task: Any) -> Scene:
+    """What an algorithm starts on the small network; with a mutator and a distiller if it needs them."""
+    space, data = make_space(), Task(**task)
+    model = supernet(space, data)
+    cost = Cost(model, space, data.example)
+    distiller: LiveDistiller | None = SoftLabels() if "distiller" in algorithm.needs else None
+    context = AlgorithmContext(model, space, cost, data, settings, torch.device("cpu"), distiller)
+    with seeding.seeded(0, "algorithm"):
+        trainer = algorithm.start(context)
+    return Scene(model, data, cost, mutator if "mutator" in algorithm.needs else None, trainer)
+
+
+class OwnStep:
+    """A step of somebody's own loop (`corenas.contracts.Step`)."""
+
+    def __init__(self, archs: Sequence[Arch], optimizer: torch.optim.Optimizer, index: int, task: Task) -> None:
+        self.archs, self.optimizer, self.index, self.part = archs, optimizer, index, 0
+        self.lr: float = optimizer.param_groups[0]["lr"]
+        self.rng = np.random.default_rng(index)
+        self.calls = 0
+        self._task = task
+
+    def backward(self, loss: Tensor) -> Tensor:
+        """Add gradients."""
+        self.calls += 1
+        loss.backward()
+        return loss.detach()
+
+    def more(self, split: str) -> Any:
+        """A batch of another split."""
+        return next(batches(self._task, split, self.index + 1))
+
+    def mean(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """There is one process."""
+        return tensors
+
+
+def batches(task: Task, split: str = "train", seed: int = 0) -> Iterator[Any]:
+    """Batches without end."""
+    return loading.Stream(task, split, 16, seed).forever()
+
+
+def own_loop(scene: Scene, n: int, phase: Phase | None = None) -> Iterator[tuple[OwnStep, Mapping[str, Tensor]]]:
+    """Somebody's own loop of n steps over one phase. After each step its gradients are still there."""
+    phase = phase or scene.trainer.phases[0]
+    if phase.begin is not None:
+        phase.begin()
+    optimizer = torch.optim.SGD(scene.model.parameters(), lr=0.05, momentum=0.9)
+    sampler = None
+    if scene.mutator is not None:
+        sampler = scene.mutator.start(MutatorContext(phase.space, scene.cost.on(phase.space), np.random.default_rng(0)))
+    for index, batch in enumerate(itertools.islice(batches(scene.task), n)):
+        optimizer.zero_grad(set_to_none=True)
+        scene.model.train()
+        archs = [] if sampler is None else sampler.sample(lambda archs: [0.0] * len(archs))
+        step = OwnStep(archs, optimizer, index, scene.task)
+        with seeding.seeded(0, "step", index):
+            yield step, scene.trainer.train_step(batch, step)
+        optimizer.step()
+
+
+class _Killed:
+    """A trainer that is interrupted in the middle of a training; all else is the trainer's own."""
+
+    def __init__(self, trainer: Trainer, step: int) -> None:
+        self.trainer, self.step = trainer, step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.trainer, name)
+
+    def train_step(self, batch: Any, step: Any) -> Any:
+        if step.index >= self.step:
+            raise KeyboardInterrupt
+        return self.trainer.train_step(batch, step)
+
+
+def names_stages_and_needs_that_there_are(algorithm: Algorithm, mutator: Mutator | None = None) -> None:
+    """`stages` are some of "train", "search", "derive", "retrain", in this order; `needs` are tables of a spec."""
+    stages, needs = [*algorithm.stages], [*algorithm.needs]
+    assert stages, "has no stage"
+    assert stages == [stage for stage in STAGES if stage in stages], f"stages {stages}: of {STAGES} some, in order"
+    assert {*needs} <= {*NEEDS}, f"needs {needs}: of {NEEDS} some"
+    assert "searcher" in needs or "search" not in stages, "a search needs a searcher"
+
+
+def has_phases_within_its_space(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+    """There is at least one phase, and the archs of each are archs of the supernet's space."""
+    if "train" not in algorithm.stages:
+        return
+    space, phases = make_space(), scene(algorithm, mutator).trainer.phases
+    assert phases
+    for phase in phases:
+        assert isinstance(phase, Phase)
+        assert all(arch in space for arch in some_archs(phase.space))
+
+
+def gives_figures_that_are_finite_and_detached(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+    """`train_step` gives "loss" and other figures as single numbers without a graph, and calls `backward`."""
+    if "train" not in algorithm.stages:
+        return
+    for step, figures in own_loop(scene(algorithm, mutator), 3):
+        assert "loss" in figures
+        assert step.calls, "never called step.backward"
+        for name, figure in figures.items():
+            assert isinstance(figure, Tensor), f"{name} is no tensor"
+            assert figure.numel() == 1, f"{name} is no single number"
+            assert not figure.requires_grad, f"{name} is not detached"
+            assert math.isfinite(float(figure)), f"{name} is {float(figure)}"
+
+
+def trains_only_what_its_archs_use(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+    """No gradient, not even zeros, for layers that no arch of the step runs, nor for the rest of those that are cut."""
+    if "train" not in algorithm.stages:
+        return
+    this, any_gradient = scene(algorithm, mutator), False
+    for step, _ in own_loop(this, 4):
+        if not step.archs:
+            return
+        marks = used(this.model, step.archs, this.task.data["train"][0][:4])
+        for name, parameter in this.model.named_parameters():
+            if parameter.grad is not None:
+                any_gradient = True
+                assert marks[name].any(), f"{name} has a gradient, but none of {step.archs} uses it"
+                assert not parameter.grad[~marks[name]].any(), f"parts of {name} have a gradient that no arch uses"
+    assert any_gradient, "trains nothing"
+
+
+def leaves_the_arch_in_force_and_the_mode_as_they_were(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+    """After a step the network is as it was lent: its arch, its mode, what of it is trainable, its hooks."""
+    if "train" not in algorithm.stages:
+        return
+    this = scene(algorithm, mutator)
+    this.model.train()
+    before = condition(this.model)
+    for _ in own_loop(this, 2):
+        after = condition(this.model)
+        changed = [name for name in ("choices", "modes", "trained", "hooks") if not same(before[name], after[name])]
+        assert not changed, f"changes the supernet's {', '.join(changed)}"
+
+
+def learns_in_anyones_loop(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+    """With steps of somebody's own loop the loss of the archs falls on a task that is easily learnt."""
+    if "train" not in algorithm.stages:
+        return
+    this = scene(algorithm, mutator)
+    images, labels = this.task.data["train"]
+    archs = some_archs(this.trainer.phases[0].space)
+
+    @torch.no_grad()
+    def loss() -> float:
+        total = 0.0
+        with statistics_kept(this.model):
+            this.model.train()
+            for arch in archs:
+                with apply(this.model, arch):
+                    total += float(this.task.loss(this.model(images), (images, labels)))
+        return total / len(archs)
+
+    before = loss()
+    for _ in own_loop(this, 60):
+        pass
+    assert loss() < 0.8 * before, f"loss {before:.3f} before 60 steps, {loss():.3f} after them"
+
+
+def killed_and_resumed_ends_with_the_same_bits(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+    """Wherever a training is killed, a new process ends it with the weights of one that was never killed.
+
+    A trainer with a state of its own gives and takes it as tensors and plain data (`torch.load(weights_only=True)`).
+    """
+    if "train" not in algorithm.stages:
+        return
+    whole = scene(algorithm, mutator)
+    whole.train()
+    steps = sum(p.train.epochs * (whole.task.splits["train"] // p.train.batch_size) for p in whole.trainer.phases)
+    for step in {steps // 3 + 1, steps - 2}:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "checkpoint.pt"
+            first, then = scene(algorithm, mutator), scene(algorithm, mutator)
+            killed = _Killed(first.trainer, step)
+            try:
+                train(killed, first.model, first.task, first.mutator, first.cost, seed=1, checkpoint=path)  # type: ignore[arg-type]
+            except KeyboardInterrupt:
+                pass
+            else:
+                raise AssertionError("the training ended before its last step")
+            then.train(checkpoint=path)
+            assert same(then.state(), whole.state()), f"killed at step {step} of {steps} it ends otherwise"
+
+
+def takes_a_batch_in_parts(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+    """With `train.accumulate`, `train_step` is called for each part of a batch."""
+    if "train" not in algorithm.stages:
+        return
+    settings = Train(epochs=1, batch_size=16, accumulate=2, optimizer={"type": "SGD", "lr": 0.01})
+    this = scene(algorithm, mutator, settings)
+    this.train()
+    assert all(tensor.isfinite().all() for tensor in this.model.state_dict().values())
+
+
+def derives_where_it_says_so(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+    """With the stage "derive" its trainer finds an arch of the space."""
+    if "train" not in algorithm.stages or "derive" not in algorithm.stages:
+        return
+    this = scene(algorithm, mutator)
+    this.train()
+    assert this.trainer.derive() in make_space()  # type: ignore[attr-defined]
+
+
+def never_reads_test_data(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+    """Test data is for the end of a run."""
+    if "train" not in algorithm.stages:
+        return
+    this = scene(algorithm, mutator)
+    this.train()
+    assert "test" not in this.task.asked
+
+
+def touches_no_global_generator(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+    """Randomness comes from `step.rng`, or from torch's global generator, which is seeded for each step."""
+    if "train" not in algorithm.stages:
+        return
+    with global_generators_untouched():
+        for _ in own_loop(scene(algorithm, mutator), 3):
+            pass
+
+
+algorithm_checks = [
+    *checks_of_any_component,
+    names_stages_and_needs_that_there_are,
+    has_phases_within_its_space,
+    gives_figures_that_are_finite_and_detached,
+    trains_only_what_its_archs_use,
+    leaves_the_arch_in_force_and_the_mode_as_they_were,
+    learns_in_anyones_loop,
+    killed_and_resumed_ends_with_the_same_bits,
+    takes_a_batch_in_parts,
+    derives_where_it_says_so,
+    never_reads_test_data,
+    touches_no_global_generator,
+]
+"""What every algorithm keeps to."""

@@ -1,0 +1,269 @@
+"""What every backbone promises: `@pytest.mark.parametrize("check", backbone_checks)` in a plugin's tests.
+
+Each check takes the options of a backbone, a space for it, and by keyword the shape of an image (channels, height,
+width) if it is not (3, 32, 32): `check(MyBackbone(), SearchSpace.from_table(TABLE), image=(1, 28, 28))`.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import tomli
+import tomli_w
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from corenas.contracts import Backbone
+from corenas.cost import Cost
+from corenas.errors import UserError
+from corenas.export import export
+from corenas.mutable import apply, keys_used
+from corenas.options import structure
+from corenas.space import Arch, Categorical, SearchSpace
+from corenas.supernet import build_supernet
+from corenas.testing.components import checks_of_any_component, global_generators_untouched
+from corenas.testing.small import same, some_archs
+
+Shape = tuple[int, int, int]
+IMAGE: Shape = (3, 32, 32)
+
+
+class AllFeatures(nn.Module):
+    """A head that gives the features as they are."""
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Features -> the same."""
+        return [*features]
+
+
+class _Headless:
+    """A task as far as a supernet is concerned."""
+
+    def head(self, feat_dims: object) -> nn.Module:
+        return AllFeatures()
+
+
+def network(backbone: Backbone, space: SearchSpace, seed: int = 0) -> Any:
+    """The supernet of a space, the same for the same seed; its outputs are its features."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return build_supernet(backbone, space, _Headless())  # type: ignore[arg-type]
+
+
+def used_network(backbone: Backbone, space: SearchSpace, image: Shape) -> Any:
+    """The same in evaluation mode, after a few forwards in training, so that its statistics are not all alike."""
+    model = network(backbone, space).train()
+    with torch.no_grad():
+        for arch in some_archs(space, 3):
+            with apply(model, arch):
+                model(noise(image, n=4))
+    return model.eval()
+
+
+def noise(image: Shape, n: int = 2) -> Tensor:
+    """Images, always the same."""
+    return torch.randn((n, *image), generator=torch.Generator().manual_seed(0))
+
+
+def counted(plain: nn.Module, image: Shape) -> dict[str, int]:
+    """flops and params of a plain network: the one counted by torch, the other by adding up."""
+    params = sum(p.numel() for p in plain.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        copy.deepcopy(plain).to("meta").eval()(torch.empty((1, *image), device="meta"))
+    return {"flops": counter.get_total_flops() // 2, "params": params}  # torch counts a multiply-add twice
+
+
+def cost_of(model: nn.Module, space: SearchSpace, image: Shape, archs: Sequence[Arch]) -> list[dict[str, int]]:
+    """flops and params of archs, by the core."""
+    return [{name: cost[name] for name in ("flops", "params")}
+            for cost in Cost(model, space, torch.empty(1, *image)).of(archs)]  # fmt: skip
+
+
+def states_the_layout_of_its_spaces(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """`layout` is an attrs class by which `corenas check` reads a space without torch."""
+    layout = type(backbone).layout
+    assert isinstance(layout, type) and attrs.has(layout), f"layout {layout!r} is no attrs class"  # noqa: PT018
+    structure(space.tree, layout)
+
+
+def gives_the_features_that_it_states(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """`features` gives as many tensors as `feat_dims` has, each of so many channels; all finite."""
+    model = used_network(backbone, space, image)
+    dims = model.backbone.feat_dims
+    for arch in some_archs(space, 6):
+        with torch.no_grad(), apply(model, arch):
+            features = model.backbone.features(noise(image))
+        assert [(len(f), f.shape[1]) for f in features] == [(2, sum(dim(arch))) for dim in dims], arch
+        assert all(f.isfinite().all() for f in features), arch
+
+
+def uses_the_variables_of_its_space_and_no_others(
+    backbone: Backbone, space: SearchSpace, image: Shape = IMAGE
+) -> None:
+    """Every variable is one that some layer looks at (`build_supernet` sees to it), and every layer's is in the space."""
+    assert keys_used(network(backbone, space)) <= {*space.keys}
+
+
+def answers_a_foreign_space_with_a_user_error(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """A space of other tables is a mistake of the user's, not an accident."""
+    foreign = SearchSpace([Categorical("surely.no.such.table", (1, 2))])
+    try:
+        network(backbone, foreign)
+    except UserError:
+        return
+    raise AssertionError("takes a space that is none for it")
+
+
+def exports_random_archs(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """A subnet becomes a network of torch alone that computes the same."""
+    model = used_network(backbone, space, image)
+    for arch in some_archs(space, 5, seed=1):
+        export(model, arch, torch.zeros(1, *image))  # compares their outputs
+
+
+def costs_what_its_exported_networks_cost(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """flops are those that torch counts, params those that are there."""
+    model, archs = network(backbone, space).eval(), some_archs(space, 5, seed=2)
+    plain = [counted(export(model, arch, torch.zeros(1, *image)), image) for arch in archs]
+    assert cost_of(model, space, image, archs) == plain
+
+
+def trains_exactly_the_layers_that_an_arch_runs(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """Layers that run have gradients, others have none; of those that are cut only the active part has."""
+    model = network(backbone, space).train()
+    archs = some_archs(space, 4, seed=3)
+    ran: set[nn.Module] = set()
+    for module in model.modules():
+        module.register_forward_hook(lambda module, args, output: ran.add(module))
+    for arch, cost in zip(archs, cost_of(model, space, image, archs), strict=True):
+        model.zero_grad()
+        ran.clear()
+        with apply(model, arch):
+            sum(feature.square().sum() for feature in model(noise(image, 4))).backward()  # type: ignore[union-attr]
+        for name, module in model.named_modules():
+            for own, parameter in module.named_parameters(recurse=False):
+                assert module not in ran or parameter.grad is not None, f"{name}.{own} runs without a gradient"
+                assert module in ran or parameter.grad is None, f"{name}.{own} does not run and has a gradient"
+        reached = sum(int(p.grad.count_nonzero()) for p in model.parameters() if p.grad is not None)
+        assert reached <= cost["params"], f"{reached} elements have a gradient, {arch} has {cost['params']}"
+
+
+def has_no_weight_that_no_arch_uses(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """Random archs, sixty at the most, use all parameters."""
+    model, rng = network(backbone, space).train(), np.random.default_rng(4)
+    missing = {name: p for name, p in model.named_parameters()}
+    for arch in [*some_archs(space, 2), *space.decode(space.draw(rng, 60))]:
+        with apply(model, arch):
+            sum(feature.square().sum() for feature in model(noise(image, 2))).backward()  # type: ignore[union-attr]
+        missing = {name: p for name, p in missing.items() if p.grad is None}
+        if not missing:
+            return
+    raise AssertionError(f"no arch uses {', '.join(missing)}")
+
+
+def keeps_its_space_through_toml(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """Written as TOML and read again the space is the same, and so is the network."""
+    again = SearchSpace.from_table(tomli.loads(tomli_w.dumps(space.to_table())))
+    assert again.variables == space.variables
+    assert again.to_table() == space.to_table()
+    assert same(network(backbone, again).state_dict(), network(backbone, space).state_dict())
+
+
+def draws_its_weights_from_torchs_generator(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """The same seed gives the same weights, and no other global generator is touched."""
+    with global_generators_untouched():
+        first, second = network(backbone, space, seed=1), network(backbone, space, seed=1)
+    assert same(first.state_dict(), second.state_dict())
+
+
+def goes_through_state_dict_deepcopy_and_pickle(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """A copy computes the same and shares nothing with the first."""
+    model, arch, x = used_network(backbone, space, image), some_archs(space, 3, seed=5)[-1], noise(image)
+    loaded = network(backbone, space, seed=1)
+    loaded.load_state_dict(model.state_dict())
+    with torch.no_grad(), apply(model, arch):
+        expected = model(x)
+    for other in (loaded.eval(), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with torch.no_grad(), apply(other, arch):
+            assert same(other(x), expected)
+        assert not {id(p) for p in other.parameters()} & {id(p) for p in model.parameters()}
+
+
+def builds_on_the_meta_device_and_costs_the_same_there(
+    backbone: Backbone, space: SearchSpace, image: Shape = IMAGE
+) -> None:
+    """Costs need no weights: a supernet of any size can be looked at."""
+    archs = some_archs(space, 4)
+    real = cost_of(network(backbone, space), space, image, archs)
+    with torch.device("meta"):
+        model = build_supernet(backbone, space, _Headless())  # type: ignore[arg-type]
+    assert {p.device.type for p in model.parameters()} <= {"meta"}, "allocates weights elsewhere"
+    assert cost_of(model, space, image, archs) == real
+
+
+def builds_one_subnet_alone(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """A space of one arch builds that network and no more: it is how an arch is trained from scratch."""
+    archs = some_archs(space, 3, seed=6)
+    for arch, cost in zip(archs, cost_of(network(backbone, space), space, image, archs), strict=True):
+        model = network(backbone, space.fix(arch))
+        assert sum(p.numel() for p in model.parameters()) == cost["params"], arch
+
+
+def more_of_a_variable_never_costs_less(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """A larger width, depth, kernel, … has no fewer flops or params, all else being equal."""
+    codes = [space.encode(some_archs(space, 6, seed=7))]
+    places = [(place, variable) for place, variable in enumerate(space.variables) if not variable.continuous]
+    ordered = [(p, v) for p, v in places if all(isinstance(choice, int | float) for choice in v.choices)]
+    cost = Cost(network(backbone, space), space, torch.empty(1, *image))
+    for place, variable in ordered:
+        rising = sorted(range(len(variable.choices)), key=lambda i, v=variable: v.choices[i])  # type: ignore[misc]
+        columns = []
+        for code in rising:
+            changed = codes[0].copy()
+            changed[:, place] = code
+            columns.append(cost(space.canonical(changed)))
+        for less, more in zip(columns[:-1], columns[1:], strict=True):
+            for metric in ("flops", "params"):
+                assert (less[metric] <= more[metric]).all(), f"more {variable.key} has less {metric}"
+
+
+def runs_its_segments_in_order(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """`segments`, if it has them, are parts of it that run one after the other, once each, under every arch."""
+    model = used_network(backbone, space, image)
+    segments = [*getattr(model.backbone, "segments", ())]
+    assert {*segments} <= {*model.modules()}, "a segment is no part of the network"
+    order: list[nn.Module] = []
+    for segment in segments:
+        segment.register_forward_hook(lambda module, args, output: order.append(module))
+    for arch in some_archs(space, 3):
+        order.clear()
+        with torch.no_grad(), apply(model, arch):
+            model(noise(image))
+        assert order == segments, arch
+
+
+backbone_checks = [
+    *checks_of_any_component,
+    states_the_layout_of_its_spaces,
+    gives_the_features_that_it_states,
+    uses_the_variables_of_its_space_and_no_others,
+    answers_a_foreign_space_with_a_user_error,
+    exports_random_archs,
+    costs_what_its_exported_networks_cost,
+    trains_exactly_the_layers_that_an_arch_runs,
+    has_no_weight_that_no_arch_uses,
+    keeps_its_space_through_toml,
+    draws_its_weights_from_torchs_generator,
+    goes_through_state_dict_deepcopy_and_pickle,
+    builds_on_the_meta_device_and_costs_the_same_there,
+    builds_one_subnet_alone,
+    more_of_a_variable_never_costs_less,
+    runs_its_segments_in_order,
+]
+"""What every backbone keeps to. One with a variable of which more is cheaper (groups) leaves that check out."""

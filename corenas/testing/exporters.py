@@ -1,0 +1,105 @@
+"""What every exporter promises: `@pytest.mark.parametrize("check", exporter_checks)` in a plugin's tests.
+
+Each check takes the options of an exporter, and by keyword another network than the small one, with an example.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from corenas.contracts import Exporter
+from corenas.export import export
+from corenas.testing.components import checks_of_any_component, global_generators_untouched
+from corenas.testing.small import Task, condition, differing, make_space, some_archs, supernet
+
+TITLE = 'a network\'s "best" arch \\ of 1e6 flops — été, at 80 % (2 of 3)'
+
+
+def network(seed: int = 0) -> nn.Module:
+    """A subnet of the small supernet, as the core exports it, in evaluation mode."""
+    space, task = make_space(), Task()
+    model = supernet(space, task).train()
+    model(task.data["train"][0])  # so that the statistics are no longer those of a new network
+    return export(model, some_archs(space, 4, seed)[-1], task.example).eval()
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _given(of: nn.Module | None, example: Tensor | None) -> tuple[Any, Tensor]:
+    return (network(), Task().example) if of is None else (of, torch.zeros(1, 1, 8, 8) if example is None else example)
+
+
+def writes_a_file_into_the_folder_and_gives_its_path(
+    exporter: Exporter, of: nn.Module | None = None, example: Tensor | None = None
+) -> None:
+    """What it gives is a file that is not empty; all that it writes is in the folder, and a second time replaces it."""
+    model, x = _given(of, example)
+    with _folder() as folder:
+        (folder / "arch.toml").write_text("width = 8\n")
+        path = exporter.write(model, x, folder, "a network")
+        assert path.is_file()
+        assert path.parent == folder
+        assert path.stat().st_size > 0
+        assert (folder / "arch.toml").read_text() == "width = 8\n"
+        before = {*folder.iterdir()}
+        assert exporter.write(model, x, folder, "a network") == path
+        assert {*folder.iterdir()} == before
+
+
+def takes_any_title(exporter: Exporter, of: nn.Module | None = None, example: Tensor | None = None) -> None:
+    """A title may have quotes, backslashes and letters of any language."""
+    model, x = _given(of, example)
+    with _folder() as folder:
+        assert exporter.write(model, x, folder, TITLE).is_file()
+
+
+def leaves_the_network_and_the_generators_as_they_were(
+    exporter: Exporter, of: nn.Module | None = None, example: Tensor | None = None
+) -> None:
+    """Weights, modes, hooks and what it computes are as before; nothing is drawn from a global generator."""
+    model, x = _given(of, example)
+    images = torch.randn((3, *x.shape[1:]), generator=torch.Generator().manual_seed(0))
+    before, drawn = condition(model), torch.get_rng_state()
+    with torch.no_grad():
+        outputs = model(images)
+    with _folder() as folder, global_generators_untouched():
+        exporter.write(model, x, folder, "a network")
+    assert not (changed := differing(before, condition(model))), f"changes the network's {', '.join(changed)}"
+    assert torch.equal(drawn, torch.get_rng_state()), "drew from torch's global generator"
+    with torch.no_grad():
+        assert torch.equal(model(images), outputs)
+
+
+def a_missing_folder_is_an_error_of_the_system(
+    exporter: Exporter, of: nn.Module | None = None, example: Tensor | None = None
+) -> None:
+    """OSError, as for a full disk: the core tells the user of it. No folder is made."""
+    model, x = _given(of, example)
+    with _folder() as folder:
+        try:
+            exporter.write(model, x, folder / "missing", "a network")
+        except OSError:
+            assert not (folder / "missing").exists()
+        else:
+            raise AssertionError("wrote into a folder that is not there")
+
+
+exporter_checks = [
+    *checks_of_any_component,
+    writes_a_file_into_the_folder_and_gives_its_path,
+    takes_any_title,
+    leaves_the_network_and_the_generators_as_they_were,
+    a_missing_folder_is_an_error_of_the_system,
+]
+"""What every exporter keeps to."""

@@ -1,0 +1,449 @@
+"""A search space, a network, a task and a mutator, as small as they can be, for checks that need something to run on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from attrs import field, frozen
+from torch import Tensor, nn
+
+from corenas.contracts import LiveTask, Metric, MutatorContext, Phase, Step
+from corenas.cost import LayerCost, conv_cost, linear_cost, norm_cost
+from corenas.mutable import Values, apply, chosen
+from corenas.space import Arch, SearchSpace
+from corenas.supernet import Supernet, build_supernet
+from corenas.value import Dimension, Value, as_value, at_least, equals
+
+Size = Dimension | Value | int
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+
+
+class Conv(nn.Conv2d):
+    """A convolution of which the first channels and the first rows and columns of the kernel are active."""
+
+    def __init__(self, inputs: Size, outputs: Size, kernel: Value | int = 1, stride: int = 1, bias: bool = True) -> None:
+        inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
+        super().__init__(inputs.allocated, outputs.allocated, as_value(kernel).largest, stride, bias=bias)
+        self.values: Values = {"inputs": inputs, "outputs": outputs, "kernel": as_value(kernel)}
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def active(self) -> tuple[Tensor, Tensor | None]:
+        """Views of the chosen part of weight and bias."""
+        i, o, k = sum(self.choice["inputs"]), sum(self.choice["outputs"]), self.choice["kernel"]
+        return self.weight[:o, :i, :k, :k], None if self.bias is None else self.bias[:o]
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(n, active inputs, h, w) -> (n, active outputs, h', w')."""
+        return F.conv2d(x, *self.active(), self.stride, self.choice["kernel"] // 2)
+
+    def cost(self, positions: Value) -> LayerCost:
+        """Its cost at `positions` pixels."""
+        inputs, outputs, kernel = self.values["inputs"].size, self.values["outputs"].size, self.values["kernel"]  # type: ignore[union-attr]
+        return conv_cost(inputs, outputs, kernel * kernel, positions, 1, self.bias is not None)  # type: ignore[operator, arg-type]
+
+    def export(self) -> nn.Conv2d:
+        """The chosen part as a plain convolution."""
+        weight, bias = self.active()
+        plain = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], self.stride, self.choice["kernel"] // 2,
+                          bias=bias is not None, device="meta")  # type: ignore[arg-type] # fmt: skip
+        return filled(plain, self, weight=weight, bias=bias)
+
+
+class Norm(nn.BatchNorm2d):
+    """A batch norm of which the first features are active."""
+
+    def __init__(self, features: Size) -> None:
+        values = {"outputs": Dimension.of(features)}
+        super().__init__(values["outputs"].allocated)
+        self.values: Values = values
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def active(self) -> tuple[Tensor, ...]:
+        """Views of the chosen part of mean, variance, weight and bias."""
+        (n,) = self.choice["outputs"]
+        return self.running_mean[:n], self.running_var[:n], self.weight[:n], self.bias[:n]  # type: ignore[index]
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(n, active features, h, w) -> the same shape."""
+        mean, var, weight, bias = self.active()
+        return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum or 0.0, self.eps)
+
+    def cost(self, positions: Value) -> LayerCost:
+        """Two parameters a feature."""
+        return norm_cost(self.values["outputs"].size, True)  # type: ignore[union-attr]
+
+    def export(self) -> nn.BatchNorm2d:
+        """The chosen part as a plain batch norm."""
+        mean, var, weight, bias = self.active()
+        plain = filled(nn.BatchNorm2d(len(mean)), self, weight=weight, bias=bias)
+        plain.running_mean, plain.running_var = mean.clone(), var.clone()
+        return plain
+
+
+class Linear(nn.Linear):
+    """A linear layer of which the first inputs are active."""
+
+    def __init__(self, inputs: Size, outputs: Size) -> None:
+        values = {"inputs": Dimension.of(inputs), "outputs": Dimension.of(outputs)}
+        super().__init__(values["inputs"].allocated, values["outputs"].allocated)
+        self.values: Values = values
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def active(self) -> tuple[Tensor, Tensor]:
+        """Views of the chosen part of weight and bias."""
+        return self.weight[:, : sum(self.choice["inputs"])], self.bias
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(n, active inputs) -> (n, outputs)."""
+        return F.linear(x, *self.active())
+
+    def cost(self, positions: Value) -> LayerCost:
+        """Its cost at `positions` tokens."""
+        return linear_cost(self.values["inputs"].size, self.values["outputs"].size, positions, True)  # type: ignore[union-attr]
+
+    def export(self) -> nn.Linear:
+        """The chosen part as a plain linear layer."""
+        weight, bias = self.active()
+        return filled(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), self, weight=weight, bias=bias)
+
+
+def filled(plain: Any, source: nn.Module, **tensors: Tensor | None) -> Any:
+    """A plain layer with copies of tensors as its parameters, in the mode of the layer that they come from."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            setattr(plain, name, nn.Parameter(tensor.detach().clone()))
+    return plain.train(source.training)
+
+
+class Mixed(nn.Module):
+    """One of several operations; the weighted sum of all where its choice is a tensor of weights."""
+
+    def __init__(self, candidates: Mapping[str, nn.Module], op: Value) -> None:
+        super().__init__()
+        self.candidates = nn.ModuleDict(candidates)
+        self.values: Values = {"op": op}
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def gates(self) -> Iterable[tuple[nn.Module, Value]]:
+        """Each candidate runs where it is the choice."""
+        return [(module, equals(self.values["op"], name)) for name, module in self.candidates.items()]  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the chosen candidate gives."""
+        op = self.choice["op"]
+        if isinstance(op, Tensor):
+            return sum(weight * candidate(x) for weight, candidate in zip(op, self.candidates.values(), strict=True))  # type: ignore[return-value]
+        return self.candidates[op](x)
+
+
+class Depth(nn.Module):
+    """The first blocks of a stage."""
+
+    def __init__(self, blocks: Iterable[nn.Module], depth: Value) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.values: Values = {"depth": depth}
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def gates(self) -> Iterable[tuple[nn.Module, Value]]:
+        """A block runs where the depth reaches it."""
+        return [(block, at_least(self.values["depth"], i + 1)) for i, block in enumerate(self.blocks)]  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The active blocks one after the other."""
+        for block in [*self.blocks][: self.choice["depth"]]:
+            x = block(x)
+        return x
+
+
+# -- the network ------------------------------------------------------------------------------------------------------
+
+TABLE = {"width": [4, 6, 8], "op": ["conv", "pool", "skip"], "depth": [1, 2, 3], "block": {"kernel": [1, 3]}}
+"""The space of `Body`: 126 archs, some variables of which are active only at some depths."""
+
+
+def make_space(**changes: Any) -> SearchSpace:
+    """The space of `TABLE`, with some of it changed."""
+    return SearchSpace.from_table(TABLE | changes)
+
+
+class Block(nn.Module):
+    """A convolution with a shortcut."""
+
+    def __init__(self, width: Value, kernel: Value, norm: bool) -> None:
+        super().__init__()
+        self.conv = Conv(width, width, kernel)
+        self.norm = Norm(width) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, width, h, w) -> the same shape."""
+        return F.relu(x + self.norm(self.conv(x)))
+
+
+class Body(nn.Module):
+    """A stem, blocks with shortcuts, and one of three operations.
+
+    features: (n, channels, h, w) -> [(n, width, h / 2, w / 2)]
+    """
+
+    def __init__(self, tree: Mapping[str, Any], norm: bool = True, channels: int = 1) -> None:
+        super().__init__()
+        width = tree["width"]
+        self.stem = Conv(channels, width, 3, stride=2)
+        self.norm = Norm(width) if norm else nn.Identity()
+        self.stage = Depth([Block(width, block["kernel"], norm) for block in tree["blocks"]], tree["depth"])
+        candidates = {"conv": Conv(width, width, 3), "pool": nn.AvgPool2d(3, 1, 1), "skip": nn.Identity()}
+        self.op = Mixed(candidates, tree["op"])
+        self.segments = [self.stem, self.stage, self.op]
+        self.feat_dims = [Dimension.of(width)]
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """(n, channels, h, w) -> [(n, width, h / 2, w / 2)]."""
+        return [self.op(self.stage(F.relu(self.norm(self.stem(x)))))]
+
+
+@frozen
+class Layout:
+    """The tables of its spaces.
+
+    width: channels
+    op: which operation comes last
+    depth: number of blocks
+    blocks: what differs from block to block
+    """
+
+    width: Value
+    op: Value
+    depth: Value
+    blocks: tuple[Mapping[str, Value], ...] = field(converter=tuple)
+
+
+@frozen
+class Backbone:
+    """The small network.
+
+    norm: whether it has batch norm
+    channels: of its images
+    """
+
+    norm: bool = True
+    channels: int = 1
+
+    layout = Layout
+
+    def build(self, space: SearchSpace) -> Body:
+        """The network of a space."""
+        return Body(space.tree, self.norm, self.channels)
+
+
+class Head(nn.Module):
+    """Pooling, dropout and a linear classifier of three classes."""
+
+    def __init__(self, dims: Sequence[Dimension], dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = Linear(dims[-1], 3)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Features -> logits (n, 3)."""
+        return self.linear(self.dropout(features[-1].mean((2, 3))))
+
+
+# -- the task ---------------------------------------------------------------------------------------------------------
+
+
+class Data(torch.utils.data.Dataset[Any]):
+    """Images and labels; augmented images are noisy."""
+
+    def __init__(self, images: Tensor, labels: Tensor, augmented: bool) -> None:
+        self.images, self.labels, self.augmented = images, labels, augmented
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        image = self.images[i]
+        return image + 0.1 * torch.randn(image.shape) if self.augmented else image, self.labels[i]
+
+
+class Meter:
+    """Counts right answers."""
+
+    def __init__(self) -> None:
+        self.seen = self.right = 0
+
+    def update(self, outputs: Tensor, batch: Any) -> None:
+        """Count a batch."""
+        self.seen += len(batch[1])
+        self.right += int((outputs.argmax(1) == batch[1]).sum())
+
+    def compute(self) -> dict[str, float]:
+        """Percent of right answers."""
+        return {"top1": 100 * self.right / self.seen}
+
+
+class Task:
+    """Tell three noisy patterns of 8x8 pixels apart; live already.
+
+    asked: the splits that were asked for, in order
+    """
+
+    metrics: ClassVar[Mapping[str, Metric]] = {"top1": Metric("%", "max")}
+
+    def __init__(self, dropout: float = 0.0, **sizes: int) -> None:
+        self.splits = {"train": 96, "valid": 48, "test": 30} | sizes
+        self.dropout = dropout
+        self.asked: list[str] = []
+        self.example = torch.zeros(1, 1, 8, 8)
+        rng = torch.Generator().manual_seed(7)
+        patterns = torch.randn(3, 1, 8, 8, generator=rng)
+        self.data = {}
+        for split, size in self.splits.items():
+            labels = torch.randint(3, (size,), generator=rng)
+            self.data[split] = patterns[labels] + 0.3 * torch.randn(size, 1, 8, 8, generator=rng), labels
+
+    def dataset(self, split: str, augmented: bool) -> Data:
+        """A split."""
+        self.asked.append(split)
+        return Data(*self.data[split], augmented)
+
+    def head(self, feat_dims: Sequence[Dimension]) -> nn.Module:
+        """A linear classifier."""
+        return Head(feat_dims, self.dropout)
+
+    def forward(self, model: nn.Module, batch: Any) -> Tensor:
+        """Logits (n, 3)."""
+        return model(batch[0])
+
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Cross entropy."""
+        return F.cross_entropy(outputs, batch[1])
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """The outputs themselves."""
+        return outputs
+
+    def meter(self) -> Meter:
+        """A new count."""
+        return Meter()
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Trains all archs of a step on the labels."""
+
+    def __init__(self, model: nn.Module, task: LiveTask, phases: Sequence[Any]) -> None:
+        self.model, self.task = model, task
+        self.phases = [phase if isinstance(phase, Phase) else Phase(*phase) for phase in phases]
+        self.seen: list[Any] = []
+
+    def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:
+        """Each arch on the labels; of a network without archs the whole."""
+        losses = []
+        for arch in step.archs:
+            with apply(self.model, arch):
+                losses.append(step.backward(self.task.loss(self.task.forward(self.model, batch), batch)))
+        self.seen.append((step.index, step.lr, tuple(step.archs)))
+        return {"loss": torch.stack(losses).mean()}
+
+
+@frozen
+class Paths:
+    """Draws the archs of a step: a single one at random; of several the first is the largest, the last the smallest.
+
+    n: archs a step
+    """
+
+    n: int = 3
+
+    def start(self, context: MutatorContext) -> PathSampler:
+        """The sampler."""
+        return PathSampler(self.n, context)
+
+
+class PathSampler:
+    """What `Paths` draws."""
+
+    def __init__(self, n: int, context: MutatorContext) -> None:
+        self.n, self.context = n, context
+
+    def sample(self, score: Callable[[Sequence[Arch]], Sequence[float]]) -> list[Arch]:
+        """The archs of one step."""
+        space = self.context.space
+        drawn = [space.sample(self.context.rng) for _ in range(self.n)]
+        if self.n > 1:
+            drawn[0], drawn[-1] = space.largest(), space.smallest()
+        return drawn
+
+
+# -- what checks ask --------------------------------------------------------------------------------------------------
+
+
+def supernet(space: SearchSpace, task: LiveTask, backbone: Any = None, seed: int = 0) -> Supernet:
+    """A supernet with a task's head, the same for the same seed. Torch's global generator is as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return build_supernet(backbone or Backbone(channels=task.example.shape[1]), space, task)
+
+
+def some_archs(space: SearchSpace, n: int = 4, seed: int = 0) -> list[Arch]:
+    """The largest arch, the smallest and some at random."""
+    rng = np.random.default_rng(seed)
+    return [space.largest(), space.smallest(), *space.decode(space.draw(rng, n - 2))]
+
+
+def used(model: nn.Module, archs: Iterable[Arch], images: Tensor) -> dict[str, Tensor]:
+    """Which elements of each parameter of a small supernet the forwards of some archs run through."""
+    model = copy.deepcopy(model).train()
+    marks = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in marks.parameters():
+            parameter.zero_()
+    for arch in archs:
+        model.zero_grad()
+        with apply(model, arch), apply(marks, arch), torch.enable_grad():
+            model(images).sum().backward()
+            for name, module in model.named_modules():
+                if any(p.grad is not None for p in module.parameters(recurse=False)):
+                    own = marks.get_submodule(name)
+                    parts = own.active() if hasattr(own, "active") else own.parameters(recurse=False)  # type: ignore[operator]
+                    with torch.no_grad():
+                        for part in parts:
+                            if part is not None:
+                                part.fill_(1)
+    return {name: parameter.detach().bool() for name, parameter in marks.named_parameters()}
+
+
+def same(one: Any, two: Any) -> bool:
+    """Whether two nests of plain data and tensors are the same, bit for bit."""
+    if isinstance(one, Mapping):
+        return isinstance(two, Mapping) and one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return torch.equal(one, two) if isinstance(one, Tensor) else one == two
+
+
+def condition(model: nn.Module) -> dict[str, Any]:
+    """Everything of a model that a guest may not change: weights, statistics, gradients, modes, choices, hooks."""
+    modules = [*model.modules()]
+    return {
+        "state": {name: tensor.detach().clone() for name, tensor in model.state_dict().items()},
+        "gradients": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "trained": [p.requires_grad for p in model.parameters()],
+        "modes": [module.training for module in modules],
+        "choices": [dict(getattr(module, "choice", {})) for module in modules],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules],
+    }
+
+
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Which parts of two conditions differ."""
+    return [name for name in before if not same(before[name], after[name])]

@@ -1,0 +1,47 @@
+"""A page of a run: the command `corenas report`, and a listener that writes the page when a run ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from corenas.contracts import Event, RunDone
+from corenas.hookspecs import hookimpl
+
+
+def _parser(parser: ArgumentParser) -> Callable[[Any], int]:
+    """The command's arguments; returns the command."""
+    parser.description = "A run as one HTML page that needs nothing else; several runs, compared."
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run directory, finished or not")
+    parser.add_argument("--out", metavar="FILE", type=Path,
+                        help="the page (default: RUN/report.html, of several runs ./report.html)")  # fmt: skip
+    if "--json" not in parser.format_usage():  # corenas gives it to all commands
+        parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, nothing else")
+    return _report
+
+
+def _report(options: Namespace) -> int:
+    from corenas_tool_report.page import write_report
+
+    path = write_report(options.runs, options.out)
+    print(json.dumps({"report": str(path)}) if options.json else path)
+    return 0
+
+
+@hookimpl
+def corenas_commands() -> Mapping[str, Callable[[ArgumentParser], Callable[[Any], int]]]:
+    """Offer `corenas report`."""
+    return {"report": _parser}
+
+
+@hookimpl
+def corenas_event(event: Event) -> None:
+    """Write the page of a run that has ended."""
+    if isinstance(event, RunDone):
+        from corenas_tool_report.page import write_report
+
+        print(f"report:    {write_report([event.folder])}", file=sys.stderr)
