@@ -309,7 +309,7 @@ def _trials(options: argparse.Namespace) -> None:
         row |= {"fidelity": trial.fidelity} if any(t.fidelity < 1 for _, t in listed) else {}
         rows.append(row | dict(trial.metrics) | {"seconds": trial.seconds})
     if options.csv:
-        full = [{**trial.arch, **row} for (_, trial), row in zip(listed, rows, strict=True)]
+        full = [trial.row | row for (_, trial), row in zip(listed, rows, strict=True)]
         writer = csv.DictWriter(sys.stdout, [*dict.fromkeys(key for row in full for key in row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(full)

@@ -316,6 +316,11 @@ class Trial:
         return {"arch": dict(self.arch), "metrics": dict(self.metrics), "state": self.state,
                 "seconds": self.seconds, "error": self.error, "fidelity": self.fidelity}  # fmt: skip
 
+    @property
+    def row(self) -> dict[str, Json]:
+        """As one row of a table: its choices, its metrics, then the rest. `pandas.DataFrame(t.row for t in trials)`."""
+        return {**self.arch, **self.metrics, "state": self.state, "seconds": self.seconds, "fidelity": self.fidelity}
+
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Trial:
         """The trial that `to_json` gave."""

@@ -61,13 +61,17 @@ def joined(device: torch.device) -> Iterator[torch.device]:
 
 
 def first(make: Callable[[], T]) -> T:
-    """What the first process makes, given to all; objects travel pickled. What it raises is raised in all."""
+    """What the first process makes, apart from the others, given to all; objects travel pickled.
+
+    What it raises is raised in all.
+    """
     if world() == 1:
         return make()
     found: list[Any] = [None, None]
     if rank() == 0:
         try:
-            found[0] = make()
+            with apart():
+                found[0] = make()
         except Exception as error:
             found[1] = error
     distributed.broadcast_object_list(found)

@@ -48,6 +48,8 @@ def opened(folder: Path, table: Mapping[str, Any], data: Mapping[str, Any], fres
     Raises UserError, in all processes, if another program works in it or it belongs to another spec.
     """
     kept: list[Any] = []
+    versions = {"corenas": corenas.__version__, "torch": torch.__version__, "python": platform.python_version(),
+                "threads": torch.get_num_threads(), "processes": distributed.world()}  # fmt: skip
 
     def enter() -> None:
         try:
@@ -56,7 +58,8 @@ def opened(folder: Path, table: Mapping[str, Any], data: Mapping[str, Any], fres
             if fresh:
                 _empty(folder)
             kept.append(Store(folder / "run.sqlite"))  # before all else: it is what marks the folder as a run
-            _begin(kept[1], folder, table, data, emit)
+            _begin(kept[1], folder, table, data, emit, versions["threads"])
+            kept[1].note("versions", versions)
         except OSError as error:
             text = f"cannot write into this run directory: {error.strerror}"
             raise UserError(text, file=str(folder), hint="another one: --out DIR") from error
@@ -96,7 +99,9 @@ def _empty(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _begin(store: Store, folder: Path, table: Mapping[str, Any], data: Mapping[str, Any], emit: Emit) -> None:
+def _begin(
+    store: Store, folder: Path, table: Mapping[str, Any], data: Mapping[str, Any], emit: Emit, threads: int
+) -> None:
     """Refuse what was begun with another spec or data, and note what it is begun with. A run that is new is noted."""
     plain = json.loads(json.dumps(table))
     begun = store.noted("spec", plain)
@@ -112,7 +117,7 @@ def _begin(store: Store, folder: Path, table: Mapping[str, Any], data: Mapping[s
             what = "supernet" if name == "supernet" else "data"
             text = f"the {what} has changed since this run was begun: {before} then, {found} now"
             raise UserError(text, file=str(folder), hint="put it back, or --fresh to begin anew")  # fmt: skip
-    threads, before = torch.get_num_threads(), store.noted("versions", {}).get("threads")
+    before = store.noted("versions", {}).get("threads")
     if before not in (None, threads):
         emit(Note(f"begun with {before} threads and goes on with {threads}: sums come out in another order, "
                   f"and results may differ in the last digits; device.threads = {before} keeps them"))  # fmt: skip
@@ -121,10 +126,6 @@ def _begin(store: Store, folder: Path, table: Mapping[str, Any], data: Mapping[s
     store.note("spec", plain)
     for name, found in data.items():
         store.note(name, found)
-    store.note("versions", {
-        "corenas": corenas.__version__, "torch": torch.__version__, "python": platform.python_version(),
-        "threads": threads, "processes": distributed.world(),
-    })  # fmt: skip
 
 
 def spent(store: Store, stage: str, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Two processes under torchrun give what one gives: weights, trials, the network in the end."""
+"""Two processes under torchrun give what one gives: archs, weights, trials; and a run from beginning to end."""
 
 import json
 import os
@@ -12,45 +12,50 @@ import torch
 from corenas.store import Store
 
 ROOT = Path(__file__).parent.parent
-SHORT = [f"--set={item}" for item in (
-    "train.epochs=1", "train.batch_size=64", "train.optimizer.lr=0.02", "train.sync_norm=true", "search.trials=9",
-    "search.batch=4", "searcher.population=4", "searcher.mutation=2", "searcher.crossover=1", "searcher.parents=2",
-    "calibration.batches=1", "mutator.random=1", "task.data=digits", "task.valid=200", "task.test=200",
-    "task.augment=[]", "task.dropout=0.0", "space.narrow.stages.*.depth=[1, 2]", 'export.formats=["safetensors"]',
-)]  # fmt: skip
+SHORT = (
+    "train.epochs=1", "train.batch_size=64", "train.sync_norm=true", "task.data=digits", "task.valid=200",
+    "task.test=200", "task.augment=[]", "task.dropout=0.0", "space.narrow.stages.*.depth=[1, 2]",
+)  # fmt: skip
+SEARCH = (
+    "search.trials=9", "search.batch=4", "searcher.population=4", "searcher.mutation=2", "searcher.crossover=1",
+    "searcher.parents=2", "calibration.batches=1", 'export.formats=["safetensors"]', "mutator.random=1",
+)  # fmt: skip
 
 
-def corenas(processes, *arguments):
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
-    command = [sys.executable, *launch, "-m", "corenas", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def launch(processes, *arguments):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), *map(str, arguments)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def furthest(one, two):
-    """The largest difference between two state dicts, each tensor relative to its largest number."""
-    assert one.keys() == two.keys()
-    pairs = [(one[name].double(), two[name].double()) for name in one if one[name].is_floating_point()]
-    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-3)) for a, b in pairs)
-
-
-@pytest.mark.parametrize("how", [["algorithm=spos", "mutator=uniform"], []], ids=["single-path", "sandwich"])
-def test_two_processes_give_the_weights_and_the_trials_of_one(tmp_path, how):
-    results = []
+@pytest.mark.parametrize("how", [("algorithm=spos", "mutator=uniform"), ("mutator.random=1",)], ids=["path", "sandwich"])
+def test_two_processes_end_with_the_weights_of_one(tmp_path, how):
+    # In double precision: in single precision rounding alone grows as far as between one and two threads.
     for processes in (1, 2):
-        settings = [*SHORT, *(f"--set={item}" for item in how)] if not how else [
-            *(item for item in SHORT if "mutator" not in item), *(f"--set={item}" for item in how)]  # fmt: skip
-        done = corenas(
-            processes, "run", "spec/quickstart.toml", *settings, "--out", tmp_path / str(processes), "--json"
-        )
-        assert done.returncode == 0, done.stderr
-        results.append(json.loads(done.stdout))
-    saved = [torch.load(tmp_path / name / "supernet.pt", weights_only=True) for name in ("1", "2")]
-    assert saved[0]["index"] == saved[1]["index"] == 21
-    assert furthest(saved[0]["model"], saved[1]["model"]) < 1e-5
-    trials = [Store(tmp_path / name / "run.sqlite", readonly=True).trials() for name in ("1", "2")]
-    first = [t.arch for t in trials[0]][:4]  # later ones hang on accuracies, which differ where a logit nearly ties
-    assert [t.arch for t in trials[1]][:4] == first
-    assert len(trials[1]) == 9
-    assert [t.metrics["top1"] for t in trials[1]] == pytest.approx([t.metrics["top1"] for t in trials[0]], abs=1)
+        launch(processes, "tests/steps.py", tmp_path / str(processes), *SHORT, *how)
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("1", "2"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["archs"] == two["archs"]
+    assert len(one["archs"]) == 20
+    for name, tensor in one["model"].items():
+        # What batch norm makes zero, means after one and biases before the next, is rounding noise and nothing else.
+        scale = max(float(tensor.abs().max()), 1e-9)
+        assert float((tensor - two["model"][name]).abs().max()) / scale < 1e-5, name
+
+
+def test_a_run_of_two_processes_goes_from_beginning_to_end_and_deals_out_its_trials(tmp_path):
+    arguments = ("-m", "corenas", "run", "spec/quickstart.toml", *(f"--set={item}" for item in (*SHORT, *SEARCH)))
+    result = json.loads(launch(2, *arguments, "--out", tmp_path / "run", "--json"))
+    assert result["trials"] == 9
+    assert 30 < result["best"]["test"]["top1"] <= 100
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"best", "run.sqlite", "spec.toml", "supernet.pt"}
+    store = Store(tmp_path / "run" / "run.sqlite", readonly=True)
+    assert store.noted("versions")["processes"] == 2
+    # The search alone, in one process on the same supernet: the same trials.
+    (tmp_path / "one.toml").write_text(f'[supernet]\nfrom = "{tmp_path / "run"}"\n')
+    launch(1, "-m", "corenas", "run", tmp_path / "one.toml", "--out", tmp_path / "one")
+    alone = Store(tmp_path / "one" / "run.sqlite", readonly=True).trials()
+    assert [(t.arch, t.metrics, t.state) for t in alone] == [(t.arch, t.metrics, t.state) for t in store.trials()]

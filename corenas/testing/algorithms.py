@@ -1,7 +1,7 @@
 """What every algorithm promises: `@pytest.mark.parametrize("check", algorithm_checks)` in a plugin's tests.
 
-Each check takes the options of an algorithm, and by keyword a mutator where `Paths(3)` (the largest arch, one at random,
-the smallest) is none that it works with: `check(MyAlgorithm(), mutator=Paths(1))`.
+Each check takes the options of an algorithm, and by keyword a mutator where `Paths(3)` (the largest arch, one at
+random, the smallest) is none that it works with: `check(MyAlgorithm(), mutator=Paths(1))`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SoftLabels:
 
     def loss(self, student: Any, teacher: Any) -> Tensor:
         """A scalar."""
-        return functional.cross_entropy(student.logits, teacher.logits.softmax(1))
+        return functional.cross_entropy(student.logits, teacher.logits.detach().softmax(1))
 
 
 @frozen

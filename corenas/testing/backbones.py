@@ -7,6 +7,7 @@ width) if it is not (3, 32, 32): `check(MyBackbone(), SearchSpace.from_table(TAB
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Sequence
 from typing import Any
@@ -103,10 +104,8 @@ def gives_the_features_that_it_states(backbone: Backbone, space: SearchSpace, im
         assert all(f.isfinite().all() for f in features), arch
 
 
-def uses_the_variables_of_its_space_and_no_others(
-    backbone: Backbone, space: SearchSpace, image: Shape = IMAGE
-) -> None:
-    """Every variable is one that some layer looks at (`build_supernet` sees to it), and every layer's is in the space."""
+def uses_the_variables_of_its_space_and_no_others(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """Every variable is one that some layer looks at (`build_supernet` sees to it), and the other way round."""
     assert keys_used(network(backbone, space)) <= {*space.keys}
 
 
@@ -157,7 +156,7 @@ def trains_exactly_the_layers_that_an_arch_runs(backbone: Backbone, space: Searc
 def has_no_weight_that_no_arch_uses(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
     """Random archs, sixty at the most, use all parameters."""
     model, rng = network(backbone, space).train(), np.random.default_rng(4)
-    missing = {name: p for name, p in model.named_parameters()}
+    missing = dict(model.named_parameters())
     for arch in [*some_archs(space, 2), *space.decode(space.draw(rng, 60))]:
         with apply(model, arch):
             sum(feature.square().sum() for feature in model(noise(image, 2))).backward()  # type: ignore[union-attr]
@@ -228,7 +227,7 @@ def more_of_a_variable_never_costs_less(backbone: Backbone, space: SearchSpace, 
             changed = codes[0].copy()
             changed[:, place] = code
             columns.append(cost(space.canonical(changed)))
-        for less, more in zip(columns[:-1], columns[1:], strict=True):
+        for less, more in itertools.pairwise(columns):
             for metric in ("flops", "params"):
                 assert (less[metric] <= more[metric]).all(), f"more {variable.key} has less {metric}"
 

@@ -42,7 +42,7 @@ def every_option_is_explained(component: Any) -> None:
 
 def imports_no_torch(module: str) -> None:
     """A module, that of an entry point for instance, leaves torch alone, so that the command line answers at once."""
-    script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    script = f"import sys; sys.path[:] = {sys.path!r}; import {module}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{module} imports torch, or does not import: {done.stderr}"
 

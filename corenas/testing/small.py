@@ -1,20 +1,22 @@
-"""A search space, a network, a task and a mutator, as small as they can be, for checks that need something to run on."""
+"""A space, a network, a task and a mutator, as small as they can be, for checks that need something to run on."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from attrs import field, frozen
+from attrs import frozen
 from torch import Tensor, nn
 
 from corenas.contracts import LiveTask, Metric, MutatorContext, Phase, Step
 from corenas.cost import LayerCost, conv_cost, linear_cost, norm_cost
 from corenas.mutable import Values, apply, chosen
+from corenas.options import structure
 from corenas.space import Arch, SearchSpace
 from corenas.supernet import Supernet, build_supernet
 from corenas.value import Dimension, Value, as_value, at_least, equals
@@ -27,7 +29,9 @@ Size = Dimension | Value | int
 class Conv(nn.Conv2d):
     """A convolution of which the first channels and the first rows and columns of the kernel are active."""
 
-    def __init__(self, inputs: Size, outputs: Size, kernel: Value | int = 1, stride: int = 1, bias: bool = True) -> None:
+    def __init__(
+        self, inputs: Size, outputs: Size, kernel: Value | int = 1, stride: int = 1, bias: bool = True
+    ) -> None:
         inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
         super().__init__(inputs.allocated, outputs.allocated, as_value(kernel).largest, stride, bias=bias)
         self.values: Values = {"inputs": inputs, "outputs": outputs, "kernel": as_value(kernel)}
@@ -50,8 +54,8 @@ class Conv(nn.Conv2d):
     def export(self) -> nn.Conv2d:
         """The chosen part as a plain convolution."""
         weight, bias = self.active()
-        plain = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], self.stride, self.choice["kernel"] // 2,
-                          bias=bias is not None, device="meta")  # type: ignore[arg-type] # fmt: skip
+        plain = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], self.stride[0],
+                          self.choice["kernel"] // 2, bias=bias is not None, device="meta")  # fmt: skip
         return filled(plain, self, weight=weight, bias=bias)
 
 
@@ -197,9 +201,11 @@ class Body(nn.Module):
         width = tree["width"]
         self.stem = Conv(channels, width, 3, stride=2)
         self.norm = Norm(width) if norm else nn.Identity()
-        self.stage = Depth([Block(width, block["kernel"], norm) for block in tree["blocks"]], tree["depth"])
+        depth, op = as_value(tree["depth"]), as_value(tree["op"])
+        blocks = tree["blocks"][: depth.largest]
+        self.stage = Depth([Block(width, as_value(block["kernel"]), norm) for block in blocks], depth)
         candidates = {"conv": Conv(width, width, 3), "pool": nn.AvgPool2d(3, 1, 1), "skip": nn.Identity()}
-        self.op = Mixed(candidates, tree["op"])
+        self.op = Mixed({name: candidate for name, candidate in candidates.items() if name in op.possible}, op)
         self.segments = [self.stem, self.stage, self.op]
         self.feat_dims = [Dimension.of(width)]
 
@@ -210,7 +216,7 @@ class Body(nn.Module):
 
 @frozen
 class Layout:
-    """The tables of its spaces.
+    """The tables of the small network's spaces.
 
     width: channels
     op: which operation comes last
@@ -221,7 +227,7 @@ class Layout:
     width: Value
     op: Value
     depth: Value
-    blocks: tuple[Mapping[str, Value], ...] = field(converter=tuple)
+    blocks: tuple[Mapping[str, Value], ...]
 
 
 @frozen
@@ -235,10 +241,11 @@ class Backbone:
     norm: bool = True
     channels: int = 1
 
-    layout = Layout
+    layout: ClassVar[type] = Layout
 
     def build(self, space: SearchSpace) -> Body:
-        """The network of a space."""
+        """The network of a space. Raises UserError for one of other tables."""
+        structure(space.tree, Layout)
         return Body(space.tree, self.norm, self.channels)
 
 
@@ -294,10 +301,10 @@ class Task:
     asked: the splits that were asked for, in order
     """
 
-    metrics: ClassVar[Mapping[str, Metric]] = {"top1": Metric("%", "max")}
+    metrics: Mapping[str, Metric] = MappingProxyType({"top1": Metric("%", "max")})
 
     def __init__(self, dropout: float = 0.0, **sizes: int) -> None:
-        self.splits = {"train": 96, "valid": 48, "test": 30} | sizes
+        self.splits: Mapping[str, int] = {"train": 96, "valid": 48, "test": 30} | sizes
         self.dropout = dropout
         self.asked: list[str] = []
         self.example = torch.zeros(1, 1, 8, 8)
@@ -311,7 +318,8 @@ class Task:
     def dataset(self, split: str, augmented: bool) -> Data:
         """A split."""
         self.asked.append(split)
-        return Data(*self.data[split], augmented)
+        images, labels = self.data[split]
+        return Data(images, labels, augmented and split != "test")
 
     def head(self, feat_dims: Sequence[Dimension]) -> nn.Module:
         """A linear classifier."""
@@ -334,6 +342,18 @@ class Task:
         return Meter()
 
 
+@frozen
+class Patterns:
+    """The small task."""
+
+    def start(self, rng: np.random.Generator, data: bool = True) -> Task:
+        """The patterns are always the same."""
+        task = Task()
+        if not data:
+            task.splits = {}
+        return task
+
+
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -342,7 +362,7 @@ class Trainer:
 
     def __init__(self, model: nn.Module, task: LiveTask, phases: Sequence[Any]) -> None:
         self.model, self.task = model, task
-        self.phases = [phase if isinstance(phase, Phase) else Phase(*phase) for phase in phases]
+        self.phases: Sequence[Phase] = [p if isinstance(p, Phase) else Phase(*p) for p in phases]
         self.seen: list[Any] = []
 
     def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:

@@ -15,7 +15,9 @@ from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.settings import Train
 from corenas.space import Int, SearchSpace
-from corenas.testing.components import component_checks, imports_no_torch, spec_fragments
+from corenas.testing.algorithms import algorithm_checks
+from corenas.testing.components import spec_fragments
+from corenas.testing.distributions import distribution_checks
 from corenas.train import train
 from corenas_algorithm_bignas import BigNAS, corenas_algorithms
 from corenas_algorithm_bignas.trainer import soft_cross_entropy, without_dropout
@@ -120,7 +122,12 @@ class Own:
 
 def started(model, task=None, **options):
     context = AlgorithmContext(
-        model, SPACE, Cost(model, SPACE, Images.example.double()), task or Images(), Train(epochs=1, batch_size=16)
+        model,
+        SPACE,
+        Cost(model, SPACE, Images.example.double()),
+        task or Images(),
+        Train(epochs=1, batch_size=16),
+        torch.device("cpu"),
     )
     return BigNAS(**options).start(context)
 
@@ -267,7 +274,9 @@ def test_the_largest_alone_is_trained_on_the_labels():
 def test_training_improves_the_smallest_which_never_sees_a_label():
     model = network(dropout=0.1).float()
     settings = Train(epochs=40, batch_size=16, optimizer={"type": "SGD", "lr": 0.05, "momentum": 0.9})
-    context = AlgorithmContext(model, SPACE, Cost(model, SPACE, Images.example), Images(), settings)
+    context = AlgorithmContext(
+        model, SPACE, Cost(model, SPACE, Images.example), Images(), settings, torch.device("cpu")
+    )
     seeds = iter(range(1000))
     mutator = SimpleNamespace(start=lambda _: SimpleNamespace(sample=lambda score: sandwich(next(seeds))))
     train(BigNAS().start(context), model, Images(), mutator, context.cost)
@@ -281,14 +290,15 @@ def test_there_is_one_phase_over_the_whole_space():
     assert (phase.space, phase.begin) == (SPACE, None)
 
 
-@pytest.mark.parametrize("check", component_checks)
+@pytest.mark.parametrize("check", algorithm_checks)
 @pytest.mark.parametrize("options", [BigNAS(), BigNAS(zero_init=False)], ids=repr)
 def test_conforms(options, check):
     check(options)
 
 
-def test_the_entry_module_imports_no_torch():
-    imports_no_torch("corenas_algorithm_bignas")
+@pytest.mark.parametrize("check", distribution_checks)
+def test_the_distribution_conforms(check):
+    check("corenas_algorithm_bignas")
 
 
 def test_options_are_an_algorithm_under_its_name():

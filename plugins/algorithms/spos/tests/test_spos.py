@@ -16,7 +16,10 @@ from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.settings import Train
 from corenas.space import Categorical, Int, SearchSpace
-from corenas.testing.components import component_checks, imports_no_torch, spec_fragments
+from corenas.testing.algorithms import algorithm_checks
+from corenas.testing.components import spec_fragments
+from corenas.testing.distributions import distribution_checks
+from corenas.testing.small import Paths
 from corenas.train import train
 from corenas_algorithm_spos import SPOS, corenas_algorithms
 from corenas_mutable_slices import ElasticDepth, LinearSlice, MixedOp
@@ -89,7 +92,7 @@ class Own:
 
 
 def trainer(model):
-    context = AlgorithmContext(model, SPACE, Cost(model, SPACE, Points.example), Points(), Train())
+    context = AlgorithmContext(model, SPACE, Cost(model, SPACE, Points.example), Points(), Train(), torch.device("cpu"))
     return SPOS().start(context)
 
 
@@ -188,7 +191,9 @@ def test_neither_momentum_nor_weight_decay_moves_an_idle_operation(optimizer):
     def trained(steps):
         """The supernet after some of the steps: what comes later is drawn as an arch that is not trained."""
         model = network()
-        context = AlgorithmContext(model, SPACE, Cost(model, SPACE, Points.example), Points(), settings)
+        context = AlgorithmContext(
+            model, SPACE, Cost(model, SPACE, Points.example), Points(), settings, torch.device("cpu")
+        )
         spos, states = SPOS().start(context), []
         inner = spos.train_step
 
@@ -214,7 +219,9 @@ def test_neither_momentum_nor_weight_decay_moves_an_idle_operation(optimizer):
 def test_training_finds_the_classes():
     model = network()
     settings = Train(epochs=150, batch_size=16, optimizer={"type": "SGD", "lr": 0.1, "momentum": 0.9})
-    context = AlgorithmContext(model, SPACE, Cost(model, SPACE, Points.example), Points(), settings)
+    context = AlgorithmContext(
+        model, SPACE, Cost(model, SPACE, Points.example), Points(), settings, torch.device("cpu")
+    )
     rng = np.random.default_rng(0)
     train(SPOS().start(context), model, Points(), Listed(SPACE.decode(SPACE.draw(rng, 450))), context.cost)
     x, y = Data().x, Data().y
@@ -227,13 +234,15 @@ def test_there_is_one_phase_over_the_whole_space():
     assert (phase.space, phase.train, phase.begin) == (SPACE, Train(), None)
 
 
-@pytest.mark.parametrize("check", component_checks)
-def test_conforms(check):
-    check(SPOS())
+@pytest.mark.parametrize("check", algorithm_checks)
+@pytest.mark.parametrize("paths", [1, 3])
+def test_conforms(paths, check):
+    check(SPOS(), mutator=Paths(paths))
 
 
-def test_the_entry_module_imports_no_torch():
-    imports_no_torch("corenas_algorithm_spos")
+@pytest.mark.parametrize("check", distribution_checks)
+def test_the_distribution_conforms(check):
+    check("corenas_algorithm_spos")
 
 
 def test_options_are_an_algorithm_under_its_name():

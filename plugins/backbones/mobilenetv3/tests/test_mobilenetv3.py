@@ -17,7 +17,9 @@ from corenas.mutable import apply, keys_used
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
-from corenas.testing.components import component_checks, imports_no_torch, spec_fragments
+from corenas.testing.backbones import backbone_checks
+from corenas.testing.components import spec_fragments
+from corenas.testing.distributions import distribution_checks
 from corenas.value import Constant
 from corenas_backbone_mobilenetv3 import Layout, MobileNetV3, corenas_backbones
 from corenas_backbone_mobilenetv3.model import InvertedResidual
@@ -465,13 +467,18 @@ def test_segments_are_the_parts_in_order(kind, net):
 # -- what a user can say ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("check", component_checks)
-def test_conforms(check):
-    check(MobileNetV3())
+@pytest.mark.parametrize("check", backbone_checks)
+@pytest.mark.parametrize(("options", "table", "image"), [
+    (MobileNetV3(), {**OFA, "resolution": [32, 48]}, (3, 48, 48)),
+    (MobileNetV3(in_channels=1, width_mult=0.6, resize_mode="nearest"), SMALL, (1, 28, 28)),
+], ids=["ofa", "small"])  # fmt: skip
+def test_conforms(options, table, image, check):
+    check(options, SearchSpace.from_table(table), image=image)
 
 
-def test_the_entry_module_imports_no_torch():
-    imports_no_torch("corenas_backbone_mobilenetv3")
+@pytest.mark.parametrize("check", distribution_checks)
+def test_the_distribution_conforms(check):
+    check("corenas_backbone_mobilenetv3")
 
 
 def test_options_are_a_backbone_under_its_name():

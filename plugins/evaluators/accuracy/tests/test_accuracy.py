@@ -16,7 +16,9 @@ from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.settings import Calibration
 from corenas.space import Int, SearchSpace
-from corenas.testing.components import component_checks, imports_no_torch, spec_fragments
+from corenas.testing.components import spec_fragments
+from corenas.testing.distributions import distribution_checks
+from corenas.testing.evaluators import evaluator_checks
 from corenas_evaluator_accuracy import Accuracy, corenas_evaluators
 from corenas_mutable_slices import ConvNormAct, ElasticDepth, LinearSlice
 
@@ -107,7 +109,7 @@ def context(model, task=None, calibration=None):
     task, calibration = task or Images(), calibration or Calibration(batches=3, batch_size=16)
     evaluation = Evaluation(model, task, calibration, torch.device("cpu"), seed=1, batch_size=20)
     cost = Cost(model, SPACE, task.example)
-    return EvaluatorContext(SPACE, cost, task, model, evaluation, calibration, np.random.default_rng(0))
+    return EvaluatorContext(SPACE, cost, task, torch.device("cpu"), model, evaluation, None, None, None)
 
 
 ARCHS = [SPACE.largest(), SPACE.smallest(), *SPACE.decode(SPACE.draw(np.random.default_rng(0), 4))]
@@ -142,7 +144,7 @@ def recalibrated(plain, batches):
 def test_it_is_what_the_exported_network_reaches_when_it_is_recalibrated_by_itself(split):
     model = network()
     setting = context(model)
-    measured = Accuracy(split=split).start(setting)(ARCHS)
+    measured = Accuracy(split=split).start(setting)(ARCHS, 1.0)
     images = setting.evaluation.images
     assert [len(x) for x, _ in images] == [16, 16, 16]
     data = Data(split)
@@ -158,7 +160,7 @@ def test_it_is_what_the_exported_network_reaches_when_it_is_recalibrated_by_itse
 def test_calibration_images_are_those_of_the_training_data():
     task = Images()
     setting = context(network(), task)
-    Accuracy().start(setting)(ARCHS[:1])
+    Accuracy().start(setting)(ARCHS[:1], 1.0)
     assert sorted(task.read) == [("train", False), ("valid", False)]  # and the test data was not touched
     rows = {tuple(row) for row in Data("train").x.flatten(1).tolist()}
     used = [tuple(row) for x, _ in setting.evaluation.images for row in x.flatten(1).tolist()]
@@ -168,13 +170,21 @@ def test_calibration_images_are_those_of_the_training_data():
 
 def test_the_order_of_archs_makes_no_difference():
     one, other = Accuracy().start(context(network())), Accuracy().start(context(network()))
-    assert one(ARCHS) == other(ARCHS[::-1])[::-1] == [metrics for arch in ARCHS for metrics in one([arch])]
+    found = one(ARCHS, 1.0)
+    assert found == other(ARCHS[::-1], 1.0)[::-1] == [metrics for arch in ARCHS for metrics in one([arch], 1.0)]
+
+
+def test_a_lower_fidelity_is_a_share_of_the_images_the_same_for_all():
+    setting = context(network())
+    measured = Accuracy().start(setting)
+    assert [len(setting.evaluation.split("valid", share)) for share in (1.0, 0.5, 0.1)] == [3, 2, 1]
+    assert measured(ARCHS[:2], 0.5) == [*measured(ARCHS[:1], 0.5), *measured(ARCHS[1:2], 0.5)]
 
 
 def test_nothing_of_it_stays_in_the_supernet():
     model = network()
     before = copy.deepcopy(model)
-    Accuracy().start(context(model))(ARCHS)
+    Accuracy().start(context(model))(ARCHS, 1.0)
     assert all(map(torch.equal, model.state_dict().values(), before.state_dict().values()))
     for ours, theirs in zip(model.modules(), before.modules(), strict=True):
         assert (ours.training, getattr(ours, "choice", None)) == (theirs.training, getattr(theirs, "choice", None))
@@ -183,7 +193,7 @@ def test_nothing_of_it_stays_in_the_supernet():
 
 def test_without_calibration_batches_the_statistics_of_the_supernet_count():
     model = network()
-    (metrics,) = Accuracy().start(context(model, calibration=Calibration(batches=0)))([SPACE.smallest()])
+    (metrics,) = Accuracy().start(context(model, calibration=Calibration(batches=0)))([SPACE.smallest()], 1.0)
     data = Data("valid")
     with torch.no_grad():
         outputs = export(model, SPACE.smallest(), Images.example).eval()(data.x)
@@ -193,27 +203,28 @@ def test_without_calibration_batches_the_statistics_of_the_supernet_count():
 def test_it_provides_the_metrics_of_the_task_and_no_other():
     task = Images()
     assert Accuracy().provides(task) == task.metrics
-    (metrics,) = Accuracy().start(context(network(), task))(ARCHS[:1])
+    (metrics,) = Accuracy().start(context(network(), task))(ARCHS[:1], 1.0)
     assert metrics.keys() == task.metrics.keys()
 
 
 def test_without_a_supernet_it_says_so():
     model = network()
     cost = Cost(model, SPACE, Images.example)
-    setting = EvaluatorContext(SPACE, cost, Images(), None, None, Calibration(), np.random.default_rng(0))
+    setting = EvaluatorContext(SPACE, cost, Images(), torch.device("cpu"), None, None, None, None, None)
     with pytest.raises(UserError, match="trained supernet") as caught:
         Accuracy().start(setting)
     assert caught.value.faults[0].dotted == "evaluators"
 
 
-@pytest.mark.parametrize("check", component_checks)
+@pytest.mark.parametrize("check", evaluator_checks)
 @pytest.mark.parametrize("options", [Accuracy(), Accuracy(split="train")], ids=repr)
 def test_conforms(options, check):
     check(options)
 
 
-def test_the_entry_module_imports_no_torch():
-    imports_no_torch("corenas_evaluator_accuracy")
+@pytest.mark.parametrize("check", distribution_checks)
+def test_the_distribution_conforms(check):
+    check("corenas_evaluator_accuracy")
 
 
 def test_options_are_an_evaluator_under_its_name():

@@ -17,7 +17,9 @@ from corenas.contracts import Exporter
 from corenas.errors import UserError
 from corenas.export import export
 from corenas.plugins import load_catalogue
-from corenas.testing.components import component_checks, imports_no_torch, spec_fragments
+from corenas.testing.components import spec_fragments
+from corenas.testing.distributions import distribution_checks
+from corenas.testing.exporters import exporter_checks
 from corenas.value import Variable
 from corenas_exporter_standalone import Program, Python, Safetensors, corenas_exporters
 from corenas_mutable_slices import ConvNormAct, ElasticDepth, LinearSlice, MixedOp
@@ -420,14 +422,15 @@ def test_a_network_for_one_batch_size_is_no_program(tmp_path):
 # -- the plugin -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("check", component_checks)
+@pytest.mark.parametrize("check", exporter_checks)
 @pytest.mark.parametrize("options", FORMATS, ids=lambda options: type(options).__name__)
 def test_conforms(options, check):
     check(options)
 
 
-def test_the_entry_module_imports_no_torch():
-    imports_no_torch("corenas_exporter_standalone")
+@pytest.mark.parametrize("check", distribution_checks)
+def test_the_distribution_conforms(check):
+    check("corenas_exporter_standalone")
 
 
 def test_options_are_exporters_under_their_names():

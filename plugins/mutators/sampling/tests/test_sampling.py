@@ -8,7 +8,8 @@ from corenas.errors import UserError
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.space import Categorical, Condition, Float, Int, SearchSpace
-from corenas.testing.components import imports_no_torch, spec_fragments
+from corenas.testing.components import spec_fragments
+from corenas.testing.distributions import distribution_checks
 from corenas.testing.mutators import context, large_space, mutator_checks, scores
 from corenas_mutator_sampling import Max, Sandwich, Uniform, corenas_mutators
 
@@ -28,8 +29,9 @@ def test_conforms(mutator, check):
     check(mutator)
 
 
-def test_the_entry_module_imports_no_torch():
-    imports_no_torch("corenas_mutator_sampling")
+@pytest.mark.parametrize("check", distribution_checks)
+def test_the_distribution_conforms(check):
+    check("corenas_mutator_sampling")
 
 
 def test_options_are_mutators_under_their_names():

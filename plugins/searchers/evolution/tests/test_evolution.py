@@ -13,7 +13,8 @@ from corenas.objectives import Objective, Objectives
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.space import Categorical, SearchSpace
-from corenas.testing.components import imports_no_torch, spec_fragments
+from corenas.testing.components import spec_fragments
+from corenas.testing.distributions import distribution_checks
 from corenas.testing.searchers import (
     additive,
     archs,
@@ -32,8 +33,9 @@ def test_conforms(searcher, check):
     check(searcher)
 
 
-def test_the_entry_module_imports_no_torch():
-    imports_no_torch("corenas_searcher_evolution")
+@pytest.mark.parametrize("check", distribution_checks)
+def test_the_distribution_conforms(check):
+    check("corenas_searcher_evolution")
 
 
 def test_options_are_a_searcher_under_its_name():

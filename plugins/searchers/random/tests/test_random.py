@@ -7,7 +7,8 @@ import pytest
 from corenas.contracts import Searcher, Trial
 from corenas.plugins import load_catalogue
 from corenas.space import Categorical, SearchSpace
-from corenas.testing.components import imports_no_torch, spec_fragments
+from corenas.testing.components import spec_fragments
+from corenas.testing.distributions import distribution_checks
 from corenas.testing.searchers import additive, archs, drive, searcher_checks, simple_problem, tiny_space
 from corenas_searcher_random import Random, corenas_searchers
 
@@ -17,8 +18,9 @@ def test_conforms(check):
     check(Random())
 
 
-def test_the_entry_module_imports_no_torch():
-    imports_no_torch("corenas_searcher_random")
+@pytest.mark.parametrize("check", distribution_checks)
+def test_the_distribution_conforms(check):
+    check("corenas_searcher_random")
 
 
 def test_options_are_a_searcher_under_its_name():

@@ -303,11 +303,15 @@ def same(first, second):
 def test_a_stream_gives_the_same_batches_whatever_the_number_of_workers(tmp_path):
     flips = ["RandomHorizontalFlip", {"type": "RandomResizedCrop", "size": 16}, "RandomErasing"]
     task = start(data=folder(tmp_path, n=12), size=16, augment=flips)
-    alone, helped = ([*Stream(task, "train", 4, seed=7, workers=n).epoch(0)] for n in (0, 2))
+
+    def batches(epoch=0, seed=7, workers=0):
+        return [batch for ((batch, _),) in Stream(task, "train", 4, seed, workers).epoch(epoch)]
+
+    alone, helped = batches(), batches(workers=2)
     assert len(alone) == task.splits["train"] // 4
     assert same(alone, helped)
-    assert not same(alone, [*Stream(task, "train", 4, seed=7).epoch(1)])
-    assert not same(alone, [*Stream(task, "train", 4, seed=8).epoch(0)])
+    assert not same(alone, batches(epoch=1))
+    assert not same(alone, batches(seed=8))
 
 
 @pytest.mark.parametrize("size", [8, 12])

@@ -14,7 +14,9 @@ from corenas.contracts import Task
 from corenas.errors import UserError
 from corenas.options import explanations, structure, to_table
 from corenas.plugins import load_catalogue
-from corenas.testing.components import component_checks, imports_no_torch, spec_fragments
+from corenas.testing.components import component_checks, spec_fragments
+from corenas.testing.distributions import distribution_checks
+from corenas.testing.tasks import task_checks
 from corenas_task_vision import Classification, Data, corenas_tasks
 from corenas_task_vision.known import TORCHVISION
 
@@ -25,14 +27,26 @@ def wrong(table):
     return {fault.dotted: str(fault) for fault in caught.value.faults}
 
 
+@pytest.mark.parametrize("check", task_checks)
+@pytest.mark.parametrize("options", [
+    Classification("digits", augment=({"type": "RandomAffine", "degrees": 1},)),
+    Classification("mnist5k", size=16, dropout=0.1, label_smoothing=0.1, augment=("RandomHorizontalFlip",)),
+], ids=["digits", "mnist5k"])  # fmt: skip
+def test_conforms(options, check):
+    check(options)
+
+
 @pytest.mark.parametrize("check", component_checks)
-def test_conforms(check):
-    check(Classification("digits", augment=({"type": "RandomAffine", "degrees": 1},)))
+def test_options_of_a_folder_conform(check):
     check(Data("folder", root="photos"))
 
 
+@pytest.mark.parametrize("check", distribution_checks)
+def test_the_distribution_conforms(check):
+    check("corenas_task_vision")
+
+
 def test_the_entry_module_imports_nothing_heavy():
-    imports_no_torch("corenas_task_vision")
     script = (
         "import sys, corenas_task_vision; sys.exit(bool({'torchvision', 'sklearn', 'mlxtend', 'PIL'} & {*sys.modules}))"
     )

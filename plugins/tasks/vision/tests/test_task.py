@@ -108,3 +108,10 @@ def test_the_model_sees_the_images_of_a_batch():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     images = torch.randn(3, 1, 8, 8)
     assert torch.equal(task.forward(model, (images, torch.arange(3))), model(images))
+
+
+def test_the_fingerprint_is_that_of_the_images_and_their_cut():
+    options = Classification("digits")
+    same, other = (options.start(np.random.default_rng(seed)).fingerprint for seed in (0, 1))
+    assert options.start(np.random.default_rng(0)).fingerprint == same != other
+    assert Classification("mnist5k").start(np.random.default_rng(0)).fingerprint != same

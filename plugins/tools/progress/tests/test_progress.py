@@ -12,7 +12,8 @@ from rich.console import Console
 from corenas.contracts import Note, Progress, RunDone, RunStarted, StageDone, StageStarted, Trial, TrialDone
 from corenas.plugins import load_catalogue
 from corenas.space import Arch
-from corenas.testing.components import imports_no_torch
+from corenas.testing.distributions import distribution_checks
+from corenas.testing.listeners import listener_checks
 from corenas_tool_progress.display import Bars, Lines
 from corenas_tool_progress.listener import Listener, Stage, duration
 
@@ -201,8 +202,17 @@ def test_durations_read_as_people_say_them(seconds, text):
     assert duration(seconds) == text
 
 
-def test_the_entry_module_imports_neither_torch_nor_rich():
-    imports_no_torch("corenas_tool_progress")
+@pytest.mark.parametrize("check", distribution_checks)
+def test_the_distribution_conforms(check):
+    check("corenas_tool_progress")
+
+
+@pytest.mark.parametrize("check", listener_checks)
+def test_conforms(watching, check):
+    check(watching.listener)
+
+
+def test_the_entry_module_does_not_import_rich():
     script = "import sys, corenas_tool_progress; sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 

@@ -1,4 +1,4 @@
-"""Random search: the searcher to compare others with, and the one to copy when writing one."""
+"""Random search: the searcher to compare others with, and the one to read when writing one."""
 
 from __future__ import annotations
 

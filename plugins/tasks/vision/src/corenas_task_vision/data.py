@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -122,6 +124,17 @@ def read(
     pieces = cut(splits["train"].labels, {name: n for name, n in amounts.items() if name not in splits}, rng)
     splits |= {name: splits["train"].part(chosen) for name, chosen in pieces.items()}
     return {name: splits[name] for name in ("train", "valid", "test")}, names
+
+
+def fingerprint(splits: Mapping[str, Split]) -> str:
+    """Text that is another one where the labels, the cut, the pixels in memory or the names of files are."""
+    sums = {}
+    for name, split in splits.items():
+        pool = split.pool
+        content = pool.images.numpy() if isinstance(pool, Stack) else pool.paths if isinstance(pool, Files) else None
+        own = [split.labels, split.places] if content is None else [split.labels, split.places, content]
+        sums[name] = f"{functools.reduce(lambda total, array: crc32(np.ascontiguousarray(array), total), own, 0):08x}"
+    return " ".join(sums.values())
 
 
 def cut(labels: np.ndarray, amounts: Mapping[str, float], rng: np.random.Generator) -> dict[str, np.ndarray]:

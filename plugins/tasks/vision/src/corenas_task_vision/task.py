@@ -17,7 +17,7 @@ from corenas.errors import UserError
 from corenas.value import Dimension
 from corenas_mutable_slices import LinearSlice
 from corenas_task_vision.augment import Augment
-from corenas_task_vision.data import Split, Stack, class_names, read, ready_splits
+from corenas_task_vision.data import Split, Stack, class_names, fingerprint, read, ready_splits
 
 if TYPE_CHECKING:
     from corenas_task_vision import Classification
@@ -115,6 +115,7 @@ class Accuracies:
 class LiveClassification:
     """The data of a spec, cut into splits (`corenas.contracts.LiveTask`).
 
+    fingerprint: text that is another one where images are other ones, or are cut otherwise
     preprocessing: what has to be done to an image before the network sees it, and what its outputs mean
     """
 
@@ -147,6 +148,7 @@ class LiveClassification:
         self.tops = (1, 5) if found > 5 else (1,)
         self.metrics: Mapping[str, Metric] = {f"top{top}": Metric("%", "max") for top in self.tops}
         self.splits: Mapping[str, int] = {name: len(split.labels) for name, split in self._splits.items()}
+        self.fingerprint = fingerprint(self._splits)
         self.preprocessing: Mapping[str, Any] = {
             "how": f"an image that is not {size}x{size}: the shorter side to `resize`, bilinear, antialiased, then the "
             "middle `crop` x `crop`; of all: pixels from 0 to 1, then (pixel - mean) / std by channel",

@@ -1,0 +1,46 @@
+"""Every layer keeps to what searchable layers promise."""
+
+import pytest
+from torch import nn
+
+from corenas.testing.distributions import distribution_checks
+from corenas.testing.mutables import mutable_checks
+from corenas.value import Variable, make_divisible
+from corenas_mutable_slices import BatchNorm2dSlice, Conv2dSlice, ElasticDepth, InputResize, LinearSlice, MixedOp
+
+IN, OUT, KERNEL, GROUPS = (Variable(key, choices) for key, choices in
+                           {"i": (2, 4, 6), "o": (4, 6, 8), "k": (1, 3, 5), "g": (1, 2)}.items())  # fmt: skip
+INNER = make_divisible(IN * OUT, 4)
+
+LAYERS = {
+    "conv": lambda: Conv2dSlice(IN, OUT, KERNEL),
+    "strided": lambda: Conv2dSlice(IN, OUT, KERNEL, 2, dilation=2, bias=False),
+    "groups": lambda: Conv2dSlice(IN, OUT, KERNEL, groups=GROUPS),
+    "depthwise": lambda: Conv2dSlice(INNER, INNER, KERNEL, groups="depthwise"),
+    "parts": lambda: Conv2dSlice([IN, 3, OUT], [OUT, IN], 3),
+    "norm": lambda: BatchNorm2dSlice(OUT),
+    "norm of parts": lambda: BatchNorm2dSlice([OUT, 3, IN], affine=False),
+    "mixed": lambda: MixedOp(
+        {"conv": nn.Conv2d(4, 4, 1), "skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)},
+        Variable("op", ("conv", "skip", "pool")),
+    ),
+    "depth": lambda: ElasticDepth([nn.Conv2d(4, 4, 1) for _ in range(3)], Variable("d", (1, 2, 3))),
+    "resize": lambda: InputResize(Variable("r", (4, 6, 8))),
+}
+
+
+@pytest.mark.parametrize("check", mutable_checks)
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_conforms(layer, check):
+    check(layer)
+
+
+@pytest.mark.parametrize("check", mutable_checks)
+@pytest.mark.parametrize("between", [(), (5,)], ids=["features", "tokens"])
+def test_a_linear_layer_conforms(between, check):
+    check(lambda: LinearSlice(IN, OUT), shape=lambda arch: (2, *between, arch["i"]))
+
+
+@pytest.mark.parametrize("check", distribution_checks)
+def test_the_distribution_conforms(check):
+    check("corenas_mutable_slices")

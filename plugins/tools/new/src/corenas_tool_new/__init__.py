@@ -1,0 +1,107 @@
+"""The command `corenas new`: a plugin that passes its checks, to start from."""
+
+from __future__ import annotations
+
+import json
+import keyword
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from corenas.errors import UserError, did_you_mean
+from corenas.hookspecs import hookimpl
+
+TEMPLATES = Path(__file__).parent / "templates"
+ATTRS, NUMPY, TORCH = "attrs>=24.1", "numpy>=1.26", "torch>=2.6"
+KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "mutator": ("Trains those of several paths that have the lowest loss", (ATTRS,)),
+    "algorithm": ("Trains a supernet path by path, the largest subnet first", (ATTRS, TORCH)),
+    "distiller": ("Soft cross entropy with a teacher", (ATTRS, TORCH)),
+    "searcher": ("Searches by mutating the best archs found so far", (ATTRS, NUMPY)),
+    "evaluator": ("A lower bound of the latency, from an arch's costs", (ATTRS,)),
+    "backbone": ("Residual blocks with searchable width, depth and kernel", (ATTRS, TORCH, "corenas-mutable-slices")),
+    "task": ("Tell the angle of noisy stripes", (ATTRS, NUMPY, TORCH, "corenas-mutable-slices")),
+    "executor": ("Runs trials in processes on this machine", (ATTRS,)),
+    "exporter": ("The layers of a network, as JSON", (ATTRS, TORCH)),
+    "tool": ("Keeps the training curve of a run and shows it", ()),
+    "mutable": ("A PReLU of which the first channels are active", (TORCH,)),
+}
+"""What each kind's template is, and what it needs beside corenas."""
+
+
+def new(kind: str, name: str, folder: Path | None = None) -> tuple[Path, list[Path]]:
+    """Write a plugin of a kind. Returns its folder and files.
+
+    folder: where it goes; without it `corenas-KIND-NAME` in the working directory
+    Raises UserError for a kind that there is not, a name that is none, and a folder that is not empty.
+    """
+    if kind not in KINDS:
+        raise UserError(f"no kind {kind!r}", key=("KIND",), hint=did_you_mean(kind, KINDS, "kinds"))
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name.lower()):
+        hint = 'letters, digits and single hyphens between them, a letter first: "my-search2"'
+        raise UserError(f"{name!r} is no name for a plugin", key=("NAME",), hint=hint)
+    folder = folder or Path(f"corenas-{kind}-{name.lower()}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError("this is no empty folder", file=str(folder), hint="another one: --to DIR")
+    contents = _contents(kind, name.lower())
+    try:
+        for path, text in contents.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write: {error.strerror}", file=str(folder), hint="another folder: --to DIR") from error
+    return folder, [folder / path for path in sorted(contents)]
+
+
+def _contents(kind: str, name: str) -> dict[str, str]:
+    """The files of a plugin: path in its folder -> text."""
+    package = f"corenas_{kind}_{name.replace('-', '_')}"
+    sources = {path.name.removesuffix(".template"): path.read_text("utf-8") for path in (TEMPLATES / kind).iterdir()}
+    sources |= {"pyproject.toml": (TEMPLATES / "pyproject.toml.template").read_text("utf-8"), "py.typed": ""}
+    cls = "".join(part.capitalize() for part in name.split("-"))
+    taken = any(re.search(rf"\b{cls}\b", text) for file, text in sources.items() if file.endswith(".py"))
+    if taken or keyword.iskeyword(cls):
+        cls += kind.capitalize()
+    description, needs = KINDS[kind]
+    major, minor = version("corenas").split(".")[:2]
+    bounds = f">={major}.{minor},<{major}.{int(minor) + 1}"
+    dependencies = ["corenas", *needs]
+    words = {
+        "kind": kind, "name": name, "package": package, "Class": cls, "snake": name.replace("-", "_"),
+        "distribution": f"corenas-{kind}-{name}", "description": description,
+        "dependencies": json.dumps([d + bounds if d.startswith("corenas") else d for d in dependencies]),
+    }  # fmt: skip
+    places = {"README.md": "", "pyproject.toml": "", "test.py": "tests/"}
+    files = {}
+    for file, text in sources.items():
+        path = places.get(file, f"src/{package}/") + (f"test_{words['snake']}.py" if file == "test.py" else file)
+        files[path] = re.sub(r"\{\{(\w+)\}\}", lambda match: words[match[1]], text)
+    return files
+
+
+def _parser(parser: ArgumentParser) -> Callable[[Any], int]:
+    """The command's arguments; returns the command."""
+    parser.description = "A plugin that passes its checks as it is written, to start from."
+    parser.add_argument("kind", metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("name", metavar="NAME", help="its name in a spec: letters, digits and hyphens")
+    parser.add_argument("--to", metavar="DIR", type=Path, help="the folder to write (default: ./corenas-KIND-NAME)")
+    return _new
+
+
+def _new(options: Namespace) -> int:
+    folder, files = new(options.kind, options.name, options.to)
+    if options.json:
+        print(json.dumps({"folder": str(folder), "files": [*map(str, files)]}))
+    else:
+        print("\n".join(map(str, files)))
+        print(f"\nNow: pip install -e {folder if folder.is_absolute() else f'./{folder}'}, then pytest {folder}")
+    return 0
+
+
+@hookimpl
+def corenas_commands() -> Mapping[str, Callable[[ArgumentParser], Callable[[Any], int]]]:
+    """Offer `corenas new`."""
+    return {"new": _parser}

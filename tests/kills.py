@@ -1,0 +1,106 @@
+"""Kills a run with SIGKILL at random moments, starts it again, and compares what it ends with: bit for bit.
+
+By hand, for the quickstart:  uv run python tests/kills.py spec/quickstart.toml --kills 20
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tomli
+import torch
+
+from corenas.cli import main
+from corenas.store import Store
+
+
+def begin(arguments):
+    """A process of its own that runs a command. It is forked: torch is imported already, so it is at work at once."""
+    child = os.fork()
+    if child:
+        return child
+    status = 70
+    try:
+        log = os.open("/dev/null", os.O_WRONLY)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        status = main(arguments)
+    finally:
+        os._exit(status)
+
+
+def ended(child, seconds):
+    """The exit status of a process that ends within some seconds, else None."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    return None
+
+
+def outcome(folder):
+    """Everything that a run ends with, measured times apart."""
+    store = Store(folder / "run.sqlite", readonly=True)
+    trials = [(t.arch, dict(t.metrics), t.state, t.error, t.fidelity) for t in store.trials()]
+    result = {key: store.noted("result")[key] for key in ("best", "front", "table")}
+    saved = torch.load(folder / "supernet.pt", weights_only=True)
+    network = (folder / "best" / "network.safetensors").read_bytes()
+    return trials, result, saved, network, tomli.loads((folder / "best" / "arch.toml").read_text()), store.curve("train")
+
+
+def same(one, two):
+    """Whether two nests of plain data and tensors are the same, bit for bit."""
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+
+
+def survive(spec, settings, kills, folder, seed=0):
+    """Kill runs of a spec so many times; every run that ends has to end as the one that was left alone.
+
+    Returns for each kill which files and how many trials there were.
+    """
+    arguments = ["run", str(spec), *settings, "--out"]
+    start = time.monotonic()
+    assert ended(begin([*arguments, str(folder / "whole")]), 3600) == 0
+    whole, length = outcome(folder / "whole"), time.monotonic() - start
+    draw, moments, run = random.Random(seed), [], folder / "killed"
+    while len(moments) < kills or run.exists():
+        child = begin([*arguments, str(run)])
+        status = ended(child, draw.uniform(0.05, 0.7) * length if len(moments) < kills else 3600)
+        if status is None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            names = sorted(path.name for path in run.iterdir()) if run.exists() else []
+            trials = len(Store(run / "run.sqlite").trials()) if "spec.toml" in names else 0
+            moments.append((names, trials))
+            continue
+        assert status == 0, f"ended with {status} after {len(moments)} kills"
+        assert all(map(same, outcome(run), whole)), f"another outcome after {len(moments)} kills"
+        shutil.rmtree(run)
+    return moments
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("spec")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[])
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        for names, trials in survive(
+            given.spec, [f"--set={item}" for item in given.set], given.kills, Path(place), given.seed
+        ):
+            print(f"{trials:4} trials, {', '.join(names)}", file=sys.stderr)
+    print(f"{given.kills} kills, the same outcome bit for bit")

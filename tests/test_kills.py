@@ -1,0 +1,25 @@
+"""Twenty times killed, and the same in the end: trials, best arch, weights, curves."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SHORT = (
+    "train.epochs=3", "train.ema=0.99", "train.batch_size=128", "search.trials=24", "search.batch=4",
+    "searcher.population=8", "searcher.mutation=4", "searcher.crossover=2", "searcher.parents=3",
+    "calibration.batches=1", "mutator.random=1", "task.data=digits", "task.valid=200", "task.test=200",
+    "space.narrow.stages.*.depth=[1, 2]", 'export.formats=["safetensors"]',
+)  # fmt: skip
+
+
+def test_a_run_that_is_killed_at_twenty_random_moments_ends_as_if_it_had_not_been():
+    # The script forks before torch has computed anything, which a test process has done long ago.
+    settings = [f"--set={item}" for item in SHORT]
+    command = [sys.executable, "tests/kills.py", "spec/quickstart.toml", "--kills", "20", *settings]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    moments = done.stderr.splitlines()
+    assert len(moments) == 20
+    assert any(" 0 trials" in moment and "supernet.pt" in moment for moment in moments), "killed in training"
+    assert any("   0 trials" not in moment for moment in moments), "killed in the search"
