@@ -299,7 +299,13 @@ def _trials(options: argparse.Namespace) -> None:
         best = Objectives(tuple(objectives), True, asked["bin_metric"], asked["bin_width"])
         listed = [("", trial) for trial in best.front(trial for _, trial in listed if trial.fidelity == 1)]
     if options.json:
-        keys = ("arch", "metrics", "state", "seconds", *(["fidelity"] if any(t.fidelity < 1 for _, t in listed) else []))
+        keys = (
+            "arch",
+            "metrics",
+            "state",
+            "seconds",
+            *(["fidelity"] if any(t.fidelity < 1 for _, t in listed) else []),
+        )
         _print({"trials": [{key: trial.to_json()[key] for key in keys} for _, trial in listed]})
         return
     rows = []

@@ -116,9 +116,7 @@ class Constrained:
         near = int(self._violation(codes).argmin())
         wanted = " and ".join(map(str, self.constraints))
         nearest = ", ".join(f"{metric} {amount(column[near])}" for metric, column in self.cost(codes).items())
-        return UserError(
-            f"no arch found with {wanted}", hint=f"the nearest has {nearest}"
-        )
+        return UserError(f"no arch found with {wanted}", hint=f"the nearest has {nearest}")
 
     def sample(self, rng: np.random.Generator) -> Arch:
         """An arch inside the constraints."""

@@ -4,6 +4,7 @@ Every component is a frozen attrs class of options with one verb that makes the 
 things get one context object, which can grow, and give their state as plain data. Nothing here imports torch.
 """
 
+# pyright: reportReturnType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +48,6 @@ class Backbone(Protocol):
 
         Optional: `segments`, its parts in order. Raises UserError if the space is not one for this backbone.
         """
-        ...
 
 
 @frozen
@@ -67,11 +67,9 @@ class Meter(Protocol):
 
     def update(self, outputs: Any, batch: Any) -> None:
         """Take in the outputs for a batch."""
-        ...
 
     def compute(self) -> Mapping[str, float]:
         """The metrics over all that was seen."""
-        ...
 
 
 class LiveTask(Protocol):
@@ -92,27 +90,21 @@ class LiveTask(Protocol):
 
         Optional: its `collate(samples)` makes a batch of a list of samples, where torch's default would not do.
         """
-        ...
 
     def head(self, feat_dims: Sequence[Dimension]) -> nn.Module:
         """What turns a backbone's features into outputs; (list of features) -> outputs."""
-        ...
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """The model's outputs for a batch."""
-        ...
 
     def loss(self, outputs: Any, batch: Any) -> Tensor:
         """What training minimises: a scalar."""
-        ...
 
     def logits(self, outputs: Any) -> Tensor | None:
         """What can be distilled: (n, classes), or None where there is no such thing."""
-        ...
 
     def meter(self) -> Meter:
         """A new meter."""
-        ...
 
 
 @runtime_checkable
@@ -125,7 +117,6 @@ class Task(Protocol):
         data: False reads nothing and knows `example`, `metrics` and `head` all the same, for costs and checks; `splits`
             is then empty
         """
-        ...
 
 
 # -- how it is trained ------------------------------------------------------------------------------------------------
@@ -145,7 +136,6 @@ class Sampler(Protocol):
 
     def sample(self, score: Callable[[Sequence[Arch]], Sequence[float]]) -> list[Arch]:
         """The archs of one step; `score` gives their losses on this step's batch, without gradient."""
-        ...
 
 
 @runtime_checkable
@@ -154,7 +144,6 @@ class Mutator(Protocol):
 
     def start(self, context: MutatorContext) -> Sampler:
         """The sampler of one phase of a training."""
-        ...
 
 
 @frozen
@@ -204,15 +193,12 @@ class Step(Protocol):
 
     def backward(self, loss: Tensor) -> Tensor:
         """Add a loss's gradients to those of the step and free its graph. Returns the loss, detached."""
-        ...
 
     def more(self, split: str) -> Any:
         """The next batch of another stream, "valid" for instance; with several processes a part of it each."""
-        ...
 
     def mean(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors averaged over processes: for gradients of parameters that are the algorithm's own."""
-        ...
 
 
 class Trainer(Protocol):
@@ -222,7 +208,9 @@ class Trainer(Protocol):
     of its own, a board of archs, a teacher. It has to be the same in all processes.
     """
 
-    phases: Sequence[Phase]
+    @property
+    def phases(self) -> Sequence[Phase]:
+        """One phase, or several one after the other."""
 
     def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:
         """Call `step.backward` once per path, so that one path's activations live at a time. Returns figures to show,
@@ -236,31 +224,27 @@ class Deriving(Protocol):
 
     def derive(self) -> Arch:
         """The arch, after training."""
-        ...
 
 
 @runtime_checkable
 class Algorithm(Protocol):
     """Options of how a supernet is trained.
 
-    stages: which of "train", "search", "derive", "retrain" a run has, in order. With "derive" its trainer is `Deriving`;
-        without "train" no supernet is ever allocated, and `start` is not called
+    stages: which of "train", "search", "derive", "retrain" a run has, in order; "derive" wants a trainer that is
+        `Deriving`; without "train" no supernet is ever allocated, and `start` is not called
     needs: which tables of a spec it cannot do without, of "mutator", "searcher", "distiller"
     """
 
     @property
     def stages(self) -> Sequence[str]:
         """The stages in order."""
-        ...
 
     @property
     def needs(self) -> Sequence[str]:
         """The tables."""
-        ...
 
     def start(self, context: AlgorithmContext) -> Trainer:
         """The trainer of a supernet."""
-        ...
 
 
 class LiveDistiller(Protocol):
@@ -273,7 +257,6 @@ class LiveDistiller(Protocol):
 
     def loss(self, student: Signals, teacher: Signals) -> Tensor:
         """How far the student is from the teacher: a scalar."""
-        ...
 
 
 @runtime_checkable
@@ -282,7 +265,6 @@ class Distiller(Protocol):
 
     def start(self, task: LiveTask) -> LiveDistiller:
         """The distiller of a training. Raises UserError if the task has nothing that it could compare."""
-        ...
 
 
 # -- how it is searched -----------------------------------------------------------------------------------------------
@@ -354,19 +336,15 @@ class Search(Protocol):
 
     def ask(self, n: int) -> Sequence[Arch | Proposal]:
         """Up to n archs to be measured next; none ends the search. Archs known already come back at once."""
-        ...
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """The results of the last `ask`, in its order, in all states."""
-        ...
 
     def state_dict(self) -> dict[str, Json]:
         """Everything that it needs to go on, as plain data."""
-        ...
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Go on from a state."""
-        ...
 
 
 @runtime_checkable
@@ -375,7 +353,6 @@ class Searcher(Protocol):
 
     def start(self, problem: Problem, rng: np.random.Generator) -> Search:
         """The search for one problem."""
-        ...
 
 
 @frozen
@@ -413,7 +390,6 @@ class Measure(Protocol):
 
     def __call__(self, archs: Sequence[Arch], fidelity: float) -> Sequence[Mapping[str, float] | Failure]:
         """Metrics of archs, one mapping or `Failure` each, in order; `fidelity` is the share of the whole effort."""
-        ...
 
 
 @runtime_checkable
@@ -427,11 +403,9 @@ class Evaluator(Protocol):
 
     def provides(self, task: LiveTask) -> Mapping[str, Metric]:
         """The metrics it gives for a task."""
-        ...
 
     def start(self, context: EvaluatorContext) -> Measure:
         """A function from archs to their metrics."""
-        ...
 
 
 # -- where it runs, what comes out ------------------------------------------------------------------------------------
@@ -446,7 +420,6 @@ class Executor(Protocol):
 
     def start(self) -> futures.Executor:
         """The workers."""
-        ...
 
 
 @runtime_checkable
@@ -459,7 +432,6 @@ class Exporter(Protocol):
         title: a line that says what network this is
         Raises UserError for a network that the format cannot hold.
         """
-        ...
 
 
 @frozen

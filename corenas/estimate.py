@@ -69,7 +69,8 @@ class _Watched:
     """A trainer that notes when each step of its first phase ended."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.phases = trainer, [evolve(phase, begin=None) for phase in trainer.phases[:1]]
+        self.trainer = trainer
+        self.phases = [evolve(phase, begin=None) for phase in trainer.phases[:1]]
         self.ends: dict[int, float] = {}
 
     def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:

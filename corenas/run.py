@@ -118,7 +118,7 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
         task = spec.task.start(seeding.generator(spec.seed, "task"), data)
     except UserError as error:
         raise error.under("task") from None
-    whole = spec.space if spec.supernet is None else _trained_space(spec)
+    whole = spec.space if spec.supernet is None else _trained_space(spec, Path(spec.supernet.from_))
     real = weights and ("train" in spec.algorithm.stages or spec.supernet is not None)
     try:
         with seeding.seeded(spec.seed, "init"), nullcontext() if real else torch.device("meta"):
@@ -153,9 +153,8 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
     return Prepared(spec, task, supernet, cost, metrics, objectives, wanted, device)
 
 
-def _trained_space(spec: Spec) -> SearchSpace:
+def _trained_space(spec: Spec, folder: Path) -> SearchSpace:
     """The space of the run whose supernet is used, of which the spec's may be a part."""
-    folder = Path(spec.supernet.from_)
     whole = SearchSpace.from_table(tomli.loads((folder / "spec.toml").read_text(encoding="utf-8"))["space"])
     try:
         for arch in (spec.space.smallest(), spec.space.largest()):

@@ -27,7 +27,7 @@ _OWN = ("spec.toml", "run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "supernet
 
 
 def check_folder(folder: Path, fresh: bool) -> None:
-    """Raise UserError for a folder that holds something else than a run, or a run to go on with that has no database."""
+    """Raise UserError for a folder that holds something else than a run, or a run that lost its database."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     database = folder / "run.sqlite"

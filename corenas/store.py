@@ -55,7 +55,7 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
-            hint = "is the disk full, or the file broken? nothing that was stored before is lost"
+            hint = "is the disk full? of a file that is broken put back a copy, or begin anew: --fresh"
             raise UserError(f"cannot use this database: {error}", file=str(self.path), hint=hint) from error
 
     def note(self, key: str, value: Any) -> None:

@@ -70,7 +70,9 @@ def supernet_cost(supernet: nn.Module, space: SearchSpace, task: LiveTask) -> Co
     """The cost of all archs of a supernet, for one input of the task. Raises UserError if it does not take one."""
     try:
         return Cost(supernet, space, task.example)
-    except (RuntimeError, OverflowError) as error:
+    except (RuntimeError, OverflowError, ValueError, TypeError) as error:
+        if isinstance(error, ValueError | TypeError) and "Overflow" not in str(error):
+            raise  # a layer whose cost is not known
         shape = "x".join(map(str, task.example.shape[1:]))
         text = f"this network does not take the task's images of {shape}: {str(error).splitlines()[0]}"
         raise UserError(text, key=("backbone",), hint="does its number of input channels fit the data?") from error

@@ -112,6 +112,7 @@ def train(
     start = time.perf_counter()
     sign, often = _Clock(_EVERY), _Clock(_OFTEN)
     index, average, figures = 0, None, {}
+    shown: dict[str, Tensor] = {}
     for number, phase in enumerate(trainer.phases):
         settings = phase.train
         stream = loading.Stream(task, "train", settings.batch_size, seed, settings.workers, parts=settings.accumulate)
@@ -154,7 +155,7 @@ def train(
                     optimizer.zero_grad(set_to_none=True)
                     batches = [(loading.to_device(batch, device), share) for batch, share in cut]
                     archs = _archs(sampler, model, task, batches[0], settings, device)
-                    shown: dict[str, Tensor] = {}
+                    shown = {}
                     for part, (batch, share) in enumerate(batches):
                         lent = LoopStep(
                             archs, optimizer, index, part, rng=seeding.generator(seed, f"step:{index}:{part}"),
@@ -284,7 +285,7 @@ def _average(model: nn.Module, decay: float | None, before: Any) -> Any:
 def _synchronise(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if hasattr(module, "sync"):
-            module.sync = True
+            module.sync = True  # type: ignore[assignment]
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             text = f"{name} is a {type(module).__name__} that cannot be synchronised"
             raise UserError(text, key=("train", "sync_norm"), hint="a layer with an attribute `sync` could")

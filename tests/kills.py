@@ -53,7 +53,14 @@ def outcome(folder):
     result = {key: store.noted("result")[key] for key in ("best", "front", "table")}
     saved = torch.load(folder / "supernet.pt", weights_only=True)
     network = (folder / "best" / "network.safetensors").read_bytes()
-    return trials, result, saved, network, tomli.loads((folder / "best" / "arch.toml").read_text()), store.curve("train")
+    return (
+        trials,
+        result,
+        saved,
+        network,
+        tomli.loads((folder / "best" / "arch.toml").read_text()),
+        store.curve("train"),
+    )
 
 
 def same(one, two):

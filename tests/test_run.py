@@ -1,6 +1,7 @@
 """What a run does with what it is given: events, formats, evaluators, stages; with toy components only."""
 
 import json
+from concurrent import futures
 from typing import ClassVar
 
 import pytest
@@ -8,9 +9,10 @@ import torch
 import toys
 from attrs import frozen
 
-from corenas.contracts import Metric, RunDone, RunStarted, StageDone, StageStarted, TrialDone
+from corenas import calibrate
+from corenas.contracts import Metric, Note, RunDone, RunStarted, StageDone, StageStarted, TrialDone
 from corenas.errors import UserError
-from corenas.run import run
+from corenas.run import load_supernet, prepare, run
 from corenas.spec import load_spec
 from corenas.store import Store
 
@@ -124,3 +126,221 @@ def test_a_finished_run_started_again_tells_its_result_and_leaves_its_test_data_
     assert run(spec(), catalogue, tmp_path / "run", events.append) == first
     assert "test" not in asked
     assert [type(event) for event in events] == [RunStarted, RunDone]
+
+
+# -- other stages -----------------------------------------------------------------------------------------------------
+
+
+@frozen
+class Deriving(toys.AlgorithmOptions):
+    """Says itself which arch is best, after training."""
+
+    stages: ClassVar = ("train", "derive", "retrain")
+    needs: ClassVar = ("mutator",)
+
+    def start(self, context):
+        trainer = super().start(context)
+        trainer.derive = lambda: {"op": "skip", "width": 4}
+        return trainer
+
+
+@frozen
+class Wide(toys.BackboneOptions):
+    """The toy network, its convolutions with or without batch norm."""
+
+    norm: bool = True
+
+    def build(self, space):
+        return toys.Body(space.tree, self.norm)
+
+
+def test_an_arch_that_an_algorithm_derives_is_trained_again_as_the_spec_says(tmp_path):
+    catalogue = toys.make_catalogue(algorithms=Deriving, backbones=Wide)
+    retrain = {"train": {"epochs": 2, "batch_size": 16}, "backbone": {"type": "toy", "norm": False}}
+    spec = toys.make_spec(tmp_path, catalogue, searcher=None, evaluators=[], retrain=retrain)
+    events = []
+    result = run(spec, catalogue, tmp_path / "run", events.append)
+    assert [e.stage for e in events if isinstance(e, StageStarted)] == ["train", "retrain", "export"]
+    assert result["best"]["arch"] == dict(spec.space.arch({"op": "skip", "width": 4}))
+    assert result["trials"] == 0
+    assert result["best"]["test"]["top1"] > 34
+    saved = torch.load(tmp_path / "run/retrain.pt", weights_only=True)
+    assert saved["index"] == 12
+    assert not [name for name in saved["model"] if "norm" in name]
+    card = json.loads((tmp_path / "run/best/cost.json").read_text())
+    assert card["params"] == sum(t.numel() for n, t in saved["model"].items() if "op.candidates" not in n)
+
+
+@frozen
+class Baseline(toys.AlgorithmOptions):
+    """Trains one arch, the default."""
+
+    stages: ClassVar = ("retrain",)
+    needs: ClassVar = ()
+
+
+def test_a_baseline_is_the_default_arch_trained_alone(tmp_path):
+    catalogue = toys.make_catalogue(algorithms=Baseline)
+    spec = toys.make_spec(tmp_path, catalogue, searcher=None, mutator=None, evaluators=[])
+    result = run(spec, catalogue, tmp_path / "run", lambda event: None)
+    assert result["best"]["arch"] == dict(spec.space.default())
+    assert not (tmp_path / "run/supernet.pt").exists()
+    assert run(spec, catalogue, tmp_path / "run", lambda event: None) == result
+
+
+# -- one supernet, several questions ----------------------------------------------------------------------------------
+
+
+def test_several_constraints_give_one_table_and_no_arch_is_measured_twice(tmp_path, monkeypatch):
+    catalogue, measured = toys.make_catalogue(), []
+    call = calibrate.Evaluation.__call__
+    monkeypatch.setattr(calibrate.Evaluation, "__call__",
+                        lambda self, arch, *rest: measured.append(arch) or call(self, arch, *rest))  # fmt: skip
+    search = {"trials": 20, "constraints": [{"flops": "30%"}, {"flops": "60%", "params": ["10%", "90%"]}, {}]}
+    spec = toys.make_spec(tmp_path, catalogue, search=search)
+    events = []
+    result = run(spec, catalogue, tmp_path / "run", events.append)
+    largest = prepare(spec).cost.of([spec.space.largest()])[0]
+    assert [row["folder"] for row in result["table"]] == ["best", "best-2", "best-3"]
+    assert [row["metrics"]["flops"] <= share * largest["flops"]
+            for row, share in zip(result["table"], (0.3, 0.6, 1.0), strict=True)] == [True] * 3  # fmt: skip
+    assert result["table"][0]["constraints"].startswith("flops at most")
+    assert {"arch": result["table"][0]["arch"], "metrics": result["table"][0]["metrics"],
+            "test": result["table"][0]["test"]} == result["best"]  # fmt: skip
+    assert len(measured) == len({*measured})
+    store = Store(tmp_path / "run/run.sqlite", readonly=True)
+    assert [len(store.trials(i)) for i in range(3)] == [20, 20, 20]
+    assert result["trials"] == 60
+    lines = next(event.lines for event in events if isinstance(event, RunDone))
+    assert len([line for line in lines if "top1" in line and "best-" in line]) == 2
+
+
+def test_a_supernet_is_searched_again_under_other_constraints(tmp_path, monkeypatch):
+    catalogue = toys.make_catalogue()
+    first = toys.make_spec(tmp_path, catalogue, search={"trials": 6})
+    run(first, catalogue, tmp_path / "a", lambda event: None)
+
+    def again(text):
+        (tmp_path / "again.toml").write_text(f'[supernet]\nfrom = "{tmp_path}/a"\n{text}')
+        return load_spec(tmp_path / "again.toml", catalogue)[0]
+
+    spec = again('[search]\ntrials = 9\nconstraints = { flops = "50%" }\n[space]\nfix = { op = "skip" }')
+    events = []
+    result = run(spec, catalogue, tmp_path / "b", events.append)
+    assert [e.stage for e in events if isinstance(e, StageStarted)] == ["search", "export"]
+    trials = Store(tmp_path / "b/run.sqlite", readonly=True).trials()
+    assert {trial.arch["op"] for trial in trials} == {"skip"}
+    assert not (tmp_path / "b/supernet.pt").exists()
+    weights = torch.load(tmp_path / "a/supernet.pt", weights_only=True)["model"]
+    assert toys.same(dict(load_supernet(prepare(spec), tmp_path / "b").state_dict()), dict(weights))
+    resolved, _ = load_spec(tmp_path / "b/spec.toml", catalogue)
+    assert run(resolved, catalogue, tmp_path / "b", lambda event: None) == result
+    for text, message in (
+        ("seed = 3", "seed: the supernet was trained with another one"),
+        ('space = { width = [4, 16], op = ["skip"] }', "trained in another space"),
+    ):
+        with pytest.raises(UserError, match=message):  # noqa: PT012
+            (tmp_path / "bad.toml").write_text(f'{text}\n[supernet]\nfrom = "{tmp_path}/a"\n')
+            prepare(load_spec(tmp_path / "bad.toml", catalogue)[0])
+    (tmp_path / "bad.toml").write_text('[supernet]\nfrom = "nowhere"\n')
+    with pytest.raises(UserError, match="is no run that has trained a supernet"):
+        load_spec(tmp_path / "bad.toml", catalogue)
+    with open(tmp_path / "a/supernet.pt", "ab") as file:
+        file.write(b" ")
+    with pytest.raises(UserError, match="the supernet has changed since this run was begun"):
+        run(spec, catalogue, tmp_path / "b", lambda event: None)
+
+
+@frozen
+class Threads:
+    """Two threads of this process."""
+
+    def start(self):
+        return futures.ThreadPoolExecutor(2)
+
+
+def test_an_executor_gives_the_trials_of_one_process(tmp_path):
+    catalogue = toys.make_catalogue(executors=Threads, evaluators=Letters)
+    search = {"trials": 12, "objectives": ["letters"]}
+    alone, spread = (
+        run(toys.make_spec(tmp_path, catalogue, search=search, executor=executor), catalogue, tmp_path / name, print)
+        for name, executor in (("one", None), ("two", "toy"))
+    )
+    assert alone["front"] == spread["front"]
+    one, two = (Store(tmp_path / name / "run.sqlite", readonly=True).trials() for name in ("one", "two"))
+    assert [(t.arch, t.metrics, t.state) for t in one] == [(t.arch, t.metrics, t.state) for t in two]
+
+
+# -- what can happen to a run directory --------------------------------------------------------------------------------
+
+
+def begun(tmp_path, catalogue, points=2):
+    """A run that is interrupted in its training."""
+    spec = toys.make_spec(tmp_path, catalogue, train={"epochs": 3, "batch_size": 32})
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, catalogue, tmp_path / "run", toys.killer(points))
+    return spec
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("supernet.pt", None, "supernet.pt: this checkpoint is gone, and training had come further"),
+    ("supernet.pt", b"", "supernet.pt: this checkpoint cannot be read"),
+    ("supernet.pt", b"PK half", "supernet.pt: this checkpoint cannot be read"),
+    ("run.sqlite", None, "run.sqlite: the database of this run is gone"),
+    ("run.sqlite", b"", "run.sqlite: the database of this run is gone"),
+    ("run.sqlite", b"SQLite for" + bytes(3000), "cannot use this database"),
+])  # fmt: skip
+def test_a_file_that_is_gone_or_broken_is_a_message_and_fresh_begins_anew(tmp_path, name, content, message):
+    catalogue = toys.make_catalogue()
+    spec = begun(tmp_path, catalogue)
+    folder = tmp_path / "run"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != name}
+    if name == "run.sqlite":
+        for left in ("run.sqlite-wal", "run.sqlite-shm"):
+            (folder / left).unlink(missing_ok=True)
+            before.pop(left, None)
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        run(spec, catalogue, folder, lambda event: None)
+    assert "--fresh" in str(caught.value)
+    assert {n: (folder / n).read_bytes() for n in before if n.endswith((".pt", ".toml"))} == {
+        n: content for n, content in before.items() if n.endswith((".pt", ".toml"))}  # fmt: skip
+    assert run(spec, catalogue, folder, lambda event: None, fresh=True)["trials"] == 12
+
+
+def test_another_number_of_threads_is_told(tmp_path, monkeypatch):
+    catalogue, events = toys.make_catalogue(), []
+    spec = begun(tmp_path, catalogue)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    run(spec, catalogue, tmp_path / "run", events.append)
+    assert [e.text for e in events if isinstance(e, Note) and "goes on with 77" in e.text]
+
+
+def test_data_with_other_content_is_refused(tmp_path, monkeypatch):
+    catalogue = toys.make_catalogue()
+    spec = begun(tmp_path, catalogue)
+    monkeypatch.setattr(toys.Task, "fingerprint", "other", raising=False)
+    with pytest.raises(UserError, match="the data has changed since this run was begun"):
+        run(spec, catalogue, tmp_path / "run", lambda event: None)
+
+
+def test_curves_have_a_point_for_each_epoch_also_of_a_run_that_was_interrupted(tmp_path):
+    catalogue = toys.make_catalogue()
+    spec = begun(tmp_path, catalogue)
+    run(spec, catalogue, tmp_path / "run", lambda event: None)
+    curve = Store(tmp_path / "run/run.sqlite", readonly=True).curve("train")
+    assert [(done, figures["epoch"]) for done, figures in curve] == [(3, 1), (6, 2), (9, 3)]
+    assert all(figures.keys() == {"epoch", "loss", "lr"} for _, figures in curve)
+
+
+def test_a_plugin_that_raises_is_named(tmp_path):
+    @frozen
+    class Broken(toys.SearcherOptions):
+        """Cannot start."""
+
+        def start(self, problem, rng):
+            raise IndexError("no parents")
+
+    catalogue = toys.make_catalogue(searchers=Broken)
+    with pytest.raises(UserError, match="searcher toy failed: IndexError: no parents"):
+        run(toys.make_spec(tmp_path, catalogue), catalogue, tmp_path / "run", lambda event: None)

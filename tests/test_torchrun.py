@@ -31,7 +31,9 @@ def launch(processes, *arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize("how", [("algorithm=spos", "mutator=uniform"), ("mutator.random=1",)], ids=["path", "sandwich"])
+@pytest.mark.parametrize(
+    "how", [("algorithm=spos", "mutator=uniform"), ("mutator.random=1",)], ids=["path", "sandwich"]
+)
 def test_two_processes_end_with_the_weights_of_one(tmp_path, how):
     # In double precision: in single precision rounding alone grows as far as between one and two threads.
     for processes in (1, 2):

@@ -6,10 +6,11 @@ random, the smallest) is none that it works with: `check(MyAlgorithm(), mutator=
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,17 @@ class _Killed:
         return self.trainer.train_step(batch, step)
 
 
+def _where_it_trains(check: Callable[[Algorithm, Mutator], None]) -> Callable[..., None]:
+    """A check of the trainer: there is nothing to check where an algorithm trains no supernet."""
+
+    @functools.wraps(check)
+    def checked(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+        if "train" in algorithm.stages:
+            check(algorithm, mutator)
+
+    return checked
+
+
 def names_stages_and_needs_that_there_are(algorithm: Algorithm, mutator: Mutator | None = None) -> None:
     """`stages` are some of "train", "search", "derive", "retrain", in this order; `needs` are tables of a spec."""
     stages, needs = [*algorithm.stages], [*algorithm.needs]
@@ -162,10 +174,9 @@ def names_stages_and_needs_that_there_are(algorithm: Algorithm, mutator: Mutator
     assert "searcher" in needs or "search" not in stages, "a search needs a searcher"
 
 
-def has_phases_within_its_space(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+@_where_it_trains
+def has_phases_within_its_space(algorithm: Algorithm, mutator: Mutator) -> None:
     """There is at least one phase, and the archs of each are archs of the supernet's space."""
-    if "train" not in algorithm.stages:
-        return
     space, phases = make_space(), scene(algorithm, mutator).trainer.phases
     assert phases
     for phase in phases:
@@ -173,10 +184,9 @@ def has_phases_within_its_space(algorithm: Algorithm, mutator: Mutator = Paths()
         assert all(arch in space for arch in some_archs(phase.space))
 
 
-def gives_figures_that_are_finite_and_detached(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+@_where_it_trains
+def gives_figures_that_are_finite_and_detached(algorithm: Algorithm, mutator: Mutator) -> None:
     """`train_step` gives "loss" and other figures as single numbers without a graph, and calls `backward`."""
-    if "train" not in algorithm.stages:
-        return
     for step, figures in own_loop(scene(algorithm, mutator), 3):
         assert "loss" in figures
         assert step.calls, "never called step.backward"
@@ -187,10 +197,9 @@ def gives_figures_that_are_finite_and_detached(algorithm: Algorithm, mutator: Mu
             assert math.isfinite(float(figure)), f"{name} is {float(figure)}"
 
 
-def trains_only_what_its_archs_use(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+@_where_it_trains
+def trains_only_what_its_archs_use(algorithm: Algorithm, mutator: Mutator) -> None:
     """No gradient, not even zeros, for layers that no arch of the step runs, nor for the rest of those that are cut."""
-    if "train" not in algorithm.stages:
-        return
     this, any_gradient = scene(algorithm, mutator), False
     for step, _ in own_loop(this, 4):
         if not step.archs:
@@ -204,10 +213,9 @@ def trains_only_what_its_archs_use(algorithm: Algorithm, mutator: Mutator = Path
     assert any_gradient, "trains nothing"
 
 
-def leaves_the_arch_in_force_and_the_mode_as_they_were(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+@_where_it_trains
+def leaves_the_arch_in_force_and_the_mode_as_they_were(algorithm: Algorithm, mutator: Mutator) -> None:
     """After a step the network is as it was lent: its arch, its mode, what of it is trainable, its hooks."""
-    if "train" not in algorithm.stages:
-        return
     this = scene(algorithm, mutator)
     this.model.train()
     before = condition(this.model)
@@ -217,10 +225,9 @@ def leaves_the_arch_in_force_and_the_mode_as_they_were(algorithm: Algorithm, mut
         assert not changed, f"changes the supernet's {', '.join(changed)}"
 
 
-def learns_in_anyones_loop(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+@_where_it_trains
+def learns_in_anyones_loop(algorithm: Algorithm, mutator: Mutator) -> None:
     """With steps of somebody's own loop the loss of the archs falls on a task that is easily learnt."""
-    if "train" not in algorithm.stages:
-        return
     this = scene(algorithm, mutator)
     images, labels = this.task.data["train"]
     archs = some_archs(this.trainer.phases[0].space)
@@ -241,13 +248,12 @@ def learns_in_anyones_loop(algorithm: Algorithm, mutator: Mutator = Paths()) -> 
     assert loss() < 0.8 * before, f"loss {before:.3f} before 60 steps, {loss():.3f} after them"
 
 
-def killed_and_resumed_ends_with_the_same_bits(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+@_where_it_trains
+def killed_and_resumed_ends_with_the_same_bits(algorithm: Algorithm, mutator: Mutator) -> None:
     """Wherever a training is killed, a new process ends it with the weights of one that was never killed.
 
     A trainer with a state of its own gives and takes it as tensors and plain data (`torch.load(weights_only=True)`).
     """
-    if "train" not in algorithm.stages:
-        return
     whole = scene(algorithm, mutator)
     whole.train()
     steps = sum(p.train.epochs * (whole.task.splits["train"] // p.train.batch_size) for p in whole.trainer.phases)
@@ -266,38 +272,36 @@ def killed_and_resumed_ends_with_the_same_bits(algorithm: Algorithm, mutator: Mu
             assert same(then.state(), whole.state()), f"killed at step {step} of {steps} it ends otherwise"
 
 
-def takes_a_batch_in_parts(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+@_where_it_trains
+def takes_a_batch_in_parts(algorithm: Algorithm, mutator: Mutator) -> None:
     """With `train.accumulate`, `train_step` is called for each part of a batch."""
-    if "train" not in algorithm.stages:
-        return
     settings = Train(epochs=1, batch_size=16, accumulate=2, optimizer={"type": "SGD", "lr": 0.01})
     this = scene(algorithm, mutator, settings)
     this.train()
     assert all(tensor.isfinite().all() for tensor in this.model.state_dict().values())
 
 
-def derives_where_it_says_so(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+@_where_it_trains
+def derives_where_it_says_so(algorithm: Algorithm, mutator: Mutator) -> None:
     """With the stage "derive" its trainer finds an arch of the space."""
-    if "train" not in algorithm.stages or "derive" not in algorithm.stages:
+    if "derive" not in algorithm.stages:
         return
     this = scene(algorithm, mutator)
     this.train()
     assert this.trainer.derive() in make_space()  # type: ignore[attr-defined]
 
 
-def never_reads_test_data(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+@_where_it_trains
+def never_reads_test_data(algorithm: Algorithm, mutator: Mutator) -> None:
     """Test data is for the end of a run."""
-    if "train" not in algorithm.stages:
-        return
     this = scene(algorithm, mutator)
     this.train()
     assert "test" not in this.task.asked
 
 
-def touches_no_global_generator(algorithm: Algorithm, mutator: Mutator = Paths()) -> None:
+@_where_it_trains
+def touches_no_global_generator(algorithm: Algorithm, mutator: Mutator) -> None:
     """Randomness comes from `step.rng`, or from torch's global generator, which is seeded for each step."""
-    if "train" not in algorithm.stages:
-        return
     with global_generators_untouched():
         for _ in own_loop(scene(algorithm, mutator), 3):
             pass

@@ -1,6 +1,6 @@
 """What every exporter promises: `@pytest.mark.parametrize("check", exporter_checks)` in a plugin's tests.
 
-Each check takes the options of an exporter, and by keyword another network than the small one, with an example.
+Each check takes the options of an exporter, which write the small network.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from corenas.contracts import Exporter
 from corenas.export import export
-from corenas.testing.components import checks_of_any_component, global_generators_untouched
+from corenas.testing.components import component_checks, global_generators_untouched
 from corenas.testing.small import Task, condition, differing, make_space, some_archs, supernet
 
 TITLE = 'a network\'s "best" arch \\ of 1e6 flops — été, at 80 % (2 of 3)'
@@ -36,15 +35,9 @@ def _folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _given(of: nn.Module | None, example: Tensor | None) -> tuple[Any, Tensor]:
-    return (network(), Task().example) if of is None else (of, torch.zeros(1, 1, 8, 8) if example is None else example)
-
-
-def writes_a_file_into_the_folder_and_gives_its_path(
-    exporter: Exporter, of: nn.Module | None = None, example: Tensor | None = None
-) -> None:
+def writes_a_file_into_the_folder_and_gives_its_path(exporter: Exporter) -> None:
     """What it gives is a file that is not empty; all that it writes is in the folder, and a second time replaces it."""
-    model, x = _given(of, example)
+    model, x = network(), Task().example
     with _folder() as folder:
         (folder / "arch.toml").write_text("width = 8\n")
         path = exporter.write(model, x, folder, "a network")
@@ -57,18 +50,16 @@ def writes_a_file_into_the_folder_and_gives_its_path(
         assert {*folder.iterdir()} == before
 
 
-def takes_any_title(exporter: Exporter, of: nn.Module | None = None, example: Tensor | None = None) -> None:
+def takes_any_title(exporter: Exporter) -> None:
     """A title may have quotes, backslashes and letters of any language."""
-    model, x = _given(of, example)
+    model, x = network(), Task().example
     with _folder() as folder:
         assert exporter.write(model, x, folder, TITLE).is_file()
 
 
-def leaves_the_network_and_the_generators_as_they_were(
-    exporter: Exporter, of: nn.Module | None = None, example: Tensor | None = None
-) -> None:
+def leaves_the_network_and_the_generators_as_they_were(exporter: Exporter) -> None:
     """Weights, modes, hooks and what it computes are as before; nothing is drawn from a global generator."""
-    model, x = _given(of, example)
+    model, x = network(), Task().example
     images = torch.randn((3, *x.shape[1:]), generator=torch.Generator().manual_seed(0))
     before, drawn = condition(model), torch.get_rng_state()
     with torch.no_grad():
@@ -81,11 +72,9 @@ def leaves_the_network_and_the_generators_as_they_were(
         assert torch.equal(model(images), outputs)
 
 
-def a_missing_folder_is_an_error_of_the_system(
-    exporter: Exporter, of: nn.Module | None = None, example: Tensor | None = None
-) -> None:
+def a_missing_folder_is_an_error_of_the_system(exporter: Exporter) -> None:
     """OSError, as for a full disk: the core tells the user of it. No folder is made."""
-    model, x = _given(of, example)
+    model, x = network(), Task().example
     with _folder() as folder:
         try:
             exporter.write(model, x, folder / "missing", "a network")
@@ -96,7 +85,7 @@ def a_missing_folder_is_an_error_of_the_system(
 
 
 exporter_checks = [
-    *checks_of_any_component,
+    *component_checks,
     writes_a_file_into_the_folder_and_gives_its_path,
     takes_any_title,
     leaves_the_network_and_the_generators_as_they_were,

@@ -26,6 +26,7 @@ from corenas.export import export
 from corenas.loading import Batches
 from corenas.mutable import apply
 from corenas.space import SearchSpace
+from corenas.supernet import Supernet
 from corenas.testing.components import checks_of_any_component, global_generators_untouched
 from corenas.testing.small import make_space, same, some_archs, supernet
 
@@ -35,6 +36,11 @@ SPLITS = ("train", "valid", "test")
 def live(task: Task, seed: int = 0, data: bool = True) -> LiveTask:
     """The task with its data."""
     return task.start(np.random.default_rng(seed), data=data)
+
+
+def network(task: LiveTask, backbone: Backbone | None = None, space: SearchSpace | None = None) -> Supernet:
+    """The supernet of a task, on the small backbone unless there is another."""
+    return supernet(space or make_space(), task, backbone)
 
 
 def samples(task: LiveTask, split: str, augmented: bool = False, n: int = 6) -> list[Any]:
@@ -63,9 +69,7 @@ def _bytes(sample: Any) -> bytes:
     return first.numpy().tobytes() if isinstance(first, Tensor) else pickle.dumps(first)
 
 
-def knows_its_shapes_and_metrics_without_data(
-    task: Task, backbone: Backbone | None = None, space: SearchSpace | None = None
-) -> None:
+def knows_its_shapes_and_metrics_without_data(task: Task, **on: Any) -> None:
     """`data=False` opens no file and knows example, metrics and head all the same; there are then no splits."""
     live(task, data=False)  # what is imported at the first start may be read
     with _no_file_is_opened():
@@ -77,14 +81,12 @@ def knows_its_shapes_and_metrics_without_data(
     assert dict(full.metrics) == dict(without.metrics)
     assert full.metrics
     assert all(isinstance(metric, Metric) for metric in full.metrics.values())
-    models = [supernet(space or make_space(), either, backbone) for either in (full, without)]
+    models = [network(either, **on) for either in (full, without)]
     assert same(models[0].state_dict(), models[1].state_dict())
 
 
-def has_splits_of_the_sizes_that_it_says(
-    task: Task, backbone: Backbone | None = None, space: SearchSpace | None = None
-) -> None:
-    """ "train", "valid" and "test" are there, none is empty, and each has as many samples as `splits` says."""
+def has_splits_of_the_sizes_that_it_says(task: Task, **on: Any) -> None:
+    """There are "train", "valid" and "test", none of them is empty, and each has as many samples as `splits` says."""
     this = live(task)
     assert {*SPLITS} <= {*this.splits}
     for split, size in this.splits.items():
@@ -92,21 +94,19 @@ def has_splits_of_the_sizes_that_it_says(
         assert len(this.dataset(split, False)) == size  # type: ignore[arg-type]
 
 
-def keeps_its_splits_apart(task: Task, backbone: Backbone | None = None, space: SearchSpace | None = None) -> None:
-    """Valid and test meet neither train nor each other, a few twins in the data itself apart (2%, by 500 samples)."""
+def keeps_its_splits_apart(task: Task, **on: Any) -> None:
+    """Valid and test meet neither train nor each other, a few twins in the data itself apart (2%)."""
     this = live(task)
     found = {}
     for split in SPLITS:
         dataset: Any = this.dataset(split, False)
-        found[split] = [_bytes(dataset[i]) for i in range(min(500, len(dataset)))]
+        found[split] = [_bytes(dataset[i]) for i in range(min(5000, len(dataset)))]
     for first, second in (("train", "valid"), ("train", "test"), ("valid", "test")):
         common = {*found[first]} & {*found[second]}
         assert len(common) <= 0.02 * len(found[second]), f"{len(common)} samples are in {first} and in {second}"
 
 
-def cuts_the_same_splits_from_the_same_generator(
-    task: Task, backbone: Backbone | None = None, space: SearchSpace | None = None
-) -> None:
+def cuts_the_same_splits_from_the_same_generator(task: Task, **on: Any) -> None:
     """Sizes and samples depend on the generator alone; no global one is touched."""
     with global_generators_untouched():
         one, two = live(task, seed=3), live(task, seed=3)
@@ -115,9 +115,7 @@ def cuts_the_same_splits_from_the_same_generator(
             assert same(samples(one, split), samples(two, split))
 
 
-def augments_by_torchs_generator_and_never_test(
-    task: Task, backbone: Backbone | None = None, space: SearchSpace | None = None
-) -> None:
+def augments_by_torchs_generator_and_never_test(task: Task, **on: Any) -> None:
     """The same seed of torch's global generator gives the same sample; without augmentation any seed does."""
     this = live(task)
 
@@ -133,9 +131,7 @@ def augments_by_torchs_generator_and_never_test(
         assert same(drawn("test", True, 1), drawn("test", False, 2)), "test data is augmented"
 
 
-def has_data_sets_that_workers_can_read(
-    task: Task, backbone: Backbone | None = None, space: SearchSpace | None = None
-) -> None:
+def has_data_sets_that_workers_can_read(task: Task, **on: Any) -> None:
     """A data set goes through pickle, and gives the same samples then; so does `tensors`, where it has them."""
     this = live(task)
     dataset: Any = this.dataset("train", False)
@@ -149,23 +145,20 @@ def has_data_sets_that_workers_can_read(
                 assert torch.equal(torch.as_tensor(own), whole[i])
 
 
-def takes_the_features_of_a_backbone(
-    task: Task, backbone: Backbone | None = None, space: SearchSpace | None = None
-) -> None:
+def takes_the_features_of_a_backbone(task: Task, **on: Any) -> None:
     """Its head is part of a supernet: it works under every arch, and becomes plain torch with it."""
     this = live(task)
-    space = space or make_space()
-    model = supernet(space, this, backbone).eval()
-    for arch in some_archs(space, 3):
+    model = network(this, **on).eval()
+    for arch in some_archs(on.get("space", make_space()), 3):
         plain = export(model, arch, this.example)  # compares what they compute
         with torch.no_grad(), apply(model, arch):
             this.forward(plain, batch_of(this, "valid"))
 
 
-def has_a_loss_to_train_by(task: Task, backbone: Backbone | None = None, space: SearchSpace | None = None) -> None:
+def has_a_loss_to_train_by(task: Task, **on: Any) -> None:
     """`loss` is a finite scalar whose gradient reaches the head and the backbone; `forward` is what it takes."""
     this = live(task)
-    model = supernet(space or make_space(), this, backbone).train()
+    model = network(this, **on).train()
     batch = batch_of(this)
     loss = this.loss(this.forward(model, batch), batch)
     assert loss.dim() == 0
@@ -177,10 +170,10 @@ def has_a_loss_to_train_by(task: Task, backbone: Backbone | None = None, space: 
         assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-def gives_logits_or_none(task: Task, backbone: Backbone | None = None, space: SearchSpace | None = None) -> None:
+def gives_logits_or_none(task: Task, **on: Any) -> None:
     """`logits` are a row for each sample, with a graph to train by, or None where nothing can be distilled."""
     this = live(task)
-    model = supernet(space or make_space(), this, backbone).train()
+    model = network(this, **on).train()
     batch = batch_of(this, n=5)
     logits = this.logits(this.forward(model, batch))
     if logits is not None:
@@ -190,12 +183,10 @@ def gives_logits_or_none(task: Task, backbone: Backbone | None = None, space: Se
         assert logits.requires_grad
 
 
-def measures_what_its_metrics_say(
-    task: Task, backbone: Backbone | None = None, space: SearchSpace | None = None
-) -> None:
+def measures_what_its_metrics_say(task: Task, **on: Any) -> None:
     """A meter gives each metric, finite, and the same however the data is cut into batches; each meter begins anew."""
     this = live(task)
-    model = supernet(space or make_space(), this, backbone).eval()
+    model = network(this, **on).eval()
     found: list[Mapping[str, float]] = []
     for size, n in ((48, 1), (24, 2), (16, 3), (6, 8)):
         meter = this.meter()
@@ -212,9 +203,7 @@ def measures_what_its_metrics_say(
             assert all(alike), f"{name} depends on the batches"
 
 
-def says_what_it_is_as_plain_text_and_data(
-    task: Task, backbone: Backbone | None = None, space: SearchSpace | None = None
-) -> None:
+def says_what_it_is_as_plain_text_and_data(task: Task, **on: Any) -> None:
     """`fingerprint` and `preprocessing`, where it has them: text that is always the same, and plain data."""
     one, two = live(task), live(task)
     if hasattr(one, "fingerprint"):

@@ -39,8 +39,9 @@ def test_every_plugin_passes_its_own_tests_as_it_is_written(written):
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--diff"]], ids=lambda command: command[0])
-def test_what_is_written_is_as_clean_as_this_repository(written, command):
-    folders = [*written.values()]
+def test_what_is_written_is_as_clean_as_this_repository(written, command, tmp_path):
+    longer = [new(kind, "a-name-of-some-length", tmp_path / kind)[0] for kind in KINDS]
+    folders = [*written.values(), *longer]
     src = f"src = {json.dumps(['.', 'plugins/*/*/src', *(str(folder / 'src') for folder in folders)])}"
     tests = 'lint.per-file-ignores = { "test_*.py" = ["D1"] }'  # folders are matched in the repository alone
     config = [word for text in ("pyproject.toml", src, tests) for word in ("--config", text)]

@@ -182,6 +182,8 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         if self.sync and distributed.world() > 1:
+            assert mean is not None
+            assert var is not None
             normed = _synchronised_norm(input, mean, var, weight, bias, momentum, self.eps)
         else:
             normed = F.batch_norm(input, mean, var, weight, bias, True, momentum, self.eps)

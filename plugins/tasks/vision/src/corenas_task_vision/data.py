@@ -133,7 +133,7 @@ def fingerprint(splits: Mapping[str, Split]) -> str:
         pool = split.pool
         content = pool.images.numpy() if isinstance(pool, Stack) else pool.paths if isinstance(pool, Files) else None
         own = [split.labels, split.places] if content is None else [split.labels, split.places, content]
-        sums[name] = f"{functools.reduce(lambda total, array: crc32(np.ascontiguousarray(array), total), own, 0):08x}"
+        sums[name] = f"{functools.reduce(lambda total, array: crc32(array.tobytes(), total), own, 0):08x}"
     return " ".join(sums.values())
 
 

@@ -1,0 +1,80 @@
+"""What `corenas check` says of time and memory."""
+
+import time
+
+import pytest
+import torch
+import toys
+from attrs import evolve
+
+from corenas.errors import UserError
+from corenas.estimate import estimate
+from corenas.run import prepare, run
+from corenas.store import Store
+
+
+@pytest.fixture(scope="module")
+def catalogue():
+    return toys.make_catalogue()
+
+
+def test_the_estimate_is_near_what_a_run_takes(tmp_path, catalogue):
+    spec = toys.make_spec(
+        tmp_path,
+        catalogue,
+        train={"epochs": 60, "batch_size": 16, "optimizer": {"type": "SGD", "lr": 0.02}},
+        search={"trials": 30},
+    )
+    found = estimate(prepare(spec, weights=False))
+    assert found.tried == "steps of 16 images and a trial"
+    assert found.memory > 50e6
+    run(spec, catalogue, tmp_path / "run", lambda event: None)
+    seconds = Store(tmp_path / "run/run.sqlite", readonly=True).noted("seconds")
+    assert found.seconds.keys() == {"train", "search"}
+    for stage, guess in found.seconds.items():
+        assert seconds[stage] / 5 < guess < 5 * seconds[stage]
+
+
+def test_trying_leaves_what_is_random_as_it_was_and_nothing_behind(tmp_path, catalogue):
+    spec = toys.make_spec(tmp_path, catalogue)
+    prepared, state = prepare(spec, weights=False), torch.get_rng_state()
+    estimate(prepared)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.is_meta for p in prepared.supernet.parameters())
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.toml"]
+
+
+def test_what_only_a_step_shows_is_told_by_a_check(tmp_path, monkeypatch, catalogue):
+    def refuse(self, batch, step):
+        raise UserError("this mutator does not suit", key=("mutator",))
+
+    monkeypatch.setattr(toys.Trainer, "train_step", refuse)
+    with pytest.raises(UserError, match="does not suit"):
+        estimate(prepare(toys.make_spec(tmp_path, catalogue), weights=False))
+
+
+def test_a_step_that_takes_too_long_ends_the_trying(tmp_path, monkeypatch, catalogue):
+    monkeypatch.setattr(toys.Task, "loss", lambda self, outputs, batch: time.sleep(30))
+    start = time.perf_counter()
+    found = estimate(prepare(toys.make_spec(tmp_path, catalogue), weights=False), limit=0.5)
+    assert time.perf_counter() - start < 5
+    assert (found.seconds, found.memory, found.tried) == ({}, None, "nothing")
+
+
+def test_a_supernet_that_fills_the_memory_is_not_even_tried(tmp_path, monkeypatch, catalogue):
+    monkeypatch.setattr("corenas.estimate._free_memory", lambda: 1000.0)
+    found = estimate(prepare(toys.make_spec(tmp_path, catalogue), weights=False))
+    assert found.seconds == {}
+    assert "fill the memory" in found.tried
+
+
+def test_large_batches_are_judged_by_small_ones(tmp_path, monkeypatch, catalogue):
+    sizes = []
+    step = toys.Trainer.train_step
+    monkeypatch.setattr(toys.Trainer, "train_step", lambda self, b, s: sizes.append(len(b[1])) or step(self, b, s))
+    monkeypatch.setattr("corenas.estimate._ENOUGH", 0.0)
+    spec = toys.make_spec(tmp_path, catalogue, train={"epochs": 4, "batch_size": 96})
+    found = estimate(prepare(spec, weights=False))
+    assert {*sizes} == {8}
+    assert found.seconds["train"] > 0
+    assert evolve(found, memory=None).tried == "steps of 8 images and a trial"
