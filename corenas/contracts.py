@@ -38,10 +38,9 @@ Json: TypeAlias = Any
 class Backbone(Protocol):
     """Options of a network without its head.
 
-    layout: the attrs class of the tables that its spaces have, so that `corenas check` reads them without torch
+    Optional: `layout`, the attrs class of the tables that its spaces have, so that `corenas check` reads them without
+    torch
     """
-
-    layout: ClassVar[type]
 
     def build(self, space: SearchSpace) -> nn.Module:
         """A module with `features(x) -> [Tensor, …]` and `feat_dims`, the dimension of each of these tensors.
@@ -81,9 +80,17 @@ class LiveTask(Protocol):
     Optional: `fingerprint`, text that is another one where the data is; `preprocessing`, plain data for the cost card
     """
 
-    example: Tensor
-    metrics: Mapping[str, Metric]
-    splits: Mapping[str, int]
+    @property
+    def example(self) -> Tensor:
+        """One input."""
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """What is measured."""
+
+    @property
+    def splits(self) -> Mapping[str, int]:
+        """Sizes."""
 
     def dataset(self, split: str, augmented: bool) -> torch.utils.data.Dataset[Any]:
         """A map-style data set; augmentation draws from torch's global generator, which the caller seeds.
@@ -264,7 +271,7 @@ class Distiller(Protocol):
     """Options of what a student learns from a teacher."""
 
     def start(self, task: LiveTask) -> LiveDistiller:
-        """The distiller of a training. Raises UserError if the task has nothing that it could compare."""
+        """The distiller of a training. It, or its first loss, raises UserError if there is nothing to compare."""
 
 
 # -- how it is searched -----------------------------------------------------------------------------------------------
@@ -370,8 +377,8 @@ class EvaluatorContext:
     subnet: arch -> this one network, freshly initialised, without ever allocating a supernet (Zen-NAS)
     alone: (arch, fidelity) -> the network of an arch trained from scratch as the spec says, for that share of its
         epochs; choices of variables named `spec:…` override the spec
-    rng: arch -> a generator for this arch; torch's global one is seeded for each arch as well, so that what is
-        measured hangs neither on the order of archs nor on the process that measures
+    rng: arch -> a generator for this arch; where one arch is measured at a time, torch's global one is seeded for it as
+        well, so that what is measured hangs neither on the order of archs nor on the process that measures
     """
 
     space: SearchSpace

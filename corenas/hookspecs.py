@@ -99,7 +99,8 @@ def corenas_exporters() -> Mapping[str, type[contracts.Exporter]]:  # type: igno
 def corenas_commands() -> Mapping[str, Callable[[ArgumentParser], Callable[[Any], int]]]:  # type: ignore[empty-body]
     """Offer sub-commands of `corenas`: name -> a function that adds arguments to its parser and returns the command.
 
-    Called once, when the command line is read; the command gets the parsed arguments and returns an exit status.
+    Called once, when the command line is read; the command gets the parsed arguments and returns an exit status. Its
+    parser has `--json` already.
     """
 
 

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -109,5 +108,5 @@ if __name__ == "__main__":
         for names, trials in survive(
             given.spec, [f"--set={item}" for item in given.set], given.kills, Path(place), given.seed
         ):
-            print(f"{trials:4} trials, {', '.join(names)}", file=sys.stderr)
+            print(f"{trials} trials, {', '.join(names)}")
     print(f"{given.kills} kills, the same outcome bit for bit")

@@ -97,7 +97,7 @@ class LiveHalving:
 
     def fresh(self):
         new = {}
-        for _ in range(500):
+        for _ in range(60):
             arch = self.problem.space.sample(self.rng)
             if arch not in self.seen and len(new) < 9:
                 new[arch] = None

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from corenas.testing.distributions import distribution_checks
+from corenas.testing.executors import executor_checks
 from corenas_executor_processes import Processes
 
 
@@ -22,3 +24,13 @@ def test_work_is_done_in_other_processes_in_the_order_in_which_it_was_given():
 def test_what_goes_wrong_there_arrives_here():
     with Processes(workers=1).start() as executor, pytest.raises(TypeError):
         executor.submit(square, None).result()
+
+
+@pytest.mark.parametrize("check", executor_checks)
+def test_conforms(check):
+    check(Processes(workers=1))
+
+
+@pytest.mark.parametrize("check", distribution_checks)
+def test_the_distribution_conforms(check):
+    check("corenas_executor_processes")
