@@ -100,7 +100,7 @@ def corenas_commands() -> Mapping[str, Callable[[ArgumentParser], Callable[[Any]
     """Offer sub-commands of `corenas`: name -> a function that adds arguments to its parser and returns the command.
 
     Called once, when the command line is read; the command gets the parsed arguments and returns an exit status. Its
-    parser has `--json` already.
+    parser has `--json` already; the first line of the function's docstring is its help.
     """
 
 

@@ -86,6 +86,11 @@ class Prepared:
         """What the algorithm asks for; a supernet that was trained before is not trained again."""
         return [stage for stage in self.spec.algorithm.stages if stage != "train" or self.spec.supernet is None]
 
+    @property
+    def has_supernet(self) -> bool:
+        """Whether there is a trained supernet, of this run or of another."""
+        return "train" in self.spec.algorithm.stages or self.spec.supernet is not None
+
     def evaluator_context(self, supernet: nn.Module | None) -> EvaluatorContext:
         """What evaluators measure with."""
         spec, task, device = self.spec, self.task, self.device
@@ -385,13 +390,9 @@ class _Elsewhere:
         key = (self.folder, self.number)
         if key not in _stands:
             prepared = prepare(self.spec)
-            supernet = load_supernet(prepared, self.folder) if _has_supernet(prepared) else None
+            supernet = load_supernet(prepared, self.folder) if prepared.has_supernet else None
             _stands[key] = start_stand(prepared, self.number, supernet)
         return _stands[key](arch, fidelity)
-
-
-def _has_supernet(prepared: Prepared) -> bool:
-    return "train" in prepared.stages or prepared.spec.supernet is not None
 
 
 def load_supernet(prepared: Prepared, folder: Path) -> nn.Module:
@@ -399,25 +400,3 @@ def load_supernet(prepared: Prepared, folder: Path) -> nn.Module:
     source = Path(prepared.spec.supernet.from_) if prepared.spec.supernet is not None else folder
     load_weights(prepared.supernet, source / "supernet.pt")
     return prepared.supernet.to(prepared.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def open_run(
-    prepared: Prepared, folder: Path, name: str, named_arch: Callable[[SearchSpace, str, Sequence[Trial]], Arch]
-) -> tuple[Prepared, Trial, nn.Module | None, bool]:
-    """An arch of a run by its name, "best" for that of its result; where its weights are, and whether its batch norm
-    has to be recalibrated: it has where they are a supernet's.
-
-    Raises UserError if the run has not come so far.
-    """  # fmt: skip
-    store = Store(folder / "run.sqlite", readonly=True)
-    result = store.noted("result")
-    if name == "best":
-        if result is None:
-            raise UserError("this run has no best arch yet", file=str(folder), hint="finish it: corenas run")
-        trial = Trial(prepared.spec.space.arch(result["best"]["arch"]), result["best"]["metrics"])
-    else:
-        trial = Trial(named_arch(prepared.spec.space, name, store.trials()))
-    if (folder / "retrain.pt").exists() and result and dict(trial.arch) == result["best"]["arch"]:
-        prepared, network = retrain(prepared, trial.arch, folder / "retrain.pt")
-        return prepared, trial, network, False
-    return prepared, trial, load_supernet(prepared, folder) if _has_supernet(prepared) else None, True

@@ -87,8 +87,10 @@ def cost_of(model: nn.Module, space: SearchSpace, image: Shape, archs: Sequence[
 
 
 def states_the_layout_of_its_spaces(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
-    """`layout` is an attrs class by which `corenas check` reads a space without torch."""
-    layout = type(backbone).layout
+    """`layout`, if it has one, is an attrs class by which `corenas check` reads a space without torch."""
+    layout = getattr(type(backbone), "layout", None)
+    if layout is None:
+        return
     assert isinstance(layout, type) and attrs.has(layout), f"layout {layout!r} is no attrs class"  # noqa: PT018
     structure(space.tree, layout)
 

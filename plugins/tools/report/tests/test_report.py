@@ -15,7 +15,10 @@ from corenas.errors import UserError
 from corenas.plugins import load_catalogue
 from corenas.space import Categorical, SearchSpace
 from corenas.store import Store
+from corenas.testing.commands import command_checks
 from corenas.testing.components import imports_no_torch
+from corenas.testing.distributions import distribution_checks
+from corenas.testing.listeners import listener_checks
 from corenas_tool_report import corenas_commands, corenas_event, drawing
 from corenas_tool_report.page import write_report
 from corenas_tool_report.reading import read_run, trade_off
@@ -281,6 +284,7 @@ def test_a_page_that_cannot_be_written_is_a_mistake_of_the_users(run_writer, tmp
 def test_the_command_says_where_the_page_is(run_writer, capsys, tmp_path):
     folder = run_writer("a")
     parser = ArgumentParser("report")
+    parser.add_argument("--json", action="store_true", help="as JSON")
     command = corenas_commands()["report"](parser)
     assert command(parser.parse_args([str(folder)])) == 0
     assert capsys.readouterr().out == f"{folder / 'report.html'}\n"
@@ -432,3 +436,18 @@ def test_a_share_comes_with_its_noise():
 ])  # fmt: skip
 def test_times_read_as_people_say_them(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("check", command_checks)
+def test_keeps_the_promises_of_commands(check):
+    check(corenas_commands()["report"])
+
+
+@pytest.mark.parametrize("check", listener_checks)
+def test_keeps_the_promises_of_listeners(check, run_writer):
+    check(corenas_event, folder=run_writer("a"))
+
+
+@pytest.mark.parametrize("check", distribution_checks)
+def test_keeps_the_promises_of_distributions(check):
+    check("corenas_tool_report")

@@ -83,7 +83,7 @@ def _contents(kind: str, name: str) -> dict[str, str]:
 
 
 def _parser(parser: ArgumentParser) -> Callable[[Any], int]:
-    """The command's arguments; returns the command."""
+    """Write a plugin of your own to start from, complete with tests that pass."""
     parser.description = "A plugin that passes its checks as it is written, to start from."
     parser.add_argument("kind", metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("name", metavar="NAME", help="its name in a spec: letters, digits and hyphens")

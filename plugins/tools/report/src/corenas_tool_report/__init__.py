@@ -14,13 +14,11 @@ from corenas.hookspecs import hookimpl
 
 
 def _parser(parser: ArgumentParser) -> Callable[[Any], int]:
-    """The command's arguments; returns the command."""
+    """Write a page of a run, or of several to compare them."""
     parser.description = "A run as one HTML page that needs nothing else; several runs, compared."
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run directory, finished or not")
     parser.add_argument("--out", metavar="FILE", type=Path,
                         help="the page (default: RUN/report.html, of several runs ./report.html)")  # fmt: skip
-    if "--json" not in parser.format_usage():  # corenas gives it to all commands
-        parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, nothing else")
     return _report
 
 

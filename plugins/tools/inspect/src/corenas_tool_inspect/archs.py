@@ -1,0 +1,43 @@
+"""How a person names an arch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import tomli
+
+from corenas import seeding
+from corenas.contracts import Trial
+from corenas.errors import UserError
+from corenas.space import Arch, SearchSpace
+
+
+def named_arch(space: SearchSpace, name: str, trials: Sequence[Trial] = ()) -> Arch:
+    """The arch that a person names: "min", "max", "default", "random:SEED", a TOML file.
+
+    trials: those that may be named by the beginning of their digest
+    Raises UserError for what is none of these.
+    """
+    found = {trial.arch for trial in trials if len(name) >= 4 and trial.arch.digest.startswith(name)}
+    if len(found) == 1:
+        return found.pop()
+    if name in ("min", "max", "default"):
+        return {"min": space.smallest, "max": space.largest, "default": space.default}[name]()
+    kind, colon, seed = name.partition(":")
+    if kind == "random" and colon:
+        if not seed.isdigit():
+            raise UserError(f"random:{seed}: expected a whole number as seed", key=("--arch",))
+        return space.sample(seeding.generator(int(seed), "arch"))
+    if not Path(name).is_file():
+        hint = (
+            'expected a TOML file, "min", "max", "default", "random:SEED"; of a run, a trial as `corenas trials` has it'
+        )
+        raise UserError("no such arch", file=name, hint=hint)
+    try:
+        return space.arch(tomli.loads(Path(name).read_text(encoding="utf-8")))
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"this is no TOML: {error}", file=name) from None
+    except UserError as error:
+        raise UserError(faults=[attrs.evolve(fault, file=name) for fault in error.faults]) from None

@@ -1,0 +1,51 @@
+"""What `corenas check` says of a spec that has no mistake."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from corenas.plugins import load_catalogue
+from corenas.spec import load_spec
+from corenas_tool_inspect.table import print_json, print_table
+
+
+def command(options: Namespace) -> None:
+    """Print it."""
+    spec, sources = load_spec(options.spec, load_catalogue(), options.set)
+    from corenas.run import prepare
+    from corenas_tool_inspect.archs import named_arch
+    from corenas_tool_inspect.estimate import estimate
+
+    with sources.locating():
+        prepared = prepare(spec, data=not options.no_data, weights=False)
+        needs = None if options.no_data else estimate(prepared, limit=3.0)
+    archs = {name: named_arch(spec.space, name) for name in ("min", "default", "max")}
+    costs = dict(zip(archs, prepared.cost.of(archs.values()), strict=True))
+    size = spec.space.size if spec.space.finite else None
+    if options.json:
+        space = {"size": size, "variables": len(spec.space.variables)}
+        told = {"seconds": dict(needs.seconds), "memory": needs.memory} if needs else None
+        print_json({"ok": True, "errors": [], "space": space, "cost": costs, "estimate": told})
+        return
+    print(f"{options.spec} is fine: {spec.name}, stages {', '.join([*prepared.stages, 'export'])}")
+    if size is not None:
+        print(f"space      {size:,} archs ({size:.2e}), {len(spec.space.variables)} variables")
+    if prepared.task.splits:
+        print("data       " + ", ".join(f"{name} {n:,}" for name, n in prepared.task.splits.items()))
+    print_table([{"arch": name, **cost} for name, cost in costs.items()])
+    for wanted in prepared.wanted:
+        if wanted.constraints:
+            print(f"constraints {wanted}")
+        if cheap := wanted.drawing.constraints:
+            print(f"about {wanted.drawing.share:.1%} of drawn archs have {' and '.join(map(str, cheap))}")
+    if needs is not None:
+        stages = ", ".join(f"{stage} about {_duration(seconds)}" for stage, seconds in needs.seconds.items())
+        memory = f", memory about {needs.memory / 1e9:.2g} GB" if needs.memory else ""
+        print(f"needs      {stages or 'not known'}{memory} (tried: {needs.tried}, on {prepared.device})")
+
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.2g} {name}" if seconds < 10 * unit else f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,36 @@
+"""What `corenas cost` says."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from corenas import seeding
+from corenas.errors import UserError
+from corenas.plugins import load_catalogue
+from corenas.spec import load_spec
+from corenas_tool_inspect.table import print_json, print_table
+
+
+def command(options: Namespace) -> None:
+    """Print it."""
+    spec, sources = load_spec(options.spec, load_catalogue(), options.set)
+    from corenas.run import prepare
+    from corenas_tool_inspect.archs import named_arch
+
+    if options.n < 1:
+        raise UserError(f"--n {options.n}: expected at least 1")
+    archs = []
+    for name in options.arch or ["min", "default", "max"]:
+        kind, _, seed = name.partition(":")
+        if kind == "random" and seed.isdigit() and options.n > 1:
+            codes = spec.space.draw(seeding.generator(int(seed), "arch"), options.n)
+            archs += [(f"{name}[{i}]", arch) for i, arch in enumerate(spec.space.decode(codes))]
+        else:
+            archs.append((name, named_arch(spec.space, name)))
+    with sources.locating():
+        prepared = prepare(spec, data=False, weights=False)
+    costs = prepared.cost.of(arch for _, arch in archs)
+    if options.json:
+        print_json({"archs": [{"arch": dict(arch), **cost} for (_, arch), cost in zip(archs, costs, strict=True)]})
+    else:
+        print_table([{"arch": name, **cost} for (name, _), cost in zip(archs, costs, strict=True)])

@@ -1,0 +1,72 @@
+"""What `corenas export` does."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from corenas.contracts import Trial
+from corenas.errors import UserError
+from corenas.plugins import load_catalogue
+from corenas.spec import load_spec
+from corenas.store import Store
+from corenas_tool_inspect.archs import named_arch
+from corenas_tool_inspect.table import print_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from corenas.run import Prepared
+
+
+def command(options: Namespace) -> None:
+    """Write the network and print its files."""
+    catalogue, folder = load_catalogue(), Path(options.source)
+    path = folder / "spec.toml" if folder.is_dir() else folder
+    if folder.is_dir() and not path.exists():
+        raise UserError("this is no run directory", file=str(folder), hint="it has no spec.toml")
+    options.to = options.to.resolve()
+    if options.to.exists() and (not options.to.is_dir() or any(options.to.iterdir())):
+        raise UserError("this is no empty folder", file=str(options.to), hint="another one: --to DIR")
+    spec, sources = load_spec(path, catalogue, options.set)
+    from corenas.result import plain_network, read_exporters, write
+    from corenas.run import prepare
+
+    exporters = read_exporters(options.format or spec.export.formats, catalogue)
+    with sources.locating():
+        if folder.is_dir():
+            prepared, trial, network, calibrated = _of_run(prepare(spec), folder, options.arch or "best")
+            arch, metrics = trial.arch, trial.metrics
+        else:
+            prepared, network, calibrated, metrics = prepare(spec, data=False), None, False, {}
+            arch = named_arch(spec.space, options.arch or "default")
+        plain = plain_network(prepared, arch, network, calibrated)
+        write(prepared, plain, arch, options.to, exporters, metrics, tested=False)
+    files = sorted(str(file) for file in options.to.iterdir())
+    if options.json:
+        print_json({"arch": dict(arch), **prepared.cost.of([arch])[0], "files": files})
+    else:
+        print("\n".join(files))
+
+
+def _of_run(prepared: Prepared, folder: Path, name: str) -> tuple[Prepared, Trial, nn.Module | None, bool]:
+    """An arch of a run by its name, "best" for that of its result; where its weights are, and whether its batch norm
+    has to be recalibrated: it has where they are a supernet's.
+
+    Raises UserError if the run has not come so far.
+    """  # fmt: skip
+    from corenas.run import load_supernet, retrain
+
+    store = Store(folder / "run.sqlite", readonly=True)
+    result = store.noted("result")
+    if name == "best":
+        if result is None:
+            raise UserError("this run has no best arch yet", file=str(folder), hint="finish it: corenas run")
+        trial = Trial(prepared.spec.space.arch(result["best"]["arch"]), result["best"]["metrics"])
+    else:
+        trial = Trial(named_arch(prepared.spec.space, name, store.trials()))
+    if (folder / "retrain.pt").exists() and result and dict(trial.arch) == result["best"]["arch"]:
+        prepared, network = retrain(prepared, trial.arch, folder / "retrain.pt")
+        return prepared, trial, network, False
+    return prepared, trial, load_supernet(prepared, folder) if prepared.has_supernet else None, True

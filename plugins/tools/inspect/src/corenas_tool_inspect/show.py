@@ -1,0 +1,87 @@
+"""What `corenas show` says: the options of components and of the spec's own tables, with what they mean."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import typing
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import attrs
+
+from corenas.errors import UserError, did_you_mean
+from corenas.options import expectation, explanations, key_of, to_table
+from corenas.plugins import KINDS, Catalogue, load_catalogue
+from corenas.spec import Spec
+from corenas_tool_inspect.table import print_json
+
+
+def command(options: Namespace) -> None:
+    """Print it."""
+    found, lines = show(load_catalogue(), options.kind, options.name)
+    if options.json:
+        print_json(found)
+    else:
+        print("\n".join(lines))
+
+
+def show(catalogue: Catalogue, kind: str | None, name: str | None) -> tuple[Any, list[str]]:
+    """What there is, the components of a kind, or one of them: as plain data and as lines of text.
+
+    Raises UserError for a kind, a table or a name that is not there.
+    """
+    kinds = [each for each in KINDS if each != "commands"]
+    tables = {f.name: type(f.default) for f in attrs.fields(Spec) if attrs.has(type(f.default))} | {"spec": Spec}
+    if kind is None:
+        found = {each: catalogue.names(each) for each in kinds}
+        lines = [f"{each:<12} {', '.join(names) or 'none installed'}" for each, names in found.items()]
+        return found, [*lines, f"{'tables':<12} {', '.join(sorted(tables))}"]
+    if kind in tables:
+        return {kind: _options(tables[kind])}, [*_lines(tables[kind], "")]
+    plural = kind if kind.endswith("s") else f"{kind}s"
+    if plural not in kinds:
+        raise UserError(f"no kind {kind!r}", hint=did_you_mean(kind, [*kinds, *tables], "kinds and tables of a spec"))
+    components = [catalogue.find(plural, each) for each in ([name] if name else catalogue.names(plural))]
+    lines = []
+    for component in components:
+        lines += [f"{component.name} ({component.distribution} {component.version})", *_lines(component.cls, "  "), ""]
+    return {plural: {component.name: _options(component.cls) for component in components}}, lines
+
+
+def _options(cls: type) -> list[dict[str, Any]]:
+    """The options of a class, those of classes inside it under `options`."""
+    attrs.resolve_types(cls)
+    texts = explanations(cls)
+    rows = []
+    for attribute in attrs.fields(cls):
+        default: Any = attribute.default
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            default = [] if default.takes_self else default.factory()  # type: ignore[union-attr]
+        name = key_of(attribute)
+        row: dict[str, Any] = {"option": name, "expects": expectation(attribute.type)}
+        row["required"] = default is attrs.NOTHING
+        if not row["required"]:
+            row["default"] = to_table(default)
+        row["meaning"] = texts.get(attribute.name, "")
+        inner = [arm for arm in (attribute.type, *typing.get_args(attribute.type)) if attrs.has(arm)]
+        if inner:
+            row["options"] = _options(inner[0])
+        rows.append(row)
+    return rows
+
+
+def _lines(cls: type, indent: str) -> Iterator[str]:
+    """A class's summary and options as text."""
+    for line in inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].splitlines():
+        yield f"{indent}{line}"
+    yield from _option_lines(_options(cls), f"{indent}  ")
+
+
+def _option_lines(rows: Sequence[dict[str, Any]], indent: str) -> Iterator[str]:
+    for row in rows:
+        default = "none" if row.get("default") is None else json.dumps(row["default"])
+        yield f"{indent}{row['option']}: {row['meaning']}"
+        yield f"{indent}  {row['expects']}, {'required' if row['required'] else f'default {default}'}"
+        yield from _option_lines(row.get("options", []), f"{indent}    ")

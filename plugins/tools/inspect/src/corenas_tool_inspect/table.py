@@ -1,0 +1,36 @@
+"""How rows are printed: as JSON for programs, as columns for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def print_json(content: Any) -> None:
+    """One JSON object on stdout."""
+    json.dump(content, sys.stdout)
+    sys.stdout.write("\n")
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as columns of text, numbers to the right."""
+    if not rows:
+        print("nothing")
+        return
+    keys = [*dict.fromkeys(key for row in rows for key in row)]
+    cells = [[_cell(row.get(key, "")) for key in keys] for row in rows]
+    widths = [max(map(len, column)) for column in zip(keys, *cells, strict=True)]
+    for line, values in [(keys, None), *zip(cells, rows, strict=True)]:
+        parts = []
+        for i, (cell, width) in enumerate(zip(line, widths, strict=True)):
+            number = isinstance((values or rows[0]).get(keys[i]), int | float)
+            parts.append(cell.rjust(width) if number else cell.ljust(width))
+        print("  ".join(parts).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
+    return f"{int(value):,}" if isinstance(value, int | float) else str(value)

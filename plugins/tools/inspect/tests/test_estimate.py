@@ -1,0 +1,130 @@
+"""What `corenas check` says of time and memory."""
+
+import time
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import tomli_w
+import torch
+from attrs import evolve, frozen
+
+from corenas.errors import UserError
+from corenas.hookspecs import hookimpl
+from corenas.plugins import load_catalogue
+from corenas.run import prepare, run
+from corenas.spec import load_spec
+from corenas.store import Store
+from corenas.testing import small
+from corenas_tool_inspect.estimate import estimate
+
+
+@frozen
+class Algorithm:
+    """Trains on the labels."""
+
+    stages: ClassVar = ("train", "search")
+    needs: ClassVar = ("mutator", "searcher")
+
+    def start(self, context):
+        return small.Trainer(context.supernet, context.task, [(context.space, context.train)])
+
+
+@frozen
+class Searcher:
+    """At random."""
+
+    def start(self, problem, rng):
+        ask = lambda n: [problem.space.sample(rng) for _ in range(n)]  # noqa: E731
+        return SimpleNamespace(ask=ask, tell=lambda trials: None, state_dict=dict, load_state_dict=lambda state: None)
+
+
+@frozen
+class Accuracy:
+    """The task's metrics of a subnet."""
+
+    cheap: ClassVar = False
+
+    def provides(self, task):
+        return task.metrics
+
+    def start(self, context):
+        return lambda archs, fidelity: [context.evaluation(arch, "valid", fidelity) for arch in archs]
+
+
+def make_spec(folder, catalogue, **changes):
+    kinds = ("task", "backbone", "mutator", "algorithm", "searcher")
+    table = {"space": small.TABLE, **dict.fromkeys(kinds, "small"), "evaluators": ["small"], "export": {"formats": []},
+             "train": {"epochs": 1, "batch_size": 32}, "search": {"trials": 12}} | changes  # fmt: skip
+    (folder / "spec.toml").write_text(tomli_w.dumps(table))
+    return load_spec(folder / "spec.toml", catalogue)[0]
+
+
+@pytest.fixture(scope="module")
+def catalogue():
+    offers = {"tasks": small.Patterns, "backbones": small.Backbone, "mutators": small.Paths, "algorithms": Algorithm,
+              "searchers": Searcher, "evaluators": Accuracy}  # fmt: skip
+    hooks = {f"corenas_{kind}": hookimpl(lambda cls=cls: {"small": cls}) for kind, cls in offers.items()}
+    return load_catalogue(found=[], extra=[("small", SimpleNamespace(**hooks))])
+
+
+def test_the_estimate_is_near_what_a_run_takes(tmp_path, catalogue):
+    spec = make_spec(
+        tmp_path,
+        catalogue,
+        train={"epochs": 60, "batch_size": 16, "optimizer": {"type": "SGD", "lr": 0.02}},
+        search={"trials": 30},
+    )
+    found = estimate(prepare(spec, weights=False))
+    assert found.tried == "steps of 16 images and a trial"
+    assert found.memory > 50e6
+    run(spec, catalogue, tmp_path / "run", lambda event: None)
+    seconds = Store(tmp_path / "run/run.sqlite", readonly=True).noted("seconds")
+    assert found.seconds.keys() == {"train", "search"}
+    for stage, guess in found.seconds.items():
+        assert seconds[stage] / 5 < guess < 5 * seconds[stage]
+
+
+def test_trying_leaves_what_is_random_as_it_was_and_nothing_behind(tmp_path, catalogue):
+    spec = make_spec(tmp_path, catalogue)
+    prepared, state = prepare(spec, weights=False), torch.get_rng_state()
+    estimate(prepared)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.is_meta for p in prepared.supernet.parameters())
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.toml"]
+
+
+def test_what_only_a_step_shows_is_told_by_a_check(tmp_path, monkeypatch, catalogue):
+    def refuse(self, batch, step):
+        raise UserError("this mutator does not suit", key=("mutator",))
+
+    monkeypatch.setattr(small.Trainer, "train_step", refuse)
+    with pytest.raises(UserError, match="does not suit"):
+        estimate(prepare(make_spec(tmp_path, catalogue), weights=False))
+
+
+def test_a_step_that_takes_too_long_ends_the_trying(tmp_path, monkeypatch, catalogue):
+    monkeypatch.setattr(small.Task, "loss", lambda self, outputs, batch: time.sleep(30))
+    start = time.perf_counter()
+    found = estimate(prepare(make_spec(tmp_path, catalogue), weights=False), limit=0.5)
+    assert time.perf_counter() - start < 5
+    assert (found.seconds, found.memory, found.tried) == ({}, None, "nothing")
+
+
+def test_a_supernet_that_fills_the_memory_is_not_even_tried(tmp_path, monkeypatch, catalogue):
+    monkeypatch.setattr("corenas_tool_inspect.estimate._free_memory", lambda: 1000.0)
+    found = estimate(prepare(make_spec(tmp_path, catalogue), weights=False))
+    assert found.seconds == {}
+    assert "fill the memory" in found.tried
+
+
+def test_large_batches_are_judged_by_small_ones(tmp_path, monkeypatch, catalogue):
+    sizes = []
+    step = small.Trainer.train_step
+    monkeypatch.setattr(small.Trainer, "train_step", lambda self, b, s: sizes.append(len(b[1])) or step(self, b, s))
+    monkeypatch.setattr("corenas_tool_inspect.estimate._ENOUGH", 0.0)
+    spec = make_spec(tmp_path, catalogue, train={"epochs": 4, "batch_size": 96})
+    found = estimate(prepare(spec, weights=False))
+    assert {*sizes} == {8}
+    assert found.seconds["train"] > 0
+    assert evolve(found, memory=None).tried == "steps of 8 images and a trial"
