@@ -498,10 +498,16 @@ class RunStarted:
 
 @frozen
 class RunDone:
-    """A run has ended; `lines` say where everything is and how to load it."""
+    """A run has ended.
+
+    result: what `corenas run --json` prints
+    splits, metrics: of its task, to say on what its figures were measured and what they mean
+    """
 
     folder: Path
-    lines: Sequence[str]
+    result: Mapping[str, Json] = field(factory=dict)
+    splits: Mapping[str, int] = field(factory=dict)
+    metrics: Mapping[str, Metric] = field(factory=dict)
 
 
 Event: TypeAlias = RunStarted | StageStarted | Progress | StageDone | TrialDone | Note | RunDone

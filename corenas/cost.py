@@ -11,7 +11,8 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -81,11 +82,9 @@ def _plain_cost(module: nn.Module, positions: Value) -> LayerCost:
 
 def _outputs(module: nn.Module) -> Value | None:
     """How many channels a layer's output has, where that is known."""
-    values = module.__dict__.get("values", {})
-    if "outputs" in values:
-        outputs = values["outputs"]
-        return outputs.size if isinstance(outputs, Dimension) else outputs
-    return next((Constant(getattr(module, a)) for a in ("out_channels", "out_features") if hasattr(module, a)), None)
+    plain = getattr(module, "out_channels", getattr(module, "out_features", None))
+    outputs = module.__dict__.get("values", {}).get("outputs", plain)
+    return None if outputs is None else Dimension.of(outputs).size
 
 
 class Cost:
@@ -98,223 +97,169 @@ class Cost:
     """
 
     def __init__(self, model: nn.Module, space: SearchSpace, example: torch.Tensor) -> None:
-        self.layers = _layer_costs(model, space, example)
-        self.use(space)
-
-    def use(self, space: SearchSpace) -> None:
-        """Prepare for the codes of a space that is narrower than, or the same as, the model's."""
-        self.space = space
-        self._domains = {v.key: v.choices for v in space.variables if not v.continuous}
-        self._fixed, self._tables, self._rest = self._tabulate()
+        self._layers = _layer_costs(model, space, example)
+        self._tabulate(space)
 
     def on(self, space: SearchSpace) -> Cost:
-        """The same costs for a narrower space."""
+        """The same costs for the codes of a space that is narrower than, or the same as, the model's."""
         other = copy.copy(self)
-        other.use(space)
+        other._tabulate(space)
         return other
 
     def __call__(self, codes: Codes) -> dict[str, np.ndarray]:
         """flops, params and activations of archs (a matrix of choice indices): whole numbers, one a row."""
-        total = np.tile(self._fixed, (len(codes), 1))
-        columns = [np.ascontiguousarray(column) for column in codes.T.astype(np.int64)]
-        for places, strides, table in self._tables:
-            row = sum((columns[p] * s for p, s in zip(places, strides, strict=True)), start=np.int64(0))
-            total += table[row]
-        if self._rest:
-            choices = {key: self._column(key, codes) for key in {key for _, value in self._rest for key in value.keys}}
-            for metric, value in self._rest:
-                total[:, metric] += value(choices).astype(np.int64)
-        return dict(zip(METRICS, total.T, strict=True))
-
-    def _column(self, key: str, codes: Codes) -> np.ndarray:
-        """The choices of one variable in many archs."""
-        column = codes[:, self.space.keys.index(key)]
-        if key in self._domains:
-            return np.asarray(self._domains[key])[column.astype(np.int64)]
-        return np.array([*map(self.space[key].choice, column)])
+        return dict(zip(METRICS, self._totals(codes).T, strict=True))
 
     def of(self, archs: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:
         """flops, params and activations of archs, one mapping each."""
-        columns = self(self.space.encode(archs))
-        return [dict(zip(METRICS, map(int, row), strict=True)) for row in zip(*columns.values(), strict=True)]
+        totals = self._totals(self.space.encode(archs))
+        return [dict(zip(METRICS, row, strict=True)) for row in totals.tolist()]
 
-    def _tabulate(self) -> tuple[np.ndarray, list[tuple[list[int], list[int], np.ndarray]], list[tuple[int, Value]]]:
-        """Sums of layers over the same variables as one table each, what is too large for a table as values.
+    def _totals(self, codes: Codes) -> np.ndarray:
+        """A row for each arch, a column for each metric."""
+        places = np.ascontiguousarray(codes.T, np.int64)
+        choices = {}
+        for key in {key for _, value in self._rest for key in value.keys}:
+            place, variable = self.space.keys.index(key), self.space[key]
+            column = codes[:, place] if variable.continuous else places[place]
+            choices[key] = np.array([*map(variable.choice, column)])
+        totals = _sums(self._rest, choices, len(codes))
+        for keys, table in self._tables:
+            totals += table[tuple(places[key] for key in keys)]
+        return totals
 
-        A table has a row for each combination of its variables' choices and a column for each metric.
+    def _tabulate(self, space: SearchSpace) -> None:
+        """Sum layers over the same variables into one table; what is too large for a table stays as values.
+
+        A table has an axis for each of its variables, and one for the metrics.
         """
-        fixed = np.zeros(len(METRICS), np.int64)
-        terms: dict[frozenset[str], list[tuple[int, Value]]] = {}
-        rest: list[tuple[int, Value]] = []
-        for layer in self.layers:
+        self.space = space
+        self._tables: list[tuple[list[int], np.ndarray]] = []
+        self._rest: list[_Term] = []
+        together: dict[tuple[str, ...], list[_Term]] = defaultdict(list)
+        for layer in self._layers:
             for metric, value in enumerate((layer.flops, layer.params, layer.activations)):
-                if not value.keys:
-                    fixed[metric] += value({})
-                elif not self._rows(value.keys) <= LARGEST_TABLE:
-                    rest.append((metric, value))
-                else:
-                    terms.setdefault(frozenset(value.keys), []).append((metric, value))
-        groups: dict[frozenset[str], list[tuple[int, Value]]] = {}
-        for keys in sorted(terms, key=lambda k: (-len(k), sorted(k))):  # the small ones join a larger one
-            host = next((group for group in groups if keys <= group), keys)
-            groups.setdefault(host, []).extend(terms[keys])
-        tables = []
-        for group, members in groups.items():
-            keys = [key for key in self.space.keys if key in group]
-            columns = grid({key: self._domains[key] for key in keys})
-            table = np.zeros((int(self._rows(keys)), len(METRICS)), np.int64)
-            for metric, value in members:
-                table[:, metric] += value(columns).astype(np.int64)
-            sizes = [len(self._domains[key]) for key in keys]
-            strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
-            tables.append(([self.space.keys.index(key) for key in keys], strides, table))
-        return fixed, tables, rest
+                together[tuple(sorted(value.keys))].append((metric, value))
+        for keys, terms in together.items():
+            domains = {key: space[key].choices for key in keys if not space[key].continuous}
+            sizes = [*map(len, domains.values())]
+            if len(domains) < len(keys) or math.prod(sizes) > LARGEST_TABLE:
+                self._rest += terms
+            else:
+                table = _sums(terms, grid(domains) if domains else {}, math.prod(sizes))
+                self._tables.append(([*map(space.keys.index, keys)], table.reshape(*sizes, len(METRICS))))
 
-    def _rows(self, keys: Iterable[str]) -> float:
-        """How many combinations of choices there are: infinitely many of a continuous variable."""
-        return math.prod(len(self._domains[key]) if key in self._domains else math.inf for key in keys)
+
+_Term = tuple[int, Value]
+"""The place of a metric, and what to add to it."""
+
+
+def _sums(terms: Sequence[_Term], choices: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
+    """What terms add to each metric under columns of choices."""
+    sums = np.zeros((rows, len(METRICS)), np.int64)
+    for metric, value in terms:
+        sums[:, metric] += np.asarray(value(choices), np.int64)
+    return sums
 
 
 def _layer_costs(model: nn.Module, space: SearchSpace, example: torch.Tensor) -> list[LayerCost]:
-    gates: dict[nn.Module, list[Value]] = {}
-    _collect_gates(model, Constant(1), gates)
+    # A twin without weights: it runs on no data, on the meta device, and leaves the model alone.
+    weights = itertools.chain(model.parameters(), model.buffers())
+    twin = copy.deepcopy(model, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in weights}).eval()
+    gates: dict[nn.Module, list[Value]] = defaultdict(list)
+    for module, gate in _places(twin, Constant(1)):
+        if isinstance(module, Costed) or [*module.parameters(recurse=False)]:
+            gates[module].append(gate)
     gates = {module: own if len({*own}) > 1 else own[:1] for module, own in gates.items()}
-    owners = [module for module in gates if hasattr(module, "cost") or [*module.parameters(recurse=False)]]
-    calls = _calls(model, space, example, gates, owners)
+    calls = _calls(twin, space, example, gates)
     costs = []
-    for module in owners:
+    for module, own in gates.items():
         # What stands in several places is called in each, but has its weights once.
-        runs = functools.reduce(operator.add, gates[module])
-        owned = at_least(runs, 1) if len(gates[module]) > 1 else runs
+        runs = functools.reduce(operator.add, own)
+        owned = at_least(runs, 1) if len(own) > 1 else runs
         cost = module.cost if isinstance(module, Costed) else functools.partial(_plain_cost, module)
         costs.append(LayerCost(params=owned * cost(Constant(0)).params))
-        for positions in calls.get(module, ()):
+        for positions in calls[module]:
             once = cost(positions)
             costs.append(LayerCost(flops=runs * once.flops, activations=runs * once.activations))
     return costs
 
 
-def _collect_gates(
-    module: nn.Module, gate: Value, gates: dict[nn.Module, list[Value]], gated: frozenset[nn.Module] = frozenset()
-) -> None:
-    """Under which archs each module runs: for each of its places the product of the gates above it."""
-    gates.setdefault(module, []).append(gate)
+def _places(
+    module: nn.Module, gate: Value, gated: frozenset[nn.Module] = frozenset()
+) -> Iterator[tuple[nn.Module, Value]]:
+    """Every place of every module, with what says under which archs it runs: the product of the gates above it.
+
+    gated: what has a gate of its own further up
+    """
+    yield module, gate
     own = [*module.gates()] if isinstance(module, Gated) else []
     for child, value in own:
-        _collect_gates(child, _both(gate, value), gates)
-    if own or not isinstance(module, nn.ModuleList | nn.ModuleDict):  # a container leaves its items to its owner
-        gated = frozenset(child for child, _ in own)
+        yield from _places(child, gate * value)
+    gated |= {child for child, _ in own}
     for child in module.children():
         if child not in gated:
-            _collect_gates(child, gate, gates, gated)
-
-
-def _both(gate: Value, other: Value) -> Value:
-    if Constant(1) in (gate, other):
-        return other if gate == Constant(1) else gate
-    return gate * other
+            yield from _places(child, gate, gated)
 
 
 def _calls(
-    model: nn.Module,
-    space: SearchSpace,
-    example: torch.Tensor,
-    gates: Mapping[nn.Module, Sequence[Value]],
-    owners: Sequence[nn.Module],
+    twin: nn.Module, space: SearchSpace, example: torch.Tensor, gates: Mapping[nn.Module, Sequence[Value]]
 ) -> dict[nn.Module, list[Value]]:
     """At how many positions a layer's output stands, for each time it is called in one of its places.
 
-    Read off runs on no data, on the meta device: one for each combination of the choices that resize, and as many archs
-    as it takes for every layer to run once.
+    Read off one run for each combination of the choices that resize, under as many archs as it takes for every layer
+    to run once.
     """
-    resizing = {key: space.value(key) for m in mutables(model) if isinstance(m, Resizing)
+    resizing = {key: space.value(key) for m in mutables(twin) if isinstance(m, Resizing)
                 for name in m.resizes for key in m.values[name].keys}  # fmt: skip
-    seen: dict[nn.Module, dict[tuple[Any, ...], tuple[int, ...]]] = {}
-    # The very modules run, so that results belong to them: their weights are put on the meta device for a while.
-    with _weightless(model) as run:
-        covering = _covering_archs(space, [gate for module in owners for gate in gates[module]])
-        all_sizes = [*itertools.product(*(value.possible for value in resizing.values()))]
-        # The smallest arch opens nothing new: it shows what changes sizes without saying so.
-        for base, sizes in [*itertools.product(covering, all_sizes), (space.smallest(), all_sizes[0])]:
-            arch = {**base, **dict(zip(resizing, sizes, strict=True))}
-            for module, found in run(owners, arch, example).items():
-                places = sum(gate(arch) for gate in gates[module])
-                one = found[: len(found) // max(places, 1)]
-                if one * places != found or seen.setdefault(module, {}).setdefault(sizes, one) != one:
-                    raise ValueError(
-                        f"a {type(module).__name__} runs at {list(found)} positions in {places} places under one arch, "
-                        f"at {[*seen.get(module, {}).get(sizes, ())]} in each under another: a mutable that resizes "
-                        "must declare `resizes`, one that does not run all its children must have `gates`"
-                    )
+    all_sizes = [*itertools.product(*(value.possible for value in resizing.values()))]
+    found: dict[nn.Module, list[int]] = {}
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        channels = _outputs(module)
+        output = output[0] if isinstance(output, tuple) else output
+        if channels is not None and isinstance(output, torch.Tensor):
+            # Over the example's size, not the output's: some layers fold windows into the batch.
+            positions = output.numel() // len(example) // max(channels(arch), 1)
+            found.setdefault(module, []).append(positions)
+
+    for module in gates:
+        module.register_forward_hook(note)
+    seen: dict[nn.Module, dict[tuple[Any, ...], list[int]]] = defaultdict(dict)
+    covering = _covering_archs(space, itertools.chain(*gates.values()))
+    # The smallest arch opens nothing new: it shows what changes sizes without saying so.
+    for base, sizes in [*itertools.product(covering, all_sizes), (space.smallest(), all_sizes[0])]:
+        arch = {**base, **dict(zip(resizing, sizes, strict=True))}
+        found.clear()
+        apply(twin, arch)
+        with torch.no_grad():
+            twin(torch.empty_like(example, device="meta"))
+        for module, positions in found.items():
+            places = sum(gate(arch) for gate in gates[module])
+            one = positions[: len(positions) // max(places, 1)]
+            if one * places != positions or seen[module].setdefault(sizes, one) != one:
+                raise ValueError(
+                    f"a {type(module).__name__} runs at {positions} positions in {places} places under one arch, "
+                    f"at {seen[module].get(sizes, [])} in each under another: a mutable that resizes "
+                    "must declare `resizes`, one that does not run all its children must have `gates`"
+                )
     calls = {}
-    for module, table in seen.items():
-        if len({len(found) for found in table.values()}) > 1:
-            raise ValueError(f"how often a {type(module).__name__} is called depends on the size of its input")
-        columns = ({sizes: found[i] for sizes, found in table.items()} for i in range(len(next(iter(table.values())))))
-        calls[module] = [looked_up(column, *resizing.values()) for column in columns]
+    for module in gates:  # a call that some sizes do without stands at no positions there
+        columns = itertools.zip_longest(*(seen[module].get(sizes, ()) for sizes in all_sizes), fillvalue=0)
+        calls[module] = [looked_up(dict(zip(all_sizes, c, strict=True)), *resizing.values()) for c in columns]
     return calls
 
 
-def _covering_archs(space: SearchSpace, gates: Iterable[Value]) -> Iterable[dict[str, Any]]:
-    """Archs under which every gate is open at least once, the largest first."""
+def _covering_archs(space: SearchSpace, gates: Iterable[Value]) -> list[dict[str, Any]]:
+    """Archs under which every gate that some arch opens is open at least once, the largest arch first."""
     largest = dict(space.largest())
-    yield largest
-    closed = [gate for gate in dict.fromkeys(gates) if not gate(largest)]
-    while closed:
-        opened: dict[str, Any] = {}
-        for gate in closed:
-            columns = grid({key: opened_or_all(space, key, opened) for key in gate.keys})
-            rows = np.flatnonzero(gate(columns))
-            if len(rows):
-                opened |= {key: column[rows[-1]].item() for key, column in columns.items()}
-        arch = largest | opened
-        yield arch
-        still = [gate for gate in closed if not gate(arch)]
-        if len(still) == len(closed):  # what no arch of this space opens never costs anything
-            return
-        closed = still
-
-
-def opened_or_all(space: SearchSpace, key: str, opened: Mapping[str, Any]) -> Sequence[Any]:
-    """The one choice that a variable was given already, or all it has."""
-    return [opened[key]] if key in opened else space[key].choices
-
-
-class _weightless:  # noqa: N801 - reads as a verb where it is used
-    """A model whose weights are on the meta device for a while; entered it gives a function that runs one arch."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> Any:
-        named = [*self.model.named_parameters(), *self.model.named_buffers()]
-        self.weights = {name: torch.empty_like(tensor, device="meta") for name, tensor in named}
-        self.modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        return self.run
-
-    def run(
-        self, owners: Iterable[nn.Module], arch: Mapping[str, Any], example: torch.Tensor
-    ) -> dict[nn.Module, tuple[int, ...]]:
-        found: dict[nn.Module, tuple[int, ...]] = {}
-
-        def note(module: nn.Module, args: Any, output: Any) -> None:
-            channels = _outputs(module)
-            output = output[0] if isinstance(output, tuple) else output
-            if channels is not None and isinstance(output, torch.Tensor):
-                # Over the example's size, not the output's: some layers fold windows into the batch.
-                positions = output.numel() // len(example) // max(channels(arch), 1)
-                found[module] = (*found.get(module, ()), positions)
-
-        hooks = [module.register_forward_hook(note) for module in owners]
-        try:
-            with torch.no_grad(), apply(self.model, arch):
-                torch.func.functional_call(self.model, self.weights, (torch.empty_like(example, device="meta"),))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found
-
-    def __exit__(self, *error: object) -> None:
-        for module, mode in self.modes:
-            module.training = mode
+    archs = [largest]
+    for gate in dict.fromkeys(gate for gate in gates if gate.keys):
+        for held in (*archs, opened := {}):  # the first arch that can open it without closing another
+            columns = grid({key: [held[key]] if key in held else space[key].choices for key in gate.keys})
+            if len(rows := np.flatnonzero(gate(columns))):
+                held |= {key: column[rows[-1]].item() for key, column in columns.items()}
+                break
+        if opened:
+            archs.append(opened)
+    return [largest | held for held in archs]

@@ -16,10 +16,6 @@ import torch
 from torch import Tensor, distributed
 
 T = TypeVar("T")
-_BUCKET = 1 << 22
-"""Elements that are summed at once; gradients of a supernet are many and small."""
-
-
 _apart = ContextVar("apart", default=False)
 
 
@@ -67,49 +63,49 @@ def first(make: Callable[[], T]) -> T:
     """
     if world() == 1:
         return make()
-    found: list[Any] = [None, None]
+    found: Any = (None, None)
     if rank() == 0:
         try:
             with apart():
-                found[0] = make()
+                found = (make(), None)
         except Exception as error:
-            found[1] = error
-    distributed.broadcast_object_list(found)
-    if found[1] is not None:
-        raise found[1]
-    return found[0]
+            found = (None, error)
+    made, error = together(found)[0]
+    if error is not None:
+        raise error
+    return made
 
 
 def together(own: T) -> list[T]:
     """What every process gives, in their order; objects travel pickled."""
-    if world() == 1:
-        return [own]
-    found: list[Any] = [None] * world()
-    distributed.all_gather_object(found, own)
+    found: list[Any] = [own] * world()
+    if len(found) > 1:
+        distributed.all_gather_object(found, own)
     return found
 
 
 @torch.no_grad()
 def total(tensors: Iterable[Tensor]) -> None:
-    """Sum tensors over processes, in place, several at a time in flat buckets."""
+    """Sum tensors over processes, in place, those of one type flattened to one: gradients are many and small."""
     if world() == 1:
         return
-    for bucket in _buckets(tensors):
-        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor)
+    for same in by_type.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in same])
         distributed.all_reduce(flat)
-        for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+        for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
 
-def _buckets(tensors: Iterable[Tensor]) -> Iterator[Sequence[Tensor]]:
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        if bucket and (sum(t.numel() for t in bucket) + tensor.numel() > _BUCKET or tensor.dtype != bucket[0].dtype):
-            yield bucket
-            bucket = []
-        bucket.append(tensor)
-    if bucket:
-        yield bucket
+def mean(tensors: Sequence[Tensor], weight: float) -> Sequence[Tensor]:
+    """The mean of tensors over processes, those of each by its weight; the weights add up to 1."""
+    if world() == 1:
+        return tensors
+    weighted = [tensor * weight for tensor in tensors]
+    total(weighted)
+    return weighted
 
 
 class _Sum(torch.autograd.Function):
@@ -121,9 +117,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        gradient = gradient.clone()
-        distributed.all_reduce(gradient)
-        return gradient
+        return _Sum.apply(gradient)  # type: ignore[return-value]
 
 
 def summed(tensor: Tensor) -> Tensor:

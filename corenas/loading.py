@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from attrs import frozen
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -15,6 +16,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from corenas import distributed, seeding
 from corenas.contracts import LiveTask
 from corenas.errors import UserError
+
+Places: TypeAlias = list[tuple[int, int]]
+"""Epoch and number of each sample of a batch."""
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -27,49 +31,50 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return tree_map_only(Tensor, move, batch)
 
 
-class _Seeded(Dataset[Any]):
-    """A data set indexed by (epoch, sample), with torch's global generator seeded for each of them."""
+@frozen
+class _Batched(Dataset[Any]):
+    """A data set of batches, indexed by their places; torch's global generator is seeded for each sample."""
 
-    def __init__(self, dataset: Any, seed: int, name: str) -> None:
-        self.dataset, self.seed, self.name = dataset, seed, name
+    samples: Any
+    seed: int
+    name: str
 
-    def __getitem__(self, place: tuple[int, int]) -> Any:
-        # torch.manual_seed would seed all devices, which takes as long as reading an image
-        torch.default_generator.manual_seed(seeding.number(self.seed, self.name, *place))
+    def __getitem__(self, places: Places) -> Any:
         try:
-            return self.dataset[place[1]]
+            return getattr(self.samples, "collate", default_collate)([self._sample(*place) for place in places])
         except UserError as error:  # raised in a worker it would arrive as a traceback, so it is handed over
             return error
 
-    def batches(self, places: Sequence[Sequence[tuple[int, int]]], workers: int) -> Iterator[Any]:
-        """The batches of some samples. Torch's global generator is as it was after each."""
+    def _sample(self, epoch: int, i: int) -> Any:
+        # torch.manual_seed would seed all devices, which takes as long as reading an image
+        torch.default_generator.manual_seed(seeding.number(self.seed, self.name, epoch, i))
+        return self.samples[i]
+
+    def shuffled(self, *epoch: int) -> np.ndarray:
+        """The numbers of all samples at random."""
+        return np.random.default_rng([seeding.number(self.seed, self.name, *epoch)]).permutation(len(self.samples))
+
+    def read(self, batches: Sequence[Places], workers: int) -> Iterator[Any]:
+        """Some batches. Torch's global generator is as it was after each."""
         loader = DataLoader(
-            self,
-            batch_sampler=places,  # type: ignore[arg-type]
-            num_workers=workers,
-            collate_fn=_Collate(getattr(self.dataset, "collate", default_collate)),
+            self, None, sampler=batches, num_workers=workers, collate_fn=_as_it_is,
             generator=torch.Generator().manual_seed(0),
-        )
-        batches = iter(loader)
-        while True:
-            before = torch.get_rng_state()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            finally:
-                torch.set_rng_state(before)
+        )  # fmt: skip
+        found = iter(loader)
+        for _ in batches:
+            with torch.random.fork_rng(devices=[]):
+                batch = next(found)
             if isinstance(batch, UserError):
                 raise batch
             yield batch
 
 
-class _Collate:
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
-    def __call__(self, samples: list[Any]) -> Any:
-        return next((sample for sample in samples if isinstance(sample, UserError)), None) or self.collate(samples)
+
+def _cut(order: np.ndarray, batch_size: int, epoch: int = 0) -> list[Places]:
+    return [[(epoch, int(i)) for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
 
 
 class Stream:
@@ -89,42 +94,36 @@ class Stream:
         augmented: bool = True,
         parts: int = 1,
     ) -> None:
-        dataset = task.dataset(split, augmented)
-        self.size = len(dataset)  # type: ignore[arg-type]
-        self.batch_size = min(batch_size, self.size)
-        self.steps = self.size // self.batch_size
-        self.seed, self.name, self.workers, self.parts = seed, f"data:{split}", workers, parts
-        self._dataset = _Seeded(dataset, seed, self.name)
+        self._data = _Batched(task.dataset(split, augmented), seed, f"data:{split}")
+        self.batch_size = min(batch_size, len(self._data.samples))
+        self.steps = len(self._data.samples) // self.batch_size
+        self.workers, self.parts = workers, parts
         if self.batch_size < parts * distributed.world():
             text = f"{self.batch_size} images cannot be cut into {parts * distributed.world()} parts"
             raise UserError(text, key=("train", "batch_size"), hint="train.accumulate times processes are too many")
 
-    def order(self, epoch: int) -> list[list[tuple[int, int]]]:
+    def order(self, epoch: int) -> list[Places]:
         """The samples of each batch of an epoch, over all processes."""
-        rng = np.random.default_rng([seeding.number(self.seed, self.name, epoch)])
-        order = rng.permutation(self.size)[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
-        return [[(epoch, int(i)) for i in batch] for batch in order]
+        return _cut(self._data.shuffled(epoch)[: self.steps * self.batch_size], self.batch_size, epoch)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[tuple[Any, float]]]:
         """The batches of an epoch, from one on: this process's parts, each with its share of the whole batch.
 
         Torch's global generator is as it was after each.
         """
-        own = range(distributed.rank() * self.parts, (distributed.rank() + 1) * self.parts)
         bounds = np.linspace(0, self.batch_size, self.parts * distributed.world() + 1).astype(int)
-        spans = [(bounds[i], bounds[i + 1]) for i in own]
+        spans = [*itertools.pairwise(bounds.tolist())][distributed.rank() * self.parts :][: self.parts]
         places = [batch[a:b] for batch in self.order(epoch)[start:] for a, b in spans]
-        shares = [float(b - a) / self.batch_size for a, b in spans]
-        batches = self._dataset.batches(places, self.workers)
-        for batch in batches:
-            yield [(batch, shares[0]), *zip(itertools.islice(batches, self.parts - 1), shares[1:], strict=True)]
+        read = self._data.read(places, self.workers)
+        for _ in range(start, self.steps):
+            yield [(next(read), (b - a) / self.batch_size) for a, b in spans]
 
     def forever(self, start: int = 0) -> Iterator[Any]:
         """Batches of one epoch after the other, from one on; for a stream of one part."""
-        epoch, start = divmod(start, self.steps)
-        for number in itertools.count(epoch):
-            for ((batch, _),) in self.epoch(number, start if number == epoch else 0):
+        for epoch in itertools.count(start // self.steps):
+            for ((batch, _),) in self.epoch(epoch, start % self.steps):
                 yield batch
+            start = 0
 
 
 class Batches:
@@ -144,16 +143,12 @@ class Batches:
         limit: int = 0,
         workers: int = 0,
     ) -> None:
-        dataset: Any = task.dataset(split, augmented)
-        name, order = f"batches:{split}", np.arange(len(dataset))
-        if limit:
-            shuffled = np.random.default_rng([seeding.number(seed, name)]).permutation(len(dataset))
-            order = shuffled[: limit * batch_size]
-        self.device, self.workers = device, workers
-        self._places = [[(0, int(i)) for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
-        self._samples = _Seeded(dataset, seed, name)
+        samples: Any = task.dataset(split, augmented)
+        self._data, self.device, self.workers = _Batched(samples, seed, f"batches:{split}"), device, workers
+        order = self._data.shuffled()[: limit * batch_size] if limit else np.arange(len(samples))
+        self._places = _cut(order, batch_size)
         self._kept: Sequence[Any] | None = None
-        tensors = dataset.tensors() if not augmented and hasattr(dataset, "tensors") else None
+        tensors = samples.tensors() if not augmented and hasattr(samples, "tensors") else None
         if tensors is not None:
             parts = torch.from_numpy(order).split(batch_size)
             self._kept = [to_device(tuple(tensor[part] for tensor in tensors), device) for part in parts]
@@ -167,4 +162,4 @@ class Batches:
         return self._decoded() if self._kept is None else iter(self._kept)
 
     def _decoded(self) -> Iterator[Any]:
-        return (to_device(batch, self.device) for batch in self._samples.batches(self._places, self.workers))
+        return (to_device(batch, self.device) for batch in self._data.read(self._places, self.workers))

@@ -7,30 +7,21 @@ import hashlib
 import itertools
 import json
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from attrs import evolve, field, frozen
+from attrs import asdict, evolve, field, frozen
 
 from corenas.errors import Fault, Path, UserError, did_you_mean
-from corenas.options import to_table
-from corenas.value import Constant, Value, Variable
+from corenas.options import structure
+from corenas.value import Condition, Constant, Value, Variable
 
 Choice: TypeAlias = int | float | str | bool
 Codes: TypeAlias = np.ndarray
 """Archs as a matrix (archs, variables): the index of each choice; for a continuous variable its place in 0..1."""
-
-
-@frozen
-class Condition:
-    """When a variable is active: its parent is active and holds one of these choices."""
-
-    key: str
-    choices: frozenset[Choice]
 
 
 OVERRIDE = "spec:"
@@ -40,149 +31,71 @@ MOST_CHOICES = 1_000_000
 MOST_BLOCKS = 10_000
 """The largest depth of a stage."""
 
-
-def _finite(number: Any) -> bool:
-    return isinstance(number, int | float) and abs(number) <= sys.float_info.max
-
-
-def _float(number: Any) -> Any:
-    return float(number) if _finite(number) else number
+Categorical = Variable
+"""A variable of a list of choices."""
 
 
-def _conditions(when: Iterable[Condition]) -> tuple[Condition, ...]:
-    return tuple(when)
+@frozen(slots=False, cache_hash=True)
+class Int(Variable):
+    """A whole number from `low` to `high`, both included, every `step`. Raises ValueError if the steps miss `high`."""
 
-
-class _Variable:
-    """What all variables share: their choices are finitely many, coded by their index, unless they are continuous."""
-
-    key: str
-    choices: Sequence[Any]
-    continuous: bool = False
-
-    def __attrs_post_init__(self: Any) -> None:
-        if mistake := self._mistake():
-            raise UserError(mistake, key=(self.key,))
-        if self.default is None:
-            object.__setattr__(self, "default", self.high)
-        if not _allowed(self, self.default):
-            raise UserError(f"default {self.default!r} is none of {_choices_text(self)}", key=(self.key,))
-
-    def draw(self, rng: np.random.Generator, n: int) -> Codes:
-        """Codes of n uniform choices."""
-        return rng.integers(len(self.choices), size=n)
-
-    @cached_property
-    def code(self) -> Callable[[Any], float]:
-        """Gives the code of a choice: its index. Raises KeyError for one that is not among the choices."""
-        return {choice: code for code, choice in enumerate(self.choices)}.__getitem__
-
-    @cached_property
-    def choice(self) -> Callable[[Any], Any]:
-        """Gives the choice of a code."""
-        return self.choices.__getitem__
-
-
-@frozen(slots=False)
-class Categorical(_Variable):
-    """One of several choices, all numbers or all strings. Raises UserError for none, or for one that stands twice.
-
-    default: what an arch holds where nothing else is said: the largest of numbers, the first of strings
-    """
-
-    key: str
-    choices: Sequence[Any] = field(converter=tuple)
-    default: Any = None
-    when: tuple[Condition, ...] = field(default=(), converter=_conditions)
-
-    def _mistake(self) -> str | None:
-        if not self.choices:
-            return "a variable needs at least one choice"
-        kinds = {str if isinstance(c, str) else bool if isinstance(c, bool) else float for c in self.choices}
-        if len(kinds) > 1 or not all(isinstance(c, str) or _finite(c) for c in self.choices):
-            return f"choices are all numbers or all strings, not {list(self.choices)}"
-        return f"a choice stands twice in {list(self.choices)}" if len({*self.choices}) < len(self.choices) else None
-
-    @property
-    def low(self) -> Any:
-        """The smallest of numbers; of strings the first."""
-        return self.choices[0] if isinstance(self.choices[0], str) else min(self.choices)
-
-    @property
-    def high(self) -> Any:
-        """The largest of numbers; of strings the first."""
-        return self.choices[0] if isinstance(self.choices[0], str) else max(self.choices)
-
-
-@frozen(slots=False)
-class Int(_Variable):
-    """A whole number from `low` to `high`, both included, every `step`. Raises UserError if the steps miss `high`."""
-
-    key: str
     low: int
     high: int
     step: int = 1
-    default: int | None = None
-    when: tuple[Condition, ...] = field(default=(), converter=_conditions)
+    choices: Sequence[int] = field(init=False)
 
-    def _mistake(self) -> str | None:
+    @choices.default
+    def _all(self) -> range:
         if self.step < 1 or self.high < self.low or (self.high - self.low) % self.step:
-            return f"{self.low}..{self.high} in steps of {self.step} never ends on high"
-        return _too_many((self.high - self.low) // self.step)
-
-    @cached_property
-    def choices(self) -> range:  # type: ignore[override]
-        """All its numbers."""
+            raise ValueError(f"{self.low}..{self.high} in steps of {self.step} never ends on high")
+        _check_number((self.high - self.low) // self.step)
         return range(self.low, self.high + 1, self.step)
 
 
-@frozen(slots=False)
-class Float(_Variable):
+def _optional_float(number: float | None) -> float | None:
+    return None if number is None else float(number)
+
+
+@frozen(slots=False, cache_hash=True)
+class Float(Variable):
     """A number from `low` to `high`, both included: every `step`, or any; `log` draws its logarithm uniformly.
 
-    Without steps it is continuous: the code of a number is its place between the bounds, 0..1, on the scale.
-    Raises UserError for bounds in the wrong order, a log scale that reaches 0, or log and step together.
+    Without steps it is continuous: the code of a number is its place between the bounds, 0..1, on the scale, and as
+    choices stand the bounds.
+    Raises ValueError for bounds in the wrong order, a log scale that reaches 0, or log and step together.
     """
 
-    key: str
-    low: float = field(converter=_float)
-    high: float = field(converter=_float)
+    low: float = field(converter=float)
+    high: float = field(converter=float)
     log: bool = False
-    step: float | None = field(default=None, converter=_float)
-    default: float | None = field(default=None, converter=_float)
-    when: tuple[Condition, ...] = field(default=(), converter=_conditions)
+    step: float | None = field(default=None, converter=_optional_float)
+    choices: Sequence[float] = field(init=False)
 
-    def _mistake(self) -> str | None:
+    @choices.default
+    def _all(self) -> tuple[float, ...]:
         text = f"{self.low}..{self.high}" + ("" if self.step is None else f" in steps of {self.step}")
-        if not all(map(_finite, (self.low, self.high, self.step or 0))) or not _finite(self.high - self.low):
-            return f"expected finite numbers, found {text}"
+        if not all(map(math.isfinite, (self.low, self.high, self.high - self.low, self.step or 0))):
+            raise ValueError(f"expected finite numbers, found {text}")
         if self.low > self.high:
-            return f"low {self.low} is above high {self.high}"
+            raise ValueError(f"low {self.low} is above high {self.high}")
         if self.log and (self.low <= 0 or self.step is not None):
-            return "a log scale needs low above 0 and has no step"
+            raise ValueError("a log scale needs low above 0 and has no step")
         if self.step is None:
-            return None
+            return (self.low, self.high) if self.low < self.high else (self.low,)
         steps = (self.high - self.low) / self.step if self.step > 0 else math.nan
-        if mistake := _too_many(steps):
-            return mistake
+        _check_number(steps)
         if math.isnan(steps) or not math.isclose(steps, round(steps), abs_tol=1e-9):
-            return f"{text} never ends on high"
-        lost = len({*self.choices}) < len(self.choices)
-        return f"step {self.step} is lost beside numbers of the size of {self.high}" if lost else None
+            raise ValueError(f"{text} never ends on high")
+        # The last bound is exact and the others carry no noise such as 0.30000000000000004.
+        choices = (*(float(f"{self.low + i * self.step:.15g}") for i in range(round(steps))), self.high)
+        if len({*choices}) < len(choices):
+            raise ValueError(f"step {self.step} is lost beside numbers of the size of {self.high}")
+        return choices
 
     @property
-    def continuous(self) -> bool:  # type: ignore[override]
+    def continuous(self) -> bool:
         """Whether it has no steps."""
         return self.step is None
-
-    @cached_property
-    def choices(self) -> Sequence[float]:  # type: ignore[override]
-        """All its numbers. Raises TypeError where there is no step: they cannot be counted."""
-        if self.step is None:
-            raise TypeError(f"{self.key} is continuous: it has no list of choices")
-        steps = round((self.high - self.low) / self.step)
-        # The last bound is exact and the others carry no noise such as 0.30000000000000004.
-        return (*(float(f"{self.low + i * self.step:.15g}") for i in range(steps)), float(self.high))
 
     def draw(self, rng: np.random.Generator, n: int) -> Codes:
         """Codes of n uniform choices."""
@@ -211,11 +124,13 @@ class Float(_Variable):
         return min(self.high, max(self.low, number))
 
 
-def _too_many(steps: float) -> str | None:
-    return f"more than {MOST_CHOICES:,} choices: take a larger step" if steps >= MOST_CHOICES else None
+def _check_number(steps: float) -> None:
+    if steps >= MOST_CHOICES:
+        raise ValueError(f"more than {MOST_CHOICES:,} choices: take a larger step")
 
 
-SpaceVariable: TypeAlias = Categorical | Int | Float
+_TYPES: Mapping[str, type[Variable]] = {"categorical": Categorical, "int": Int, "float": Float}
+"""The types of variables, as TOML names them."""
 
 
 class Arch(Mapping[str, Any]):
@@ -260,7 +175,7 @@ class Arch(Mapping[str, Any]):
 class Drawing(Protocol):
     """What draws archs: a space, or the part of one that obeys constraints."""
 
-    variables: tuple[SpaceVariable, ...]
+    variables: tuple[Variable, ...]
 
     def sample(self, rng: np.random.Generator) -> Arch:
         """An arch at random."""
@@ -283,11 +198,11 @@ class SearchSpace:
     Raises UserError if a key stands twice or a condition names a variable that does not come earlier.
     """
 
-    def __init__(self, variables: Iterable[SpaceVariable], tree: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, variables: Iterable[Variable], tree: Mapping[str, Any] | None = None) -> None:
         self.variables = tuple(variables)
         self.tree: Mapping[str, Any] = tree or {}
         self.keys = tuple(variable.key for variable in self.variables)
-        self._variables: dict[str, SpaceVariable] = {}
+        self._variables: dict[str, Variable] = {}
         for variable in self.variables:
             faults = [Fault(_TWICE)] if variable.key in self._variables else []
             faults += [fault for c in variable.when if (fault := _unfit(c.key, self._variables))]
@@ -325,22 +240,21 @@ class SearchSpace:
 
     def to_table(self) -> dict[str, Any]:
         """The TOML table of this space, blocks written out one by one."""
-        loose = {v.key: _value(v) for v in self.variables if v.key.startswith(OVERRIDE) or not self.tree}
-        return _written({**loose, **self.tree}, self._variables, ())
+        loose = {v.key: v for v in self.variables if v.key.startswith(OVERRIDE) or not self.tree}
+        return _written({**loose, **self.tree}, ())
 
     @property
     def finite(self) -> bool:
         """Whether its archs can be counted: no variable is continuous."""
         return not any(variable.continuous for variable in self.variables)
 
-    def value(self, key: str) -> Variable:
-        """A variable as a value, to make dimensions of."""
-        return _value(self[key])
-
-    def __getitem__(self, key: str) -> SpaceVariable:
+    def __getitem__(self, key: str) -> Variable:
         if key not in self._variables:
             raise UserError(f"no variable {key!r}", hint=did_you_mean(key, self.keys, "variables"))
         return self._variables[key]
+
+    value = __getitem__
+    """A variable, to make dimensions of."""
 
     def __contains__(self, arch: object) -> bool:
         try:
@@ -363,7 +277,7 @@ class SearchSpace:
                 faults.append(Fault("no such variable", (pattern,), hint=did_you_mean(pattern, self.keys, "variables")))
             for key in keys:
                 variable = self[key]
-                alien = [c for c in wanted if not _allowed(variable, c)]
+                alien = [c for c in wanted if not variable.allows(c)]
                 if alien or not wanted:
                     faults.append(Fault(f"{alien or 'no choice'}: {key} has {_choices_text(variable)}", (pattern,)))
                 elif len({*wanted}) < len(wanted):
@@ -372,17 +286,17 @@ class SearchSpace:
                     allowed[key] = [c if variable.continuous else variable.choice(variable.code(c)) for c in wanted]
         if faults:
             raise UserError(faults=faults)
-        narrower: dict[str, SpaceVariable] = {}
-        for variable in self.variables:
+        narrower: dict[str, Variable] = {}
+        for key, variable in self._variables.items():
             # A condition speaks of choices that are still there.
             left = [Condition(c.key, c.choices & {*narrower[c.key].choices}) for c in variable.when]
             when = tuple(c for c in left if not _always(c, narrower[c.key], left))
-            if (key := variable.key) in allowed:
+            if key in allowed:
                 default = variable.default if variable.default in allowed[key] else None
-                narrower[key] = Categorical(key, allowed[key], default, when)
+                narrower[key] = Categorical(key, allowed[key], default=default, when=when)
             else:
                 narrower[key] = variable if variable.when == when else evolve(variable, when=when)
-        return SearchSpace(narrower.values(), _revalued(self.tree, narrower))
+        return SearchSpace(narrower.values(), _replaced(self.tree, narrower))
 
     def fix(self, choices: Mapping[str, Choice]) -> SearchSpace:
         """The space with some variables held at one choice, as `narrow` names them."""
@@ -402,7 +316,7 @@ class SearchSpace:
                 if not isinstance(choice, Mapping | list | tuple):  # a table without variables is one of the space's
                     hint = did_you_mean(key, self.keys, "variables")
                     faults.append(Fault("no such variable", (key,), hint=hint))
-            elif not _allowed(self[key], choice):
+            elif not self[key].allows(choice):
                 faults.append(Fault(f"{choice!r} is none of {_choices_text(self[key])}", (key,)))
         if faults:
             raise UserError(faults=faults)
@@ -419,11 +333,11 @@ class SearchSpace:
 
     def smallest(self) -> Arch:
         """Every number at its smallest, every other variable at its first choice."""
-        return self.arch({v.key: v.low for v in self.variables})
+        return self.arch({v.key: v.smallest for v in self.variables})
 
     def largest(self) -> Arch:
         """Every number at its largest, every other variable at its first choice."""
-        return self.arch({v.key: v.high for v in self.variables})
+        return self.arch({v.key: v.largest for v in self.variables})
 
     def encode(self, archs: Iterable[Mapping[str, Any]]) -> Codes:
         """Archs as a matrix (archs, variables) of choice indices."""
@@ -512,15 +426,23 @@ class SearchSpace:
         return not all(allowed[chosen[parent]] for parent, allowed in self._parents[place] if parent in chosen)
 
     @cached_property
+    def _codes(self) -> list[range]:
+        """The codes of each variable."""
+        for variable in self.variables:
+            if variable.continuous:
+                raise TypeError(f"{variable.key} is continuous: it has no list of choices")
+        return [range(len(variable.choices)) for variable in self.variables]
+
+    @cached_property
     def _alike(self) -> list[list[list[int]]]:
         """The codes of each variable, those together that open the same other variables."""
         opens: list[list[np.ndarray]] = [[] for _ in self.variables]
         for parent, allowed in itertools.chain(*self._parents):
             opens[parent].append(allowed)
         found = []
-        for variable, masks in zip(self.variables, opens, strict=True):
+        for codes, masks in zip(self._codes, opens, strict=True):
             alike: dict[Any, list[int]] = defaultdict(list)
-            for code, *opened in zip(range(len(variable.choices)), *masks, strict=False):
+            for code, *opened in zip(codes, *masks, strict=False):
                 alike[tuple(opened)].append(code)
             found.append([*alike.values()])
         return found
@@ -550,7 +472,7 @@ class SearchSpace:
             if place == len(self.variables):
                 yield self._chosen(chosen)
                 return
-            for code in [-1] if self._closed(place, chosen) else range(len(self.variables[place].choices)):
+            for code in [-1] if self._closed(place, chosen) else self._codes[place]:
                 yield from each({**chosen, place: code})
 
         return each({})
@@ -594,20 +516,10 @@ def flatten(table: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[
     return flat
 
 
-def _allowed(variable: SpaceVariable, choice: Any) -> bool:
-    if isinstance(choice, bool) != isinstance(variable.low, bool):  # True is 1 to Python, not to a reader
-        return False
-    try:
-        variable.code(choice)
-    except (KeyError, ValueError, TypeError):
-        return False
-    return True
-
-
 _TWICE = "this variable stands twice"
 
 
-def _unfit(key: str, earlier: Mapping[str, SpaceVariable]) -> Fault | None:
+def _unfit(key: str, earlier: Mapping[str, Variable]) -> Fault | None:
     """Why no condition can be on a key, if none can: it is no earlier variable's, or a continuous one's."""
     if key not in earlier:
         hint = did_you_mean(key, earlier, "variables before it")
@@ -617,32 +529,28 @@ def _unfit(key: str, earlier: Mapping[str, SpaceVariable]) -> Fault | None:
     return None
 
 
-def _always(condition: Condition, parent: SpaceVariable, beside: Iterable[Condition]) -> bool:
+def _always(condition: Condition, parent: Variable, beside: Iterable[Condition]) -> bool:
     """Whether a condition says nothing that the conditions beside it leave open."""
     return condition.choices >= {*parent.choices} and {*parent.when} <= {*beside}
 
 
-def _value(variable: SpaceVariable) -> Variable:
-    """A variable as a value; of one without steps the bounds stand for all its numbers."""
-    return Variable(variable.key, (variable.low, variable.high) if variable.continuous else variable.choices)
-
-
-def _choices_text(variable: SpaceVariable) -> str:
-    if isinstance(variable, Categorical):
+def _choices_text(variable: Variable) -> str:
+    if not isinstance(variable, Int | Float):
         return f"the choices {', '.join(c if isinstance(c, str) else json.dumps(c) for c in variable.choices)}"
     step = f" in steps of {variable.step}" if variable.step is not None else ""
     return f"{variable.low} to {variable.high}{step}"
 
 
-def _revalued(tree: Any, variables: Mapping[str, SpaceVariable]) -> Any:
+def _replaced(tree: Any, variables: Mapping[str, Variable]) -> Any:
+    """A tree with other variables of the same keys."""
     if isinstance(tree, Variable):
-        return _value(variables[tree.key])
+        return variables[tree.key]
     if isinstance(tree, Mapping):
-        return {key: _revalued(item, variables) for key, item in tree.items()}
-    return [_revalued(item, variables) for item in tree] if isinstance(tree, list) else tree
+        return {key: _replaced(item, variables) for key, item in tree.items()}
+    return [_replaced(item, variables) for item in tree] if isinstance(tree, list) else tree
 
 
-def _written(tree: Any, variables: Mapping[str, SpaceVariable], when: Sequence[Condition], brief: bool = True) -> Any:
+def _written(tree: Any, when: Sequence[Condition], brief: bool = True) -> Any:
     """A part of a tree as TOML.
 
     when: the conditions that its place implies, which are not written
@@ -651,60 +559,42 @@ def _written(tree: Any, variables: Mapping[str, SpaceVariable], when: Sequence[C
     if isinstance(tree, Constant):
         return tree.number
     if isinstance(tree, Variable):
-        variable = variables[tree.key]
-        table = {option: x for option, x in to_table(variable).items() if option not in ("key", "when")}
-        own = {c.key: sorted(c.choices) for c in variable.when if c not in when}
-        if brief and not own and isinstance(variable, Categorical) and variable.default == variable.high:
-            return table["choices"]
-        return {"type": type(variable).__name__.lower(), **table, **({"when": own} if own else {})}
+        own = {c.key: sorted(c.choices) for c in tree.when if c not in when}
+        if brief and not own and type(tree) is Categorical and tree.default == tree.largest:
+            return [*tree.choices]
+        table = asdict(tree, filter=lambda f, x: f.init and f.name not in ("key", "when") and x is not None)
+        name = next(name for name, cls in _TYPES.items() if cls is type(tree))
+        return {"type": name, **table, **({"when": own} if own else {})}
     if isinstance(tree, Mapping):
         table = {}
         for key, item in tree.items():
             if key == "blocks" and isinstance(item, list):
-                depth = _depth(tree, variables)
-                table[key] = [_written(x, variables, _reached(depth, i, when)) for i, x in enumerate(item)]
+                table[key] = [_written(x, _reached(tree.get("depth"), i, when)) for i, x in enumerate(item)]
             else:
                 # Writers of TOML put tables behind what is none: a list after them would lose its place.
                 brief = not any(isinstance(x, dict) or _nested(x) for x in table.values())
-                table[key] = _written(item, variables, when, brief)
+                table[key] = _written(item, when, brief)
         return table
-    return [_written(item, variables, when) for item in tree] if isinstance(tree, list) else tree
+    return [_written(item, when) for item in tree] if isinstance(tree, list) else tree
 
 
 def _nested(item: Any) -> bool:
     return isinstance(item, list) and any(isinstance(x, Mapping | list) for x in item)
 
 
-def _depth(tree: Mapping[str, Any], variables: Mapping[str, SpaceVariable]) -> SpaceVariable | None:
-    """The variable that says how many blocks a table has."""
-    depth = tree.get("depth")
-    return variables[depth.key] if isinstance(depth, Variable) else None
-
-
-def _reached(depth: SpaceVariable | None, place: int, when: Sequence[Condition]) -> Sequence[Condition]:
-    """The conditions of what stands in a block: the depth beside it reaches its place."""
-    if depth is None:
+def _reached(depth: Any, place: int, when: Sequence[Condition]) -> Sequence[Condition]:
+    """The conditions of what stands in a block: the depth beside it, if that is a variable, reaches its place."""
+    if not isinstance(depth, Variable):
         return when
     reached = Condition(depth.key, frozenset(d for d in depth.choices if d > place))
     return when if _always(reached, depth, when) else (*when, reached)
-
-
-_WHOLE, _NUMBER = ("a whole number", int), ("a number", int, float)
-_TYPES: Mapping[str, tuple[Any, Mapping[str, tuple[Any, ...]]]] = {
-    "categorical": (Categorical, {"choices": ("a list", list), "default": ("a choice", int, float, bool, str)}),
-    "int": (Int, {"low": _WHOLE, "high": _WHOLE, "step": _WHOLE, "default": _WHOLE}),
-    "float": (
-        Float, {"low": _NUMBER, "high": _NUMBER, "step": _NUMBER, "default": _NUMBER, "log": ("true or false", bool)}
-    ),
-}  # fmt: skip
-"""The types of variables: class and options, each with the words and the types of what is expected."""
 
 
 class _Reader:
     """Walks a space's TOML table, collecting its variables and its mistakes. None stands where a mistake was found."""
 
     def __init__(self) -> None:
-        self.variables: dict[str, SpaceVariable] = {}
+        self.variables: dict[str, Variable] = {}
         self.faults: list[Fault] = []
 
     def fault(self, message: str, path: Path, hint: str | None = None) -> None:
@@ -728,7 +618,6 @@ class _Reader:
         depth = tree.get("depth", Constant(-1 if written is None else len(written)))
         depths = depth.possible if isinstance(depth, Value) else (-1,)
         reach = max(depths) if all(type(d) is int and d >= 0 for d in depths) else -1
-        variable = _depth(tree, self.variables)
         if reach > MOST_BLOCKS:
             self.fault(f"depth reaches {reach}: at most {MOST_BLOCKS:,} blocks", path)
         elif reach < 0 and depth is not None:
@@ -736,11 +625,11 @@ class _Reader:
         elif written is not None and (len(written) < reach or (isinstance(depth, Constant) and len(written) > reach)):
             self.fault(f"{len(written)} blocks, but depth reaches {reach}", (*path, "blocks"))
         if not 0 <= reach <= MOST_BLOCKS:  # its mistakes are told, those of the blocks are still to be found
-            variable, reach = None, 1
+            depth, reach = None, 1
         blocks = []
         for i, item in enumerate([pattern] * reach if written is None else written):
             before = len(self.faults)
-            blocks.append(self.item(item, (*path, "blocks", i), _reached(variable, i, when)))
+            blocks.append(self.item(item, (*path, "blocks", i), _reached(depth, i, when)))
             if written is None and len(self.faults) > before:  # they stand where the pattern stands, once
                 found = [evolve(f, key=(*path, "block", *f.key[len(path) + 2 :])) for f in self.faults[before:]]
                 self.faults[before:] = found
@@ -761,22 +650,12 @@ class _Reader:
         return self.fault(f"expected a number, a string, a list or a table, found {item!r}", path)
 
     def typed(self, item: Mapping[str, Any], path: Path, when: Sequence[Condition]) -> Any:
-        cls, options = _TYPES.get(str(item["type"]).lower(), (None, {}))
+        cls = _TYPES.get(str(item["type"]).lower())
         if cls is None:
             hint = did_you_mean(str(item["type"]), _TYPES, "types of variables")
             return self.fault(f"no type of variable {item['type']!r}", (*path, "type"), hint)
-        before = len(self.faults)
-        found = {key: x for key, x in item.items() if key not in ("type", "when")}
-        for key, x in found.items():
-            if key not in options:
-                self.fault("unknown key", (*path, key), did_you_mean(key, [*options, "when"], "options"))
-            elif type(x) not in options[key]:
-                self.fault(f"expected {options[key][0]}, found {x!r}", (*path, key))
-        for key in ("choices",) if cls is Categorical else ("low", "high"):
-            if key not in item:
-                self.fault("required key is missing", (*path, key))
-        conditions = [*when, *self.conditions(item.get("when", {}), path)]
-        return self.variable(path, cls, found, conditions) if len(self.faults) == before else None
+        options = {key: x for key, x in item.items() if key not in ("type", "when")}
+        return self.variable(path, cls, options, [*when, *self.conditions(item.get("when", {}), path)])
 
     def conditions(self, table: Any, path: Path) -> Iterator[Condition]:
         """`when = { op = "mbconv" }` speaks of a variable in the same table, `{ "stages.0.op" = … }` of any."""
@@ -788,21 +667,24 @@ class _Reader:
             wanted = choices if isinstance(choices, list) else [choices]
             if fault := _unfit(full, self.variables):
                 self.faults.append(fault.under(*path, "when", key))
-            elif alien := [c for c in wanted if not _allowed(self.variables[full], c)]:
+            elif alien := [c for c in wanted if not self.variables[full].allows(c)]:
                 self.fault(f"{alien}: {full} has {_choices_text(self.variables[full])}", (*path, "when", key))
             else:
                 yield Condition(full, frozenset(wanted))
 
-    def variable(self, path: Path, cls: Any, options: Mapping[str, Any], when: Sequence[Condition]) -> Variable | None:
+    def variable(
+        self, path: Path, cls: type[Variable], options: Mapping[str, Any], when: Sequence[Condition]
+    ) -> Variable | None:
         key = _dotted(*path)
         if key in self.variables:
             return self.fault(_TWICE, path)
+        if "key" in options:  # the place of a variable is its key
+            self.fault("unknown key", (*path, "key"))
         try:
-            self.variables[key] = cls(key, when=when, **options)
+            self.variables[key] = evolve(structure({**options, "key": key}, cls), when=when)
         except UserError as error:
-            self.faults += [evolve(fault, key=path) for fault in error.faults]
-            return None
-        return _value(self.variables[key])
+            self.faults += error.under(*path).faults
+        return self.variables.get(key)
 
 
 def _dotted(*path: str | int) -> str:

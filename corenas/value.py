@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
@@ -86,12 +87,45 @@ class Constant(Value):
         return self.number
 
 
-@frozen(slots=False, cache_hash=True)
-class Variable(Value):
-    """The choice of one variable of the space."""
+@frozen
+class Condition:
+    """When a variable is active: its parent is active and holds one of these choices."""
 
     key: str
-    choices: Sequence[Any] = field(converter=lambda choices: choices if isinstance(choices, range) else tuple(choices))
+    choices: frozenset[Any]
+
+
+def _tuple(items: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(items)
+
+
+@frozen(slots=False, cache_hash=True)
+class Variable(Value):
+    """What is searched: one of several choices, all numbers or all strings; as a value the one that an arch holds.
+
+    Raises ValueError for no choices, for one that stands twice and for a default that is none of them.
+
+    default: what an arch holds where nothing else is said: the largest of numbers, the first of strings
+    when: under which conditions it is active, all of them together
+    """
+
+    key: str
+    choices: Sequence[Any] = field(converter=_tuple)
+    default: Any = field(default=None, kw_only=True)
+    when: tuple[Condition, ...] = field(default=(), converter=_tuple, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.choices, range):
+            _check_choices(self.choices)
+        if self.default is None:
+            object.__setattr__(self, "default", self.largest)
+        if not self.allows(self.default):
+            raise ValueError(f"default {self.default!r} is none of its choices")
+
+    @property
+    def continuous(self) -> bool:
+        """Whether it can be any number between its two choices."""
+        return False
 
     @cached_property
     def domains(self) -> Mapping[str, Sequence[Any]]:  # type: ignore[override]
@@ -104,15 +138,57 @@ class Variable(Value):
         return tuple(sorted(self.choices))
 
     @property
+    def smallest(self) -> Any:
+        """The smallest of numbers, the first of strings."""
+        return self.choices[0] if isinstance(self.choices[0], str) else min(self.choices)
+
+    @property
     def largest(self) -> Any:
         """The largest of numbers, the first of strings."""
-        return self.choices[0] if isinstance(self.choices[0], str) else self.possible[-1]
+        return self.choices[0] if isinstance(self.choices[0], str) else max(self.choices)
 
     def __call__(self, choices: Choices) -> Any:
         """The number, or the column, of some choices."""
         choice = choices[self.key]
         # numpy's sum of truth values is their "or", Python's counts them
         return _whole(choice) if isinstance(choice, np.ndarray) and choice.dtype == bool else choice
+
+    @cached_property
+    def code(self) -> Callable[[Any], float]:
+        """Gives the code of a choice: its index. Raises KeyError for one that is not among the choices."""
+        return {choice: code for code, choice in enumerate(self.choices)}.__getitem__
+
+    @cached_property
+    def choice(self) -> Callable[[Any], Any]:
+        """Gives the choice of a code."""
+        return self.choices.__getitem__
+
+    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Codes of n uniform choices."""
+        return rng.integers(len(self.choices), size=n)
+
+    def allows(self, choice: Any) -> bool:
+        """Whether something is a choice of its; True is 1 to Python, but not to a reader."""
+        try:
+            self.code(choice)
+        except (KeyError, ValueError, TypeError):
+            return False
+        return isinstance(choice, bool) == isinstance(self.choices[0], bool)
+
+
+def _check_choices(choices: Sequence[Any]) -> None:
+    if not choices:
+        raise ValueError("a variable needs at least one choice")
+    kinds = {str if isinstance(c, str) else bool if isinstance(c, bool) else float for c in choices}
+    if len(kinds) > 1 or not all(isinstance(c, str) or is_finite(c) for c in choices):
+        raise ValueError(f"choices are all numbers or all strings, not {list(choices)}")
+    if len({*choices}) < len(choices):
+        raise ValueError(f"a choice stands twice in {list(choices)}")
+
+
+def is_finite(number: Any) -> bool:
+    """Whether something is a number that a float can hold."""
+    return isinstance(number, int | float) and abs(number) <= sys.float_info.max
 
 
 @frozen(slots=False, cache_hash=True)

@@ -6,7 +6,7 @@ import torch
 
 from corenas import distributed
 from corenas.plugins import load_catalogue
-from corenas.run import prepare, start_trainer
+from corenas.prepare import prepare, start_trainer
 from corenas.spec import load_spec
 from corenas.train import train
 

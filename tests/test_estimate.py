@@ -9,7 +9,8 @@ from attrs import evolve
 
 from corenas.errors import UserError
 from corenas.estimate import estimate
-from corenas.run import prepare, run
+from corenas.prepare import prepare
+from corenas.run import run
 from corenas.store import Store
 
 

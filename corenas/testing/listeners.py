@@ -15,11 +15,26 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from corenas.contracts import Event, Note, Progress, RunDone, RunStarted, StageDone, StageStarted, Trial, TrialDone
+from corenas.contracts import (
+    Event,
+    Metric,
+    Note,
+    Progress,
+    RunDone,
+    RunStarted,
+    StageDone,
+    StageStarted,
+    Trial,
+    TrialDone,
+)
 from corenas.space import Arch
 from corenas.testing.components import global_generators_untouched
 
 Listener = Callable[[Event], Any]
+_BEST = {"arch": {"width": 8, "op": "skip"}, "metrics": {"top1": 70.0, "flops": 2e8}, "test": {"top1": 69.5}}
+RESULT = {"run": "small", "best": _BEST, "front": [_BEST], "trials": 4, "seconds": {"train": 103.0, "search": 7.0},
+          "table": [{**_BEST, "constraints": "flops at most 200M", "folder": "best"}]}  # fmt: skip
+"""What `corenas run --json` prints of such a run."""
 
 
 def events(folder: Path, resumed: bool = False) -> list[Event]:
@@ -41,7 +56,7 @@ def events(folder: Path, resumed: bool = False) -> list[Event]:
         StageDone("search", 7.0, {"top1": 70.0}),
         StageStarted("export", 0, "files"),
         StageDone("export", 0.5),
-        RunDone(folder, ["best: best", "load it with torch.load"]),
+        RunDone(folder, RESULT, {"train": 9, "valid": 5, "test": 4}, {"top1": Metric("%")}),
     ]
 
 

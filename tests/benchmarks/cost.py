@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from corenas.plugins import load_catalogue
-from corenas.run import prepare
+from corenas.prepare import prepare
 from corenas.spec import load_spec
 
 ARCHS = 100_000

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from corenas.export import export
 from corenas.mutable import apply
 from corenas.plugins import load_catalogue
-from corenas.run import prepare
+from corenas.prepare import prepare
 from corenas.spec import load_spec
 
 SETTINGS = ((8, 224), (32, 64), (64, 32))

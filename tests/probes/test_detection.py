@@ -8,7 +8,8 @@ from torch import nn
 
 from corenas.contracts import Metric
 from corenas.export import export
-from corenas.run import load_supernet, prepare, run
+from corenas.prepare import load_supernet, prepare
+from corenas.run import run
 
 
 class Body(toys.Body):

@@ -9,7 +9,8 @@ from attrs import frozen
 
 from corenas.contracts import Metric
 from corenas.mutable import apply
-from corenas.run import prepare, run
+from corenas.prepare import prepare
+from corenas.run import run
 from corenas.store import Store
 
 SPACE = {"width": {"type": "int", "low": 8, "high": 2048, "step": 8}, "op": ["conv", "skip"], "depth": [1, 2, 3],

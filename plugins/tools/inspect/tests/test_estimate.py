@@ -12,7 +12,8 @@ from attrs import evolve, frozen
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.plugins import load_catalogue
-from corenas.run import prepare, run
+from corenas.prepare import prepare
+from corenas.run import run
 from corenas.spec import load_spec
 from corenas.store import Store
 from corenas.testing import small

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from corenas.contracts import Note, Progress, RunDone, RunStarted, StageDone, StageStarted, Trial, TrialDone
+from corenas.contracts import Metric, Note, Progress, RunDone, RunStarted, StageDone, StageStarted, Trial, TrialDone
 from corenas.plugins import load_catalogue
 from corenas.space import Arch
 from corenas.testing.distributions import distribution_checks
-from corenas.testing.listeners import listener_checks
+from corenas.testing.listeners import RESULT, listener_checks
+from corenas_tool_progress.closing import closing_lines
 from corenas_tool_progress.display import Bars, Lines
 from corenas_tool_progress.listener import Listener, Stage, duration
 
+METRICS = {"top1": Metric("%"), "flops": Metric("", "min")}
 HIDDEN, VISIBLE = "\x1b[?25l", "\x1b[?25h"
 
 
@@ -71,7 +73,7 @@ RUN = [
     TrialDone(Trial(ARCH, state="failed", error="out of memory")),
     Progress("search", 3, {"top1": 70.125, "flops": 2e8}),
     StageDone("search", 7.0, {"top1": 70.125}),
-    RunDone(Path("runs/quickstart"), ["best: runs/quickstart/best", "load it with torch.load"]),
+    RunDone(Path("runs/quickstart"), RESULT, {"train": 3500, "valid": 500, "test": 1000}, METRICS),
 ]
 
 
@@ -85,7 +87,12 @@ def test_a_run_is_told_from_its_first_line_to_its_last(watching):
         "search: 1 of 3 trials failed, the last one because: out of memory",
     ):
         assert line in watching.text, line
-    assert watching.lines[-2:] == ["best: runs/quickstart/best", "load it with torch.load"]
+    assert watching.lines[-4:] == [
+        "best of 4 trials: top1 70.0 ± 2.0 %, flops 200M on 500 validation images",
+        "on 1000 test images, touched once: top1 69.5 ± 1.5 %",
+        "network:   runs/quickstart/best/ ()",
+        "trials:    runs/quickstart/run.sqlite, listed by: corenas trials runs/quickstart",
+    ]
     # 100 steps every 6 seconds, 100 steps to go
     assert "900/1,000 steps, 16.7 steps/s, 0:06 left, loss 2.5, lr 0.05" in watching.text
     assert "3/3 trials, 0.125 trials/s, 0:00 left, 1 failed, 1 infeasible, best top1 70.12, flops 200M" in watching.text
@@ -113,9 +120,9 @@ def test_a_terminal_is_given_back_when_the_last_stage_ends():
 def test_a_terminal_is_given_back_when_the_run_ends_inside_a_stage():
     watching = Watching("bars")
     stderr = sys.stderr
-    watching.hear(StageStarted("a", 10, "steps"), RunDone(Path("x"), ["the end"]))
+    watching.hear(StageStarted("a", 10, "steps"), RunDone(Path("x"), RESULT, {"valid": 5, "test": 4}, METRICS))
     assert watching.text.rindex(VISIBLE) > watching.text.rindex(HIDDEN)
-    assert watching.lines[-1] == "the end"
+    assert watching.lines[-1] == "trials:    x/run.sqlite, listed by: corenas trials x"
     assert sys.stderr is stderr
 
 
@@ -133,7 +140,7 @@ def test_bars_leave_stdout_alone(capsys):
 def test_events_in_odd_order_break_nothing(watching, order):
     for some in {"reversed": [RUN[::-1]], "twice": [RUN + RUN], "each alone": [[event] for event in RUN]}[order]:
         watching.hear(*some)
-    watching.hear(Progress("unheard of", 3), StageDone("unheard of", 1.0), RunDone(Path("x"), []))
+    watching.hear(Progress("unheard of", 3), StageDone("unheard of", 1.0), RunDone(Path("x")))
     if HIDDEN in watching.text:
         assert watching.text.rindex(VISIBLE) > watching.text.rindex(HIDDEN)
 
@@ -291,3 +298,25 @@ def test_colours_are_left_out_where_nobody_wants_them():
 
 def test_a_dumb_terminal_gets_lines():
     assert "\x1b" not in in_a_terminal(TERM="dumb")[0]
+
+
+def test_the_end_says_where_what_is_there_is_and_how_to_load_it(tmp_path):
+    (tmp_path / "best").mkdir()
+    for name in ("network.py", "network.safetensors"):
+        (tmp_path / "best" / name).touch()
+    (tmp_path / "supernet.pt").touch()
+    row = {**RESULT["table"][0], "constraints": "", "folder": "best-2"}
+    result = {**RESULT, "table": [*RESULT["table"], row], "front": RESULT["front"] * 3}
+    lines = closing_lines(RunDone(tmp_path, result, {"valid": 0, "test": 4}, METRICS))
+    text = "\n".join(lines)
+    assert lines[0] == "of 3 on the front the best of 4 trials: top1 70.0 %, flops 200M on 0 validation images"
+    assert f"flops at most 200M: top1 69.5 ± 23.0 %, flops 200M, in {tmp_path}/best/" in lines
+    assert f"no constraint: top1 69.5 ± 23.0 %, flops 200M, in {tmp_path}/best-2/" in lines
+    assert f"supernet:  {tmp_path}/supernet.pt" in lines
+    assert "from network import Network" in text
+    assert "torch.export" not in text
+    (tmp_path / "best" / "network.py").unlink()
+    (tmp_path / "best" / "network.pt2").touch()
+    text = "\n".join(closing_lines(RunDone(tmp_path, result, {"valid": 0, "test": 4}, METRICS)))
+    assert "from network import" not in text
+    assert "torch.export.load" in text

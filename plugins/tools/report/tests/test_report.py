@@ -311,7 +311,7 @@ def test_a_run_that_ends_gets_its_page(run_writer, capsys):
     folder = run_writer("a")
     corenas_event(Note("something"))
     assert not (folder / "report.html").exists()
-    corenas_event(RunDone(folder, ["the end"]))
+    corenas_event(RunDone(folder))
     assert (folder / "report.html").exists()
     captured = capsys.readouterr()
     assert captured.out == ""

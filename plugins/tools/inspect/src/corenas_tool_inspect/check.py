@@ -12,7 +12,7 @@ from corenas_tool_inspect.table import print_json, print_table
 def command(options: Namespace) -> None:
     """Print it."""
     spec, sources = load_spec(options.spec, load_catalogue(), options.set)
-    from corenas.run import prepare
+    from corenas.prepare import prepare
     from corenas_tool_inspect.archs import named_arch
     from corenas_tool_inspect.estimate import estimate
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from corenas import seeding
 from corenas.contracts import Step, Trainer
-from corenas.run import Prepared, start_stand, start_trainer
+from corenas.prepare import Prepared, start_stand, start_trainer
 from corenas.supernet import build_supernet
 from corenas.train import train
 

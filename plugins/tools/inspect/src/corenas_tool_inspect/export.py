@@ -17,7 +17,7 @@ from corenas_tool_inspect.table import print_json
 if TYPE_CHECKING:
     from torch import nn
 
-    from corenas.run import Prepared
+    from corenas.prepare import Prepared
 
 
 def command(options: Namespace) -> None:
@@ -30,8 +30,8 @@ def command(options: Namespace) -> None:
     if options.to.exists() and (not options.to.is_dir() or any(options.to.iterdir())):
         raise UserError("this is no empty folder", file=str(options.to), hint="another one: --to DIR")
     spec, sources = load_spec(path, catalogue, options.set)
+    from corenas.prepare import prepare
     from corenas.result import plain_network, read_exporters, write
-    from corenas.run import prepare
 
     exporters = read_exporters(options.format or spec.export.formats, catalogue)
     with sources.locating():
@@ -56,7 +56,8 @@ def _of_run(prepared: Prepared, folder: Path, name: str) -> tuple[Prepared, Tria
 
     Raises UserError if the run has not come so far.
     """  # fmt: skip
-    from corenas.run import load_supernet, retrain
+    from corenas.prepare import load_supernet
+    from corenas.run import retrain
 
     store = Store(folder / "run.sqlite", readonly=True)
     result = store.noted("result")

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from corenas.contracts import Event, Note, Progress, RunDone, RunStarted, StageDone, StageStarted, TrialDone
 from corenas.objectives import amount
+from corenas_tool_progress.closing import closing_lines
 
 WINDOW = 30.0
 """Seconds over which the rate of a stage is averaged."""
@@ -147,7 +148,7 @@ class Listener:
                 self.display.say(event.text)
             case RunDone():
                 self._end_all()
-                for line in event.lines:
+                for line in closing_lines(event):
                     self.display.say(line)
 
     def _end(self, name: str) -> Stage | None:

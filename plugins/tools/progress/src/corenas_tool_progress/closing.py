@@ -1,0 +1,54 @@
+"""What a run says in the end: what was found, where it is, how to load it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from corenas.contracts import Metric, RunDone
+from corenas.objectives import amount
+
+
+def closing_lines(event: RunDone) -> list[str]:
+    """The lines to print; none of what is not there."""
+    folder, result, splits = event.folder, event.result, event.splits
+    if not result:
+        return []
+    best, front, table = result["best"], len(result["front"]), result["table"]
+    lines = []
+    if result["trials"]:
+        which = f"of {front} on the front the " if front > 1 else ""
+        figures = figure_text(best["metrics"], event.metrics, splits["valid"])
+        lines.append(f"{which}best of {result['trials']} trials: {figures} on {splits['valid']} validation images")
+    if best["test"]:
+        figures = figure_text(best["test"], event.metrics, splits["test"])
+        lines.append(f"on {splits['test']} test images, touched once: {figures}")
+    for row in table if len(table) > 1 else ():
+        figures = figure_text({**row["metrics"], **row["test"]}, event.metrics, splits["test"])
+        lines.append(f"{row['constraints'] or 'no constraint'}: {figures}, in {folder}/{row['folder']}/")
+    files = sorted(path.name for path in (folder / "best").glob("*"))
+    lines.append(f"network:   {folder}/best/ ({', '.join(files)})")
+    if result["trials"]:
+        lines.append(f"trials:    {folder}/run.sqlite, listed by: corenas trials {folder}")
+    if (folder / "supernet.pt").exists():
+        lines.append(f"supernet:  {folder}/supernet.pt")
+    if {"network.py", "network.safetensors"} <= {*files}:
+        lines += [
+            "load it, with torch alone:",
+            f'    import sys; sys.path.insert(0, "{folder}/best"); from network import Network',
+            "    from safetensors.torch import load_file; network = Network().eval()",
+            f'    network.load_state_dict(load_file("{folder}/best/network.safetensors"))',
+        ]
+    if "network.pt2" in files:
+        lines.append(f'    or: torch.export.load("{folder}/best/network.pt2").module()')
+    return lines
+
+
+def figure_text(figures: Mapping[str, float], metrics: Mapping[str, Metric], n: int) -> str:
+    """Metrics as people read them, accuracies with the noise that n images leave."""
+    parts = []
+    for name in filter(metrics.__contains__, figures):
+        number, unit = figures[name], metrics[name].unit
+        noise = f" ± {math.sqrt(max(number * (100 - number), 0.0) / n):.1f}" if unit == "%" and n else ""
+        parts.append(f"{name} {f'{number:.1f}' if unit == '%' else amount(number)}{noise}{unit and ' ' + unit}")
+    return ", ".join(parts)
