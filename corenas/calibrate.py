@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from attrs import field, frozen
 from torch import Tensor, nn
 
 from corenas import loading
@@ -46,35 +47,26 @@ def recalibrate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> Non
     sizes, while later layers see images normalised by the batch, as in Once-for-All's code. Leaves the model in
     evaluation mode. Without batches the statistics stay.
     """
+    sums: dict[Any, tuple[int, Any, Any]] = {}
+
+    def add(norm: Any, args: tuple[Tensor], _: Tensor) -> None:
+        samples, n = args[0].shape[0], args[0].numel() // args[0].shape[1]
+        count, mean, var = sums.get(norm, (0, 0.0, 0.0))
+        biased = norm.running_var * ((n - 1) / n)
+        sums[norm] = count + samples, mean + samples * norm.running_mean, var + samples * biased
+
     model.eval()
-    norms = _norms(model)
-    sums: dict[nn.Module, tuple[int, Tensor, Tensor]] = {}
-    counts: dict[nn.Module, tuple[int, int]] = {}
-
-    def count(module: nn.Module, args: tuple[Tensor]) -> None:
-        counts[module] = (args[0].shape[0], args[0].numel() // args[0].shape[1])
-
-    momenta = [(norm, norm.momentum) for norm in norms]
-    hooks = [norm.register_forward_pre_hook(count) for norm in norms]
-    try:
-        for norm in norms:
+    with ExitStack() as after:
+        for norm in _norms(model):
+            after.callback(norm.register_forward_hook(add).remove)
+            after.callback(setattr, norm, "momentum", norm.momentum)
             norm.training, norm.momentum = True, 1.0  # running statistics are then those of the last batch
+        after.callback(model.eval)
         for batch in batches:
-            counts.clear()
             task.forward(model, batch)
-            for norm in counts:
-                samples, n = counts[norm]
-                mean, var = norm.running_mean, norm.running_var * ((n - 1) / n)  # type: ignore[operator]
-                total, means, variances = sums.get(norm, (0, torch.zeros_like(mean), torch.zeros_like(var)))  # type: ignore[arg-type]
-                sums[norm] = total + samples, means + samples * mean, variances + samples * var  # type: ignore[operator]
-        for norm, (total, means, variances) in sums.items():
-            norm.running_mean.copy_(means / total)  # type: ignore[operator, union-attr]
-            norm.running_var.copy_(variances / total)  # type: ignore[operator, union-attr]
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for norm, momentum in momenta:
-            norm.training, norm.momentum = False, momentum
+    for norm, (count, mean, var) in sums.items():
+        norm.running_mean.copy_(mean / count)
+        norm.running_var.copy_(var / count)
 
 
 @torch.no_grad()
@@ -86,46 +78,40 @@ def measure(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> dict[st
     return dict(meter.compute())
 
 
+@frozen(eq=False)
 class Evaluation:
     """Measures subnets of a supernet; every arch sees the same calibration and validation images.
 
     Nothing of it stays in the supernet: its statistics and modes are put back.
     """
 
-    def __init__(
-        self,
-        supernet: nn.Module,
-        task: LiveTask,
-        calibration: Calibration,
-        device: torch.device,
-        seed: int = 0,
-        batch_size: int = 256,
-        workers: int = 0,
-    ) -> None:
-        self.supernet, self.task, self.calibration, self.device = supernet, task, calibration, device
-        self.seed, self.batch_size, self.workers = seed, batch_size, workers
-        self._splits: dict[tuple[str, int], loading.Batches] = {}
-        self._images: loading.Batches | None = None
+    supernet: nn.Module
+    task: LiveTask
+    calibration: Calibration
+    device: torch.device
+    seed: int = 0
+    batch_size: int = 256
+    workers: int = 0
+    _made: dict[tuple[str, int, int, bool], loading.Batches] = field(factory=dict, init=False)
 
     @property
     def images(self) -> Iterable[Any]:
         """The batches that statistics are computed on."""
         c = self.calibration
-        if self._images is None and c.batches:
-            augmented = c.pipeline == "train"
-            self._images = loading.Batches(
-                self.task, c.data, c.batch_size, self.device, augmented, self.seed, c.batches, self.workers
-            )
-        return self._images or []
+        return self._batches(c.data, c.batch_size, c.batches, c.pipeline == "train") if c.batches else []
 
     def split(self, name: str, share: float = 1.0) -> loading.Batches:
         """The batches of a split: all in order, or of a share of it, always the same, some at random."""
         limit = 0 if share == 1 else math.ceil(share * self.task.splits[name] / self.batch_size)
-        if (name, limit) not in self._splits:
-            self._splits[name, limit] = loading.Batches(
-                self.task, name, self.batch_size, self.device, seed=self.seed, limit=limit, workers=self.workers
+        return self._batches(name, self.batch_size, limit, False)
+
+    def _batches(self, split: str, batch_size: int, limit: int, augmented: bool) -> loading.Batches:
+        key = split, batch_size, limit, augmented
+        if key not in self._made:
+            self._made[key] = loading.Batches(
+                self.task, split, batch_size, self.device, augmented, self.seed, limit, self.workers
             )
-        return self._splits[name, limit]
+        return self._made[key]
 
     @contextmanager
     def calibrated(self, arch: Arch) -> Iterator[nn.Module]:

@@ -7,10 +7,8 @@ and pooling count nothing. `activations` are the elements of the outputs of conv
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 import math
-import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -34,6 +32,11 @@ class LayerCost:
     flops: Value = Constant(0)
     params: Value = Constant(0)
     activations: Value = Constant(0)
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys of the variables it depends on."""
+        return {*self.flops.keys, *self.params.keys, *self.activations.keys}
 
 
 @runtime_checkable
@@ -67,8 +70,9 @@ def norm_cost(features: Value | int, affine: bool) -> LayerCost:
 _UNKNOWN = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.MultiheadAttention, nn.RNNBase, nn.Bilinear)
 
 
-def _plain_cost(module: nn.Module, positions: Value) -> LayerCost:
-    """The cost of a module that no arch changes."""
+def _cost(module: nn.Module, positions: Value) -> LayerCost:
+    if isinstance(module, Costed):
+        return module.cost(positions)
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         taps = math.prod(module.kernel_size)
@@ -117,15 +121,13 @@ class Cost:
 
     def _totals(self, codes: Codes) -> np.ndarray:
         """A row for each arch, a column for each metric."""
-        places = np.ascontiguousarray(codes.T, np.int64)
-        choices = {}
-        for key in {key for _, value in self._rest for key in value.keys}:
-            place, variable = self.space.keys.index(key), self.space[key]
-            column = codes[:, place] if variable.continuous else places[place]
-            choices[key] = np.array([*map(variable.choice, column)])
+        columns = {v.key: column if v.continuous else column.astype(np.int64)
+                   for v, column in zip(self.space.variables, codes.T, strict=True)}  # fmt: skip
+        keys = {key for layer in self._rest for key in layer.keys}
+        choices = {key: np.array([*map(self.space[key].choice, columns[key])]) for key in keys}
         totals = _sums(self._rest, choices, len(codes))
         for keys, table in self._tables:
-            totals += table[tuple(places[key] for key in keys)]
+            totals += table[tuple(columns[key] for key in keys)]
         return totals
 
     def _tabulate(self, space: SearchSpace) -> None:
@@ -134,31 +136,27 @@ class Cost:
         A table has an axis for each of its variables, and one for the metrics.
         """
         self.space = space
-        self._tables: list[tuple[list[int], np.ndarray]] = []
-        self._rest: list[_Term] = []
-        together: dict[tuple[str, ...], list[_Term]] = defaultdict(list)
+        self._tables: list[tuple[Sequence[str], np.ndarray]] = []
+        self._rest: list[LayerCost] = []
+        together: dict[tuple[str, ...], list[LayerCost]] = defaultdict(list)
         for layer in self._layers:
-            for metric, value in enumerate((layer.flops, layer.params, layer.activations)):
-                together[tuple(sorted(value.keys))].append((metric, value))
-        for keys, terms in together.items():
+            together[tuple(sorted(layer.keys))].append(layer)
+        for keys, layers in together.items():
             domains = {key: space[key].choices for key in keys if not space[key].continuous}
             sizes = [*map(len, domains.values())]
             if len(domains) < len(keys) or math.prod(sizes) > LARGEST_TABLE:
-                self._rest += terms
+                self._rest += layers
             else:
-                table = _sums(terms, grid(domains) if domains else {}, math.prod(sizes))
-                self._tables.append(([*map(space.keys.index, keys)], table.reshape(*sizes, len(METRICS))))
+                table = _sums(layers, grid(domains) if domains else {}, math.prod(sizes))
+                self._tables.append((keys, table.reshape(*sizes, len(METRICS))))
 
 
-_Term = tuple[int, Value]
-"""The place of a metric, and what to add to it."""
-
-
-def _sums(terms: Sequence[_Term], choices: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
-    """What terms add to each metric under columns of choices."""
+def _sums(layers: Iterable[LayerCost], choices: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
+    """What layers cost together under columns of choices, a column for each metric."""
     sums = np.zeros((rows, len(METRICS)), np.int64)
-    for metric, value in terms:
-        sums[:, metric] += np.asarray(value(choices), np.int64)
+    for layer in layers:
+        for metric, value in enumerate((layer.flops, layer.params, layer.activations)):
+            sums[:, metric] += np.asarray(value(choices), np.int64)
     return sums
 
 
@@ -174,13 +172,11 @@ def _layer_costs(model: nn.Module, space: SearchSpace, example: torch.Tensor) ->
     calls = _calls(twin, space, example, gates)
     costs = []
     for module, own in gates.items():
+        runs = sum(own[1:], start=own[0])
         # What stands in several places is called in each, but has its weights once.
-        runs = functools.reduce(operator.add, own)
-        owned = at_least(runs, 1) if len(own) > 1 else runs
-        cost = module.cost if isinstance(module, Costed) else functools.partial(_plain_cost, module)
-        costs.append(LayerCost(params=owned * cost(Constant(0)).params))
+        costs.append(LayerCost(params=at_least(runs, 1) * _cost(module, Constant(0)).params))
         for positions in calls[module]:
-            once = cost(positions)
+            once = _cost(module, positions)
             costs.append(LayerCost(flops=runs * once.flops, activations=runs * once.activations))
     return costs
 
@@ -225,7 +221,7 @@ def _calls(
 
     for module in gates:
         module.register_forward_hook(note)
-    seen: dict[nn.Module, dict[tuple[Any, ...], list[int]]] = defaultdict(dict)
+    seen: dict[tuple[nn.Module, tuple[Any, ...]], list[int]] = {}
     covering = _covering_archs(space, itertools.chain(*gates.values()))
     # The smallest arch opens nothing new: it shows what changes sizes without saying so.
     for base, sizes in [*itertools.product(covering, all_sizes), (space.smallest(), all_sizes[0])]:
@@ -237,15 +233,15 @@ def _calls(
         for module, positions in found.items():
             places = sum(gate(arch) for gate in gates[module])
             one = positions[: len(positions) // max(places, 1)]
-            if one * places != positions or seen[module].setdefault(sizes, one) != one:
+            if one * places != positions or seen.setdefault((module, sizes), one) != one:
                 raise ValueError(
                     f"a {type(module).__name__} runs at {positions} positions in {places} places under one arch, "
-                    f"at {seen[module].get(sizes, [])} in each under another: a mutable that resizes "
+                    f"at {seen.get((module, sizes), [])} in each under another: a mutable that resizes "
                     "must declare `resizes`, one that does not run all its children must have `gates`"
                 )
     calls = {}
     for module in gates:  # a call that some sizes do without stands at no positions there
-        columns = itertools.zip_longest(*(seen[module].get(sizes, ()) for sizes in all_sizes), fillvalue=0)
+        columns = itertools.zip_longest(*(seen.get((module, sizes), ()) for sizes in all_sizes), fillvalue=0)
         calls[module] = [looked_up(dict(zip(all_sizes, c, strict=True)), *resizing.values()) for c in columns]
     return calls
 
@@ -255,7 +251,8 @@ def _covering_archs(space: SearchSpace, gates: Iterable[Value]) -> list[dict[str
     largest = dict(space.largest())
     archs = [largest]
     for gate in dict.fromkeys(gate for gate in gates if gate.keys):
-        for held in (*archs, opened := {}):  # the first arch that can open it without closing another
+        opened: dict[str, Any] = {}
+        for held in (*archs, opened):  # the first arch that can open it without closing another
             columns = grid({key: [held[key]] if key in held else space[key].choices for key in gate.keys})
             if len(rows := np.flatnonzero(gate(columns))):
                 held |= {key: column[rows[-1]].item() for key, column in columns.items()}

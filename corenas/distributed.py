@@ -100,12 +100,13 @@ def total(tensors: Iterable[Tensor]) -> None:
 
 
 def mean(tensors: Sequence[Tensor], weight: float) -> Sequence[Tensor]:
-    """The mean of tensors over processes, those of each by its weight; the weights add up to 1."""
-    if world() == 1:
+    """The mean of tensors over processes, those of each counted by its weight."""
+    if world() == 1 or not tensors:
         return tensors
-    weighted = [tensor * weight for tensor in tensors]
-    total(weighted)
-    return weighted
+    sums = [tensor * weight for tensor in tensors]
+    weights = torch.tensor(weight, device=sums[0].device)
+    total([*sums, weights])
+    return [tensor / weights for tensor in sums]
 
 
 class _Sum(torch.autograd.Function):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TypeAlias
 
 from attrs import evolve, frozen
@@ -27,14 +29,11 @@ class Fault:
     @property
     def dotted(self) -> str:
         """The key as text: `stages[2].block.kernel`."""
-        text = ""
-        for part in self.key:
-            text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-        return text
+        return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.key).removeprefix(".")
 
     def under(self, *prefix: str | int) -> Fault:
-        """The same mistake, seen from a table further out."""
-        return evolve(self, key=(*prefix, *self.key))
+        """The same mistake, seen from a table further out; one that has its file is as it is."""
+        return self if self.file else evolve(self, key=(*prefix, *self.key))
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file
@@ -50,21 +49,31 @@ class UserError(Exception):
         super().__init__("\n".join(map(str, self.faults)))
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword arguments do not pickle by themselves
-        return _rebuilt, (self.faults,)
+        return partial(UserError, faults=self.faults), ()
 
     def under(self, *prefix: str | int) -> UserError:
         """The same mistakes, seen from a table further out."""
         return UserError(faults=[fault.under(*prefix) for fault in self.faults])
 
 
-def _rebuilt(faults: list[Fault]) -> UserError:
-    return UserError(faults=faults)
+@contextmanager
+def collecting(faults: list[Fault], *prefix: str | int) -> Iterator[None]:
+    """Adds the mistakes that are raised inside to a list, seen from a table further out."""
+    try:
+        yield
+    except UserError as error:
+        faults += error.under(*prefix).faults
+
+
+def refuse(faults: Iterable[Fault]) -> None:
+    """Raises UserError with mistakes, if there are any."""
+    if found := [*faults]:
+        raise UserError(faults=found)
 
 
 def did_you_mean(name: str, known: Iterable[str], noun: str = "known") -> str:
     """The closest names to one that is unknown, then all that would have been right."""
     names = sorted(known)
     shown = [*names[:20], f"and {len(names) - 20} more"] if len(names) > 20 else names
-    close = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
-    listed = f"{noun}: {', '.join(shown)}" if names else f"{noun}: none"
-    return (f"did you mean {' or '.join(repr(c) for c in close)}? " if close else "") + listed
+    close = " or ".join(map(repr, difflib.get_close_matches(name, names, n=2)))
+    return f"{f'did you mean {close}? ' if close else ''}{noun}: {', '.join(shown) or 'none'}"

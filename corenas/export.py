@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from corenas.calibrate import statistics_kept
 from corenas.errors import UserError
-from corenas.mutable import apply
+from corenas.mutable import Exportable, apply
 
 TOLERANCE = 1e-5
 """Largest difference to the supernet that is put down to rounding, relative to the largest output."""
@@ -24,7 +24,7 @@ TOLERANCE = 1e-5
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return hasattr(m, "export") or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Exportable) or super().is_leaf_module(m, module_qualified_name)
 
 
 def export(model: nn.Module, choices: Mapping[str, Any], example: Tensor) -> fx.GraphModule:
@@ -42,16 +42,17 @@ def export(model: nn.Module, choices: Mapping[str, Any], example: Tensor) -> fx.
             hint = "forward must not branch on the values of tensors; put such a part into a mutable with `export`"
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"this model cannot be traced for export: {reason}", hint=hint) from error
-        reserved = {*dir(fx.GraphModule({}, fx.Graph())), *keyword.kwlist}
+        reserved = dir(fx.GraphModule({}, fx.Graph()))
         parts: dict[str, Any] = {}
         names: dict[str, str] = {}
         for node in graph.nodes:
             if node.op in ("call_module", "get_attr"):
-                name = str(node.target)
-                if name not in names:
-                    names[name] = _flat(name, names.values(), reserved)
-                    parts[names[name]] = _plain(model, name, node.op)
-                node.target = names[name]
+                target = str(node.target)
+                if target not in names:
+                    names[target] = _flat(target, [*reserved, *parts])
+                    part = operator.attrgetter(target)(model)
+                    parts[names[target]] = part.export() if isinstance(part, Exportable) else copy.deepcopy(part)
+                node.target = names[target]
         plain = fx.GraphModule(parts, graph, "Network")
         plain.train(model.training)
         alien = [type(part).__name__ for part in plain.modules() if not type(part).__module__.startswith("torch.")]
@@ -64,19 +65,12 @@ def export(model: nn.Module, choices: Mapping[str, Any], example: Tensor) -> fx.
     return plain
 
 
-def _flat(name: str, taken: Collection[str], reserved: Collection[str]) -> str:
+def _flat(name: str, taken: Collection[str]) -> str:
     flat = re.sub(r"\W", "_", name.removeprefix("backbone."))
-    flat = flat if flat.isidentifier() and flat not in reserved else f"layer_{flat}"
-    while flat in taken:
+    flat = flat if flat.isidentifier() else f"layer_{flat}"
+    while flat in taken or keyword.iskeyword(flat):
         flat += "_"
     return flat
-
-
-def _plain(model: nn.Module, name: str, op: str) -> Any:
-    if op == "get_attr":
-        return copy.deepcopy(operator.attrgetter(name)(model))
-    module = model.get_submodule(name)
-    return module.export() if hasattr(module, "export") else copy.deepcopy(module)  # type: ignore[operator]
 
 
 @torch.no_grad()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from corenas.contracts import Evaluator, LiveTask, Metric
-from corenas.errors import Fault, UserError, did_you_mean
+from corenas.cost import METRICS
+from corenas.errors import Fault, did_you_mean, refuse
 from corenas.objectives import Constraint, Objective, Objectives, parse_amount
 from corenas.settings import Amount, Bins, Bounds, Range, SearchSettings
 
-COST_METRICS: Mapping[str, Metric] = {name: Metric("", "min") for name in ("flops", "params", "activations")}
+COST_METRICS: Mapping[str, Metric] = dict.fromkeys(METRICS, Metric("", "min"))
 """What is known of every arch without measuring it."""
 
 
@@ -18,35 +20,29 @@ def metrics_of(evaluators: Sequence[Evaluator], task: LiveTask) -> dict[str, Met
     found, faults = dict(COST_METRICS), []
     for i, evaluator in enumerate(evaluators):
         given = evaluator.provides(task)
-        twice = sorted(found.keys() & given.keys())
-        if twice:
-            faults.append(
-                Fault(f"{', '.join(twice)} is measured already, by the core or another evaluator", ("evaluators", i))
-            )
+        if twice := sorted(found.keys() & given.keys()):
+            text = f"{', '.join(twice)} is measured already, by the core or another evaluator"
+            faults.append(Fault(text, ("evaluators", i)))
         found |= given
-    if faults:
-        raise UserError(faults=faults)
+    refuse(faults)
     return found
 
 
 def read_objectives(settings: SearchSettings, metrics: Mapping[str, Metric]) -> Objectives:
     """The objectives of a spec. Raises UserError, keys under "search", for metrics that nothing measures."""
-    faults = []
-    objectives = []
-    for i, goal in enumerate(settings.goals):
-        if goal.metric not in metrics:
-            faults.append(_unknown(goal.metric, metrics, "search", "objectives", i))
-            continue
-        objectives.append(Objective(goal.metric, goal.direction or metrics[goal.metric].direction, goal.weight))
-    if not objectives and not faults:
-        faults.append(Fault("expected at least one objective", ("search", "objectives")))
     bins = settings.pareto if isinstance(settings.pareto, Bins) else None
-    if bins is not None and bins.metric not in metrics:
-        faults.append(_unknown(bins.metric, metrics, "search", "pareto", "metric"))
-    width = parse_amount(bins.width) if bins is not None else 0.0
-    if faults:
-        raise UserError(faults=faults)
-    return Objectives(tuple(objectives), bool(settings.pareto), bins.metric if bins else None, width)
+    named = [(goal.metric, "objectives", i) for i, goal in enumerate(settings.goals)]
+    named += [(bins.metric, "pareto", "metric")] if bins else []
+    faults = [_unknown(metric, metrics, "search", *place) for metric, *place in named if metric not in metrics]
+    if not settings.goals:
+        faults.append(Fault("expected at least one objective", ("search", "objectives")))
+    refuse(faults)
+    objectives = tuple(
+        Objective(g.metric, g.direction or metrics[g.metric].direction, g.weight) for g in settings.goals
+    )
+    if bins is None:
+        return Objectives(objectives, bool(settings.pareto))
+    return Objectives(objectives, True, bins.metric, parse_amount(bins.width))
 
 
 def read_constraints(
@@ -58,40 +54,30 @@ def read_constraints(
     """
     faults, constraints = [], []
     for metric, bounds in bounds_of.items():
-        place = (metric,)
         if metric not in metrics:
             faults.append(_unknown(metric, metrics, metric))
             continue
-
-        def plain(amount: Amount | None, open_end: float, metric: str = metric) -> float:
-            if amount is None:
-                return open_end
-            if _relative(amount):
-                return parse_amount(str(amount).strip()[:-1]) / 100 * largest[metric]
-            return parse_amount(amount)
-
-        if isinstance(bounds, Range):
-            ends = (bounds.min, bounds.max)
-        elif isinstance(bounds, tuple):
-            ends = bounds
-        else:  # one number bounds from the side that hurts
-            ends = (bounds, None) if metrics[metric].direction == "max" else (None, bounds)
-        relative = [end for end in ends if end is not None and _relative(end)]
+        ends = _ends(bounds, metrics[metric].direction)
+        relative = [end for end in ends if str(end).strip().endswith("%")]
         if relative and metric not in largest:
             hint = f"relative amounts are for {', '.join(largest)}"
-            faults.append(Fault(f"{relative[0]!r}: {metric} is not known before the search", place, hint=hint))
+            faults.append(Fault(f"{relative[0]!r}: {metric} is not known before the search", (metric,), hint=hint))
             continue
-        low, high = plain(ends[0], -float("inf")), plain(ends[1], float("inf"))
+        low, high = (parse_amount(end, largest.get(metric)) if isinstance(end, str) else end for end in ends)
         if low > high:
-            faults.append(Fault(f"the range {ends[0]} to {ends[1]} is empty", place))
+            faults.append(Fault(f"the range {ends[0]} to {ends[1]} is empty", (metric,)))
         constraints.append(Constraint(metric, low, high))
-    if faults:
-        raise UserError(faults=faults)
+    refuse(faults)
     return constraints
 
 
-def _relative(amount: Amount) -> bool:
-    return isinstance(amount, str) and amount.strip().endswith("%")
+def _ends(bounds: Amount | tuple[Amount, Amount] | Range, direction: str) -> tuple[Amount, Amount]:
+    """Both bounds; one that is open lies at infinity."""
+    if isinstance(bounds, tuple):
+        return bounds
+    if not isinstance(bounds, Range):  # one number bounds from the side that hurts
+        bounds = Range(min=bounds) if direction == "max" else Range(max=bounds)
+    return -math.inf if bounds.min is None else bounds.min, math.inf if bounds.max is None else bounds.max
 
 
 def _unknown(metric: str, metrics: Mapping[str, Metric], *path: str | int) -> Fault:

@@ -81,6 +81,7 @@ class Stream:
     """The shuffled training batches of a split, epoch by epoch, each cut into parts: of every process so many.
 
     steps: batches an epoch; the last, smaller one is left out unless it is the only one
+    share: of each batch that this process sees
     Raises UserError for batches with fewer samples than they have parts.
     """
 
@@ -97,10 +98,14 @@ class Stream:
         self._data = _Batched(task.dataset(split, augmented), seed, f"data:{split}")
         self.batch_size = min(batch_size, len(self._data.samples))
         self.steps = len(self._data.samples) // self.batch_size
-        self.workers, self.parts = workers, parts
-        if self.batch_size < parts * distributed.world():
-            text = f"{self.batch_size} images cannot be cut into {parts * distributed.world()} parts"
+        self.workers = workers
+        total = parts * distributed.world()
+        if self.batch_size < total:
+            text = f"{self.batch_size} images cannot be cut into {total} parts"
             raise UserError(text, key=("train", "batch_size"), hint="train.accumulate times processes are too many")
+        bounds = np.linspace(0, self.batch_size, total + 1).astype(int).tolist()
+        self._spans = [*itertools.pairwise(bounds)][distributed.rank() * parts :][:parts]
+        self.share = (self._spans[-1][1] - self._spans[0][0]) / self.batch_size
 
     def order(self, epoch: int) -> list[Places]:
         """The samples of each batch of an epoch, over all processes."""
@@ -111,12 +116,10 @@ class Stream:
 
         Torch's global generator is as it was after each.
         """
-        bounds = np.linspace(0, self.batch_size, self.parts * distributed.world() + 1).astype(int)
-        spans = [*itertools.pairwise(bounds.tolist())][distributed.rank() * self.parts :][: self.parts]
-        places = [batch[a:b] for batch in self.order(epoch)[start:] for a, b in spans]
-        read = self._data.read(places, self.workers)
+        parts = [batch[a:b] for batch in self.order(epoch)[start:] for a, b in self._spans]
+        read = self._data.read(parts, self.workers)
         for _ in range(start, self.steps):
-            yield [(next(read), (b - a) / self.batch_size) for a, b in spans]
+            yield [(next(read), (b - a) / self.batch_size) for a, b in self._spans]
 
     def forever(self, start: int = 0) -> Iterator[Any]:
         """Batches of one epoch after the other, from one on; for a stream of one part."""
@@ -159,7 +162,7 @@ class Batches:
         return len(self._places)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._decoded() if self._kept is None else iter(self._kept)
+        return iter(self._kept or self._decoded())
 
     def _decoded(self) -> Iterator[Any]:
         return (to_device(batch, self.device) for batch in self._data.read(self._places, self.workers))

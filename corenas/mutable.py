@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -73,18 +72,18 @@ def apply(model: nn.Module, choices: Mapping[str, Any]) -> Applied:
     choices: a choice for each key; for a mixed operation it may be a tensor of weights, one per candidate
     Raises KeyError for a key that the choices lack; the model is then as it was.
     """
-    after: list[tuple[Mutable, dict[str, Any]]] = []
     known: dict[Value | Dimension, Any] = {}
-    for mutable in mutables(model):
-        choice = {}
-        for name, value in mutable.values.items():
-            if value not in known or isinstance(value, Constant):  # 1 is 1.0 to a dictionary, not to a layer
-                known[value] = value(choices)
-            choice[name] = known[value]
-        after.append((mutable, choice))
+
+    def number(value: Value | Dimension) -> Any:
+        if isinstance(value, Constant):  # 1 is 1.0 to a dictionary, not to a layer
+            return value.number
+        if value not in known:
+            known[value] = value(choices)
+        return known[value]
+
+    after = [(m, {name: number(value) for name, value in m.values.items()}) for m in mutables(model)]
     before = [(mutable, mutable.choice) for mutable, _ in after]
-    for mutable, choice in after:
-        mutable.choice = choice
+    _choose(after)
     return Applied(model, before)
 
 
@@ -97,6 +96,10 @@ class Applied:
     def __enter__(self) -> nn.Module:
         return self._model
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for mutable, choice in self._before:
-            mutable.choice = choice
+    def __exit__(self, *error: object) -> None:
+        _choose(self._before)
+
+
+def _choose(choices: Iterable[tuple[Mutable, Mapping[str, Any]]]) -> None:
+    for mutable, choice in choices:
+        mutable.choice = choice

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -26,12 +28,10 @@ class Constraint:
         """Whether it holds; a metric that was not measured counts as met."""
         return self.metric not in metrics or self.low <= metrics[self.metric] <= self.high
 
-    def violation(self, number: float) -> float:
-        """How far outside a number lies, relative to the nearer bound; 0 inside."""
-        if self.low <= number <= self.high:
-            return 0.0
-        bound = self.low if number < self.low else self.high
-        return math.inf if math.isnan(number) else abs(number - bound) / (abs(bound) or 1.0)
+    def violation(self, numbers: np.ndarray) -> np.ndarray:
+        """How far outside finite numbers lie, each relative to the nearer bound; 0 inside."""
+        nearest = np.clip(numbers, self.low, self.high)
+        return np.abs(numbers - nearest) / np.where(nearest == 0, 1, np.abs(nearest))
 
     def __str__(self) -> str:
         if self.low == -math.inf:
@@ -82,12 +82,10 @@ class Objectives:
         left = self._counting(trials)
         ranked: list[Trial] = []
         while left and len(ranked) < n:
-            front = self._front(left) if self.pareto else left
-            if self.pareto and self.bin_metric is None:
-                crowding = self._crowding(front)
-                ranked += [front[i] for i in sorted(range(len(front)), key=lambda i: -crowding[i])]
-            else:
-                ranked += sorted(front, key=self.score, reverse=True)
+            front = self._front(left)
+            spread = self.pareto and self.bin_metric is None
+            worth = self._crowding(front) if spread else np.array([self.score(trial) for trial in front])
+            ranked += [front[i] for i in np.argsort(-worth, kind="stable")]
             taken = {trial.arch for trial in front}
             left = [trial for trial in left if trial.arch not in taken]
         return ranked[:n]
@@ -98,65 +96,60 @@ class Objectives:
 
     def _counting(self, trials: Iterable[Trial]) -> list[Trial]:
         """The trials that count: every arch once, as it was measured first; none with a figure that is no number."""
+        metrics = [objective.metric for objective in self.objectives]
+        metrics += [] if self.bin_metric is None else [self.bin_metric]
         distinct: dict[Arch, Trial] = {}
         for trial in trials:
-            if trial.ok and all(map(math.isfinite, self._gains(trial))) and self._binnable(trial):
+            if trial.ok and all(math.isfinite(trial.metrics[metric]) for metric in metrics):
                 distinct.setdefault(trial.arch, trial)
         return [*distinct.values()]
 
-    def _binnable(self, trial: Trial) -> bool:
-        return self.bin_metric is None or math.isfinite(trial.metrics[self.bin_metric])
-
     def _front(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Of trials that count those on the Pareto front, or the best of each bin; all, where scores rank them."""
+        if not self.pareto:
+            return [*trials]
         if self.bin_metric is None:
-            return self._nondominated(trials)
+            gains = self._gains(trials)
+            beaten = [((gains >= mine).all(1) & (gains > mine).any(1)).any() for mine in gains]
+            return [*itertools.compress(trials, np.logical_not(beaten))]
         bins: dict[int, Trial] = {}
-        for trial in trials:
-            place = math.floor(trial.metrics[self.bin_metric] / self.bin_width)
-            if place not in bins or self.score(trial) > self.score(bins[place]):
-                bins[place] = trial
+        for trial in sorted(trials, key=self.score, reverse=True):
+            bins.setdefault(math.floor(trial.metrics[self.bin_metric] / self.bin_width), trial)
         return [bins[place] for place in sorted(bins)]
 
-    def _gains(self, trial: Trial) -> tuple[float, ...]:
-        return tuple(objective.gain(trial.metrics) for objective in self.objectives)
+    def _gains(self, trials: Sequence[Trial]) -> np.ndarray:
+        """A row for each trial, a column for each objective."""
+        rows = [[objective.gain(trial.metrics) for objective in self.objectives] for trial in trials]
+        return np.array(rows).reshape(len(trials), len(self.objectives))
 
-    def _nondominated(self, trials: Sequence[Trial]) -> list[Trial]:
-        gains = np.array([self._gains(trial) for trial in trials]).reshape(len(trials), len(self.objectives))
-        dominated = [((gains >= mine).all(1) & (gains > mine).any(1)).any() for mine in gains]
-        return [trial for trial, beaten in zip(trials, dominated, strict=True) if not beaten]
-
-    def _crowding(self, front: Sequence[Trial]) -> list[float]:
+    def _crowding(self, front: Sequence[Trial]) -> np.ndarray:
         """How far apart each trial's neighbours are, summed over objectives (Deb et al. 2002, section III B)."""
-        distance = [0.0] * len(front)
-        for objective in self.objectives:
-            gains = [objective.gain(trial.metrics) for trial in front]
-            order = sorted(range(len(front)), key=gains.__getitem__)
-            span = gains[order[-1]] - gains[order[0]] or 1.0
-            distance[order[0]] = distance[order[-1]] = math.inf
-            for before, i, after in zip(order, order[1:], order[2:], strict=False):
-                distance[i] += (gains[after] - gains[before]) / span
+        distance = np.zeros(len(front))
+        for gains in self._gains(front).T:
+            order = np.argsort(gains, kind="stable")
+            beside = np.array([-np.inf, *gains[order], np.inf])  # the ends are infinitely far from what is not there
+            distance[order] += (beside[2:] - beside[:-2]) / (np.ptp(gains) or 1.0)
         return distance
 
 
-_SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+_UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
-def parse_amount(text: str | float) -> float:
-    """A number in plain units: 2e8, "200M", "1.5G". Raises ValueError for anything else."""
-    try:
-        digits = str(text).strip()
-        suffix = digits[-1:] if digits[-1:] in _SUFFIXES else ""
-        number = float(digits.removesuffix(suffix)) * _SUFFIXES[suffix]
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f'expected an amount such as 2e8 or "200M", found {text!r}')
-    return number
+def parse_amount(text: str | float, whole: float | None = None) -> float:
+    """A number in plain units: 2e8, "200M", "1.5G", of a whole "60%" too. Raises ValueError for anything else."""
+    units = _UNITS if whole is None else {**_UNITS, "%": whole / 100}
+    digits = str(text).strip()
+    unit = digits[-1:] if digits[-1:] in units else ""
+    with suppress(ValueError):
+        number = float(digits.removesuffix(unit)) * units[unit]
+        if math.isfinite(number):
+            return number
+    raise ValueError(f'expected an amount such as 2e8 or "200M", found {text!r}')
 
 
 def amount(number: float) -> str:
     """A number as people write it: "200M"."""
-    for suffix in ("T", "G", "M", "k"):
-        if abs(number) >= _SUFFIXES[suffix]:
-            return f"{number / _SUFFIXES[suffix]:.4g}{suffix}"
+    for unit in ("T", "G", "M", "k"):
+        if abs(number) >= _UNITS[unit]:
+            return f"{number / _UNITS[unit]:.4g}{unit}"
     return f"{number:.6g}"

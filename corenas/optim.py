@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     from corenas.settings import Schedule, Train
 
-REQUIRED = attrs.NOTHING
-OWN_SCHEDULES = ("constant", "cosine", "exponential")
 _NEED_MORE = ("LBFGS", "SparseAdam", "Optimizer", "Muon")
 """Optimizers that a plain training loop cannot drive: a closure, sparse gradients, matrices only."""
 _STEP_OTHERWISE = (
@@ -34,106 +33,91 @@ _STEP_OTHERWISE = (
 )  # fmt: skip
 """Schedules that want functions, other schedules or a metric, or that turn the momentum as well at every step."""
 
-
 _NOT_NEGATIVE = Annotated[float, "a number of at least 0", lambda number: 0 <= number < math.inf]
 _SHARE = Annotated[float, "a number from 0 to 1", lambda number: 0 <= number <= 1]
 _COUNT = Annotated[int, "a whole number of at least 1", lambda number: number >= 1]
+_BELOW_1 = Annotated[float, "a number of at least 0 and less than 1", lambda number: 0 <= number < 1]
 _TYPES: Mapping[str, Any] = {
     "lr": _NOT_NEGATIVE, "momentum": _NOT_NEGATIVE, "weight_decay": _NOT_NEGATIVE, "rho": _SHARE, "alpha": _SHARE,
     "step_size": _COUNT, "T_max": _COUNT, "T_0": _COUNT, "T_mult": _COUNT, "total_iters": _COUNT,
+    "betas": tuple[_BELOW_1, _BELOW_1],
 }  # fmt: skip
 """Arguments of which more is known than their default tells."""
 
 
 @functools.cache
 def _source(file: str) -> list[ast.stmt]:
-    spec = importlib.util.find_spec("torch")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return ast.parse((Path(spec.submodule_search_locations[0]) / "optim" / file).read_text()).body
+    torch = Path(importlib.util.find_spec("torch").origin).parent  # type: ignore[union-attr, arg-type]
+    return ast.parse((torch / "optim" / file).read_text()).body
 
 
-@functools.cache
 def optimizers() -> dict[str, str]:
     """Optimizer classes of torch.optim -> the files that they stand in."""
-    files = {}
-    for node in _source("__init__.py"):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("torch.optim."):
-            names = [alias.name for alias in node.names if alias.name[0].isupper() and alias.name not in _NEED_MORE]
-            files |= dict.fromkeys(names, f"{node.module.removeprefix('torch.optim.')}.py")
-    return files
+    imports = [node for node in _source("__init__.py") if isinstance(node, ast.ImportFrom)]
+    files = {alias.name: f"{str(node.module).split('.')[-1]}.py" for node in imports for alias in node.names}
+    return {name: file for name, file in files.items() if name[0].isupper() and name not in _NEED_MORE}
 
 
-@functools.cache
 def schedules() -> dict[str, str]:
     """Classes of torch.optim.lr_scheduler that step without being told anything -> the file that they stand in."""
     names = [node.name for node in _source("lr_scheduler.py") if isinstance(node, ast.ClassDef)]
     return {name: "lr_scheduler.py" for name in names if name not in _STEP_OTHERWISE and name[0] != "_"}
 
 
-def arguments(name: str, file: str) -> dict[str, Any]:
-    """The arguments of such a class with their defaults: `REQUIRED`, or None for what is no literal."""
+@functools.cache
+def options(name: str, file: str) -> type:
+    """The arguments of such a class as a class of options; a default that is no literal is None."""
     cls = next(node for node in _source(file) if isinstance(node, ast.ClassDef) and node.name == name)
     args = next(node.args for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
     names = [a.arg for a in (*args.args, *args.kwonlyargs)]
     defaults = [*[None] * (len(args.args) - len(args.defaults)), *args.defaults, *args.kw_defaults]
-    pairs = zip(names[2:], defaults[2:], strict=True)  # after self and the parameters or the optimizer
-    return {name: REQUIRED if default is None else _literal(default) for name, default in pairs}
+    fields = {}
+    for key, node in zip(names[2:], defaults[2:], strict=True):  # after self and the parameters or the optimizer
+        default = attrs.NOTHING if node is None else _literal(node)
+        fields[key] = attrs.field(default=default, type=_type(key, default))
+    return attrs.make_class(name, fields, kw_only=True)
 
 
 def _literal(node: ast.expr) -> Any:
-    try:
+    with suppress(ValueError):
         return ast.literal_eval(node)
-    except ValueError:
-        return None
+    return None
 
 
 def optimizer_faults(table: Mapping[str, Any]) -> list[Fault]:
     """What is wrong with `{type = "SGD", lr = 0.1, …}`, keys relative to it."""
-    return _faults(table, optimizers(), "optimizer", "torch.optim")
+    given = {key: value for key, value in table.items() if key != "type"}
+    return _faults(table.get("type"), given, optimizers(), "optimizer", "torch.optim")
 
 
-def schedule_faults(kind: str, options: Mapping[str, Any]) -> list[Fault]:
+def schedule_faults(kind: str, given: Mapping[str, Any]) -> list[Fault]:
     """What is wrong with a schedule's type and options, keys relative to its table."""
-    if kind in OWN_SCHEDULES:
+    if kind in _OWN_SCHEDULES:
         text = f"{kind} takes no options; they are for classes of torch.optim.lr_scheduler"
-        return [Fault(text, ("options",))] if options else []
-    found = _faults({**options, "type": kind}, schedules(), "schedule", "torch.optim.lr_scheduler", OWN_SCHEDULES)
+        return [Fault(text, ("options",))] if given else []
+    found = _faults(kind, given, schedules(), "schedule", "torch.optim.lr_scheduler")
     return [fault if fault.key == ("type",) else fault.under("options") for fault in found]
 
 
-def _faults(
-    table: Mapping[str, Any], files: Mapping[str, str], noun: str, module: str, own: tuple[str, ...] = ()
-) -> list[Fault]:
-    name = table.get("type")
+def _faults(name: Any, given: Mapping[str, Any], files: Mapping[str, str], noun: str, module: str) -> list[Fault]:
     if not isinstance(name, str) or name not in files:
-        hint = did_you_mean(str(name), [*files, *own], f"{noun}s")
-        return [Fault(f"no {noun} {name!r} in {module}" if name else "required key is missing", ("type",), hint=hint)]
+        known = [*files, *(_OWN_SCHEDULES if noun == "schedule" else ())]
+        text = f"no {noun} {name!r} in {module}" if name else "required key is missing"
+        return [Fault(text, ("type",), hint=did_you_mean(str(name), known, f"{noun}s"))]
     try:
-        structure({key: value for key, value in table.items() if key != "type"}, _options(name, files[name]))
+        structure(given, options(name, files[name]))
     except UserError as error:
         return [attrs.evolve(f, hint=f.hint or f"an argument of {name} in {module}") for f in error.faults]
     return []
 
 
-@functools.cache
-def _options(name: str, file: str) -> type:
-    """The arguments of such a class as a class of options."""
-    known = arguments(name, file)
-    fields = {key: attrs.field(default=default, type=_type(key, default)) for key, default in known.items()}
-    return attrs.make_class(name, fields, kw_only=True)
-
-
 def _type(key: str, default: Any) -> Any:
     """What an argument may be, from its name and its default."""
-    if key == "betas":
-        text = "a list of 2 numbers of at least 0 and less than 1"
-        return Annotated[tuple[float, float], text, lambda betas: all(0 <= beta < 1 for beta in betas)]
+    if key in _TYPES or isinstance(default, bool):
+        return _TYPES.get(key, bool)
     if isinstance(default, tuple):
-        return Annotated[tuple[(float,) * len(default)], f"a list of {len(default)} numbers", lambda numbers: True]
-    if isinstance(default, bool):
-        return bool
-    return _TYPES.get(key, float if isinstance(default, int | float) else Any)
+        return tuple[(float,) * len(default)]
+    return float if isinstance(default, int | float) else Any
 
 
 def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
@@ -143,7 +127,7 @@ def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
     """
     import torch
 
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in train.optimizer.items() if k != "type"}
+    given = {key: value for key, value in train.optimizer.items() if key != "type"}
     norms = (torch.nn.modules.batchnorm._NormBase, torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.RMSNorm)
     spared = {}
     for module in model.modules():
@@ -154,7 +138,7 @@ def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
     decayed = [parameter for parameter in spared if not spared[parameter]]
     groups = [{"params": decayed}, {"params": [p for p in spared if spared[p]], "weight_decay": 0.0}]
     try:
-        return getattr(torch.optim, train.optimizer["type"])([group for group in groups if group["params"]], **options)
+        return getattr(torch.optim, train.optimizer["type"])([group for group in groups if group["params"]], **given)
     except Exception as error:
         raise UserError(f"torch refuses this: {error}", key=("train", "optimizer")) from error
 
@@ -168,36 +152,49 @@ def build_schedule(
     """
     import torch
 
-    warmup, total = round(schedule.warmup * steps), epochs * steps
+    warmup = round(schedule.warmup * steps)
+    own = _OWN_SCHEDULES.get(schedule.type)
+    theirs = [] if own else _factors(schedule, float(optimizer.param_groups[0]["lr"]), epochs)
 
-    def warm(step: int) -> float:
-        return min(1.0, (step + 1) / (warmup + 1))
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / (warmup + 1))
+        if own is None:
+            return warm * theirs[min(step // steps, len(theirs) - 1)]
+        step = max(0, step - warmup)
+        return warm * own(schedule, step / steps, min(1, step / max(1, epochs * steps - warmup)))
 
-    if schedule.type in OWN_SCHEDULES:
-        rate = _rate(schedule, steps, total - warmup)
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm(step) * rate(max(0, step - warmup)))
-    # A class of torch's steps once an epoch: its rates are worked out on an optimizer of its own and looked up.
-    lr = float(optimizer.param_groups[0]["lr"]) or 1.0
-    probe = torch.optim.SGD([torch.zeros(1)], lr=lr)
-    factors = []
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _factors(schedule: Schedule, lr: float, epochs: int) -> list[float]:
+    """What a class of torch's, which steps once an epoch, makes of a learning rate, on an optimizer of its own."""
+    import torch
+
+    probe = torch.optim.SGD([torch.zeros(1)], lr=lr or 1.0)
+    rates = []
     try:
         theirs = getattr(torch.optim.lr_scheduler, schedule.type)(probe, **schedule.options)
         for _ in range(max(1, epochs)):
-            factors.append(probe.param_groups[0]["lr"] / lr)
+            rates.append(probe.param_groups[0]["lr"] / (lr or 1.0))
             probe.step()
             theirs.step()
     except Exception as error:
         raise UserError(f"torch refuses this: {error}", key=("train", "schedule", "options")) from error
-    last = len(factors) - 1
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm(step) * factors[min(step // steps, last)])
+    return rates
 
 
-def _rate(schedule: Schedule, steps: int, total: int) -> Callable[[int], float]:
-    if schedule.type == "cosine":
-        return lambda step: (
-            schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * min(1, step / max(1, total)))) / 2
-        )
-    if schedule.type == "exponential":
-        # Once every so many epochs, with a constant ending (BigNAS, Yu et al. 2020, section 3.3).
-        return lambda step: max(schedule.floor, schedule.decay ** math.floor(step / (steps * schedule.every) + 1e-9))
-    return lambda step: 1.0
+def _cosine(schedule: Schedule, epochs: float, done: float) -> float:
+    return schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _exponential(schedule: Schedule, epochs: float, done: float) -> float:
+    # Once every so many epochs, with a constant ending (BigNAS, Yu et al. 2020, section 3.3).
+    return max(schedule.floor, schedule.decay ** math.floor(epochs / schedule.every + 1e-9))
+
+
+_OWN_SCHEDULES: Mapping[str, Callable[[Schedule, float, float], float]] = {
+    "constant": lambda schedule, epochs, done: 1.0,
+    "cosine": _cosine,
+    "exponential": _exponential,
+}
+"""The factor of the learning rate, from epochs and share of all steps after the warm-up."""

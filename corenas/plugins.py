@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
@@ -20,16 +22,14 @@ from corenas.errors import UserError, did_you_mean
 from corenas.options import structure
 
 GROUP = "corenas"
-KINDS = (
-    "mutators", "algorithms", "distillers", "searchers", "evaluators", "backbones", "tasks", "executors", "exporters",
-    "commands",
-)  # fmt: skip
-"""The kinds of components that have a name; each is offered through the hook `corenas_<kind>`."""
-MEMBERS = dict.fromkeys(KINDS, ("start",)) | {
-    "algorithms": ("start", "stages", "needs"), "evaluators": ("start", "provides", "cheap"), "backbones": ("build",),
-    "exporters": ("write",), "commands": (),
+MEMBERS: Mapping[str, Sequence[str]] = {
+    "mutators": ["start"], "algorithms": ["start", "stages", "needs"], "distillers": ["start"], "searchers": ["start"],
+    "evaluators": ["start", "provides", "cheap"], "backbones": ["build"], "tasks": ["start"], "executors": ["start"],
+    "exporters": ["write"], "commands": [],
 }  # fmt: skip
 """What the options of each kind must have (`corenas.contracts`)."""
+KINDS = tuple(MEMBERS)
+"""The kinds of components that have a name; each is offered through the hook `corenas_<kind>`."""
 
 
 @frozen
@@ -56,12 +56,15 @@ class Plugin:
 
 @frozen
 class Catalogue:
-    """All components, by kind and name. `conflicts` are names that several distributions offer: none can be used."""
+    """All components, by kind and name.
+
+    conflicts: of each name that several distributions offer, who they are; none of them can be used
+    """
 
     plugins: tuple[Plugin, ...]
-    components: dict[tuple[str, str], Component] = field(factory=dict)
-    conflicts: dict[tuple[str, str], tuple[str, ...]] = field(factory=dict)
-    manager: pluggy.PluginManager = field(factory=lambda: _manager(), repr=False)
+    components: dict[tuple[str, str], Component]
+    conflicts: dict[tuple[str, str], str]
+    manager: pluggy.PluginManager = field(repr=False)
 
     def names(self, kind: str) -> list[str]:
         """The names of a kind."""
@@ -72,13 +75,12 @@ class Catalogue:
         if (kind, name) in self.components:
             return self.components[kind, name]
         if (kind, name) in self.conflicts:
-            owners = " and ".join(self.conflicts[kind, name])
-            raise UserError(f"{name!r} is offered by {owners}", key=("type",), hint="uninstall one of them")
+            raise UserError(self.conflicts[kind, name], key=("type",), hint="uninstall one of them")
         hint = did_you_mean(name, self.names(kind), f"installed {kind}")
-        broken = [f"{p.distribution} ({p.error})" for p in self.plugins if p.error]
-        if broken:
+        if broken := [f"{p.distribution} ({p.error})" for p in self.plugins if p.error]:
             hint += f"; not usable: {', '.join(broken)}"
-        hint += f"; to install it: pip install corenas-{kind.removesuffix('s')}-{name}" if _plain(name) else ""
+        if re.fullmatch(r"[\w-]+", name):
+            hint += f"; to install it: pip install corenas-{kind.removesuffix('s')}-{name}"
         raise UserError(f"no {kind.removesuffix('s')} {name!r}", key=("type",), hint=hint)
 
     def options(self, kind: str, table: Any) -> Any:
@@ -90,10 +92,8 @@ class Catalogue:
         if not isinstance(table, dict):
             raise UserError(f"expected a table with `type`, found {table!r}")
         if not isinstance(table.get("type"), str):
-            names = ", ".join(self.names(kind)) or "none"
-            raise UserError(
-                "expected `type`, the name of a component", key=("type",), hint=f"installed {kind}: {names}"
-            )
+            hint = f"installed {kind}: {', '.join(self.names(kind)) or 'none'}"
+            raise UserError("expected `type`, the name of a component", key=("type",), hint=hint)
         component = self.find(kind, table["type"])
         return structure({k: v for k, v in table.items() if k != "type"}, component.cls, self.options)
 
@@ -132,82 +132,72 @@ def load_catalogue(
     found: entry points, those that are installed unless given
     extra: further plugins as (name, module or object), for tests and notebooks
     """
-    manager = _manager()
+    manager = pluggy.PluginManager("corenas")
+    manager.add_hookspecs(hookspecs)
     plugins: list[Plugin] = []
-    offers: dict[tuple[str, str], list[Component]] = {}
+    offers: dict[tuple[str, str], list[Component]] = defaultdict(list)
+
+    def add(plugin: Plugin, load: Callable[[], Any]) -> None:
+        try:
+            for component in _collect(manager, plugin, load()):
+                offers[component.kind, component.name].append(component)
+        except (Exception, SystemExit) as error:
+            plugin = attrs.evolve(plugin, error=_reason(error))
+        plugins.append(plugin)
+
     points = entry_points(group=GROUP) if found is None else found
     for point in sorted(points, key=lambda p: p.name):
-        distribution = point.dist.name if point.dist else "?"
-        version = point.dist.version if point.dist else "?"
-        plugin = Plugin(point.name, distribution, version, point.value)
-        try:
-            plugins.append(_collect(manager, plugin, point.load(), offers))
-        except (Exception, SystemExit) as error:
-            plugins.append(attrs.evolve(plugin, error=_reason(error)))
+        name, version = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
+        add(Plugin(point.name, name, version, point.value), point.load)
     for name, module in extra:
-        plugins.append(_collect(manager, Plugin(name, name, "?", getattr(module, "__name__", name)), module, offers))
+        add(Plugin(name, name, "?", getattr(module, "__name__", name)), lambda module=module: module)
     components = {key: found[0] for key, found in offers.items() if len(found) == 1}
-    conflicts = {key: tuple(c.distribution for c in found) for key, found in offers.items() if len(found) > 1}
-    for key, owners in conflicts.items():
-        text = f"{key[0].removesuffix('s')} {key[1]!r} is offered by {' and '.join(owners)}"
-        plugins = [attrs.evolve(p, error=p.error or text) if p.distribution in owners else p for p in plugins]
+    conflicts = {}
+    for (kind, name), several in offers.items():
+        if len(several) > 1:
+            owners = [component.distribution for component in several]
+            text = conflicts[kind, name] = f"{kind.removesuffix('s')} {name!r} is offered by {' and '.join(owners)}"
+            plugins = [attrs.evolve(p, error=p.error or text) if p.distribution in owners else p for p in plugins]
     return Catalogue(tuple(plugins), components, conflicts, manager)
 
 
-def _manager() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager("corenas")
-    manager.add_hookspecs(hookspecs)
-    return manager
-
-
 def _reason(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    first = str(error).strip().partition("\n")[0]
+    if isinstance(error, UserError):  # in our own words
+        return first
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def _collect(
-    manager: pluggy.PluginManager, plugin: Plugin, module: Any, offers: dict[tuple[str, str], list[Component]]
-) -> Plugin:
-    """Register one plugin and note what it offers; nothing of it stays if any of it is wrong."""
+def _collect(manager: pluggy.PluginManager, plugin: Plugin, module: Any) -> list[Component]:
+    """Register one plugin; gives what it offers. Nothing of it stays if any of it is wrong."""
     contract = getattr(module, "corenas_contract", corenas.CONTRACT)
     if contract != corenas.CONTRACT:
-        text = f"written for contract {contract} of corenas, this one has contract {corenas.CONTRACT}"
-        return attrs.evolve(plugin, error=text)
+        raise UserError(f"written for contract {contract} of corenas, this one has contract {corenas.CONTRACT}")
     if manager.has_plugin(plugin.name):
-        return attrs.evolve(plugin, error=f"another distribution has an entry point {plugin.name!r} too")
-    known = [name for name in dir(hookspecs) if name.startswith("corenas_")]
-    unknown = [name for name in dir(module) if name.startswith("corenas_") and name not in known
-               and hasattr(getattr(module, name), "corenas_impl")]  # fmt: skip
-    if unknown:
-        return attrs.evolve(plugin, error=f"no hook {unknown[0]!r}; {did_you_mean(unknown[0], known, 'hooks')}")
+        raise UserError(f"another distribution has an entry point {plugin.name!r} too")
     try:
         manager.register(module, name=plugin.name)
-        own = list(_offers(manager, plugin))
-    except Exception as error:
+        return [*_offers(manager, plugin, module)]
+    except BaseException:
         if manager.has_plugin(plugin.name):
             manager.unregister(name=plugin.name)
-        return attrs.evolve(plugin, error=_reason(error))
-    for component in own:
-        offers.setdefault((component.kind, component.name), []).append(component)
-    return plugin
+        raise
 
 
-def _offers(manager: pluggy.PluginManager, plugin: Plugin) -> Iterator[Component]:
-    for kind in KINDS:
-        for hook in getattr(manager.hook, f"corenas_{kind}").get_hookimpls():
-            if hook.plugin_name != plugin.name:
-                continue
-            offered = hook.function()
-            if not isinstance(offered, Mapping) or not all(isinstance(name, str) for name in offered):
-                raise TypeError(f"corenas_{kind} gives {offered!r}, no mapping from names")
-            for name, cls in offered.items():
-                if kind != "commands" and not (isinstance(cls, type) and attrs.has(cls)):
-                    raise TypeError(f"{kind} {name!r}: {cls!r} is no attrs class of options")
-                missing = [member for member in MEMBERS.get(kind, ()) if not hasattr(cls, member)]
-                if missing:
-                    raise TypeError(f"{kind} {name!r} has no {' and no '.join(missing)}")
-                yield Component(kind, name, cls, plugin.distribution, plugin.version)
-
-
-def _plain(name: str) -> bool:
-    return name.replace("-", "").replace("_", "").isalnum()
+def _offers(manager: pluggy.PluginManager, plugin: Plugin, module: Any) -> Iterator[Component]:
+    for caller in manager.get_hookcallers(module) or ():
+        if not caller.has_spec():
+            known = [name for name in vars(hookspecs) if name.startswith("corenas_")]
+            raise UserError(f"no hook {caller.name!r}; {did_you_mean(caller.name, known, 'hooks')}")
+        kind = caller.name.removeprefix("corenas_")
+        if kind not in KINDS:
+            continue
+        offered = getattr(module, caller.name)()
+        if not isinstance(offered, Mapping) or not all(isinstance(name, str) for name in offered):
+            raise TypeError(f"{caller.name} gives {offered!r}, no mapping from names")
+        for name, cls in offered.items():
+            if kind != "commands" and not (isinstance(cls, type) and attrs.has(cls)):
+                raise TypeError(f"{kind} {name!r}: {cls!r} is no attrs class of options")
+            if missing := [member for member in MEMBERS[kind] if not hasattr(cls, member)]:
+                raise TypeError(f"{kind} {name!r} has no {' and no '.join(missing)}")
+            yield Component(kind, name, cls, plugin.distribution, plugin.version)

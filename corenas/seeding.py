@@ -45,10 +45,8 @@ def seeded(seed: int, name: str, *index: int, device: torch.device | None = None
     """Torch's global generators seeded for a while, then as they were."""
     import torch
 
-    if device is None or device.type == "cpu":
-        devices, seed_all = [], torch.default_generator.manual_seed
-    else:
-        devices, seed_all = [device] if device.type == "cuda" else [], torch.manual_seed
-    with torch.random.fork_rng(devices=devices):
+    device = device or torch.device("cpu")
+    seed_all = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_all(number(seed, name, *index))
         yield

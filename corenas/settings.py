@@ -7,22 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, in_, le, lt, optional
+from attrs.validators import ge, gt, le, lt, optional
 
 from corenas import optim
-from corenas.errors import UserError
+from corenas.errors import UserError, refuse
 from corenas.objectives import parse_amount
 
-
-def _is_amount(amount: float | str) -> bool:
-    try:
-        return math.isfinite(parse_amount(amount.removesuffix("%") if isinstance(amount, str) else amount))
-    except ValueError:
-        return False
-
-
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-Duration = Annotated[str, 'a time such as "90s", "20m", "1.5h" or "2d"', lambda text: parse_duration(text) is not None]
 
 
 def parse_duration(text: str) -> float | None:
@@ -34,14 +25,20 @@ def parse_duration(text: str) -> float | None:
     return seconds if 0 < seconds < math.inf else None
 
 
+Duration = Annotated[str, 'a time such as "90s", "20m", "1.5h" or "2d"', parse_duration]
+
+
+def _is_amount(amount: float | str) -> bool:
+    return math.isfinite(parse_amount(amount.removesuffix("%") if isinstance(amount, str) else amount))
+
+
 Amount = Annotated[float | str, 'an amount such as 2e8, "200M" or "60%"', _is_amount]
 """A number, or text such as "200M" or, of the largest subnet's, "60%"."""
+Width = Annotated[float | str, 'an amount above 0 such as 2e5 or "1M"', lambda amount: parse_amount(amount) > 0]
 
 
 def _optimizer(instance: object, attribute: object, table: Mapping[str, Any]) -> None:
-    faults = optim.optimizer_faults(table)
-    if faults:
-        raise UserError(faults=faults)
+    refuse(optim.optimizer_faults(table))
 
 
 @frozen
@@ -64,9 +61,7 @@ class Schedule:
     options: Mapping[str, Any] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        faults = optim.schedule_faults(self.type, self.options)
-        if faults:
-            raise UserError(faults=faults)
+        refuse(optim.schedule_faults(self.type, self.options))
 
 
 @frozen
@@ -147,13 +142,7 @@ class Bins:
     """
 
     metric: str
-    width: Amount
-
-    def __attrs_post_init__(self) -> None:
-        if isinstance(self.width, str) and self.width.endswith("%"):
-            raise UserError("expected an amount in the metric's own unit", key=("width",))
-        if parse_amount(self.width) <= 0:
-            raise UserError("expected a width above 0", key=("width",))
+    width: Width
 
 
 @frozen
@@ -244,5 +233,5 @@ class Device:
     threads: of torch on the CPU; left out, torch's choice
     """
 
-    type: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", validator=in_(("auto", "cpu", "cuda", "mps")))
+    type: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = field(default=None, validator=optional(ge(1)))

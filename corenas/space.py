@@ -9,14 +9,16 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from attrs import asdict, evolve, field, frozen
+from attrs import evolve, field, frozen
+from attrs.converters import optional
 
 from corenas.errors import Fault, Path, UserError, did_you_mean
-from corenas.options import structure
+from corenas.options import expectation, to_table
 from corenas.value import Condition, Constant, Value, Variable
 
 Choice: TypeAlias = int | float | str | bool
@@ -44,16 +46,13 @@ class Int(Variable):
     step: int = 1
     choices: Sequence[int] = field(init=False)
 
-    @choices.default
-    def _all(self) -> range:
-        if self.step < 1 or self.high < self.low or (self.high - self.low) % self.step:
-            raise ValueError(f"{self.low}..{self.high} in steps of {self.step} never ends on high")
-        _check_number((self.high - self.low) // self.step)
-        return range(self.low, self.high + 1, self.step)
+    def _all(self) -> tuple[int, ...]:
+        return (*_before(self.low, self.high, self.step), self.high)
 
-
-def _optional_float(number: float | None) -> float | None:
-    return None if number is None else float(number)
+    @property
+    def offer(self) -> str:
+        """What it can be, in words."""
+        return f"{self.low} to {self.high} in steps of {self.step}"
 
 
 @frozen(slots=False, cache_hash=True)
@@ -68,26 +67,20 @@ class Float(Variable):
     low: float = field(converter=float)
     high: float = field(converter=float)
     log: bool = False
-    step: float | None = field(default=None, converter=_optional_float)
+    step: float | None = field(default=None, converter=optional(float))
     choices: Sequence[float] = field(init=False)
 
-    @choices.default
     def _all(self) -> tuple[float, ...]:
-        text = f"{self.low}..{self.high}" + ("" if self.step is None else f" in steps of {self.step}")
         if not all(map(math.isfinite, (self.low, self.high, self.high - self.low, self.step or 0))):
-            raise ValueError(f"expected finite numbers, found {text}")
+            raise ValueError(f"expected finite numbers, found {self.offer}")
         if self.low > self.high:
             raise ValueError(f"low {self.low} is above high {self.high}")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("a log scale needs low above 0 and has no step")
         if self.step is None:
             return (self.low, self.high) if self.low < self.high else (self.low,)
-        steps = (self.high - self.low) / self.step if self.step > 0 else math.nan
-        _check_number(steps)
-        if math.isnan(steps) or not math.isclose(steps, round(steps), abs_tol=1e-9):
-            raise ValueError(f"{text} never ends on high")
         # The last bound is exact and the others carry no noise such as 0.30000000000000004.
-        choices = (*(float(f"{self.low + i * self.step:.15g}") for i in range(round(steps))), self.high)
+        choices = (*(float(f"{x:.15g}") for x in _before(self.low, self.high, self.step)), self.high)
         if len({*choices}) < len(choices):
             raise ValueError(f"step {self.step} is lost beside numbers of the size of {self.high}")
         return choices
@@ -111,26 +104,39 @@ class Float(Variable):
         """Gives the number of a code."""
         return self._number if self.continuous else super().choice
 
+    @property
+    def offer(self) -> str:
+        """What it can be, in words."""
+        return f"{self.low} to {self.high}" + ("" if self.continuous else f" in steps of {self.step}")
+
     def _place(self, number: float) -> float:
         if not self.low <= number <= self.high:
             raise ValueError(number)
         scale = math.log if self.log else float
-        span = scale(self.high) - scale(self.low)
-        return (scale(number) - scale(self.low)) / span if span else 0.0
+        low, high = scale(self.low), scale(self.high)
+        return (scale(number) - low) / (high - low) if low < high else 0.0
 
     def _number(self, place: float) -> float:
-        span = self.high - self.low
-        number = self.low * (self.high / self.low) ** place if self.log else self.low + place * span
+        number = self.low * (self.high / self.low) ** place if self.log else self.low + place * (self.high - self.low)
         return min(self.high, max(self.low, number))
 
 
-def _check_number(steps: float) -> None:
+def _before(low: float, high: float, step: float) -> list[Any]:
+    """The numbers from low to high, without high. Raises ValueError if there are too many or the steps miss it."""
+    steps = (high - low) / step if step > 0 else -1.0
     if steps >= MOST_CHOICES:
         raise ValueError(f"more than {MOST_CHOICES:,} choices: take a larger step")
+    if steps < 0 or not math.isclose(steps, round(steps), abs_tol=1e-9):
+        raise ValueError(f"{low} to {high} in steps of {step} never ends on high")
+    return [low + i * step for i in range(round(steps))]
 
 
-_TYPES: Mapping[str, type[Variable]] = {"categorical": Categorical, "int": Int, "float": Float}
-"""The types of variables, as TOML names them."""
+_TYPES: Mapping[str, tuple[type[Variable], Mapping[str, Any]]] = {
+    "categorical": (Categorical, {"choices": list, "default": Any}),
+    "int": (Int, {"low": int, "high": int, "step": int, "default": int}),
+    "float": (Float, {"low": float, "high": float, "step": float, "default": float, "log": bool}),
+}
+"""The types of variables as TOML names them: class and options."""
 
 
 class Arch(Mapping[str, Any]):
@@ -203,20 +209,21 @@ class SearchSpace:
         self.tree: Mapping[str, Any] = tree or {}
         self.keys = tuple(variable.key for variable in self.variables)
         self._variables: dict[str, Variable] = {}
-        for variable in self.variables:
-            faults = [Fault(_TWICE)] if variable.key in self._variables else []
-            faults += [fault for c in variable.when if (fault := _unfit(c.key, self._variables))]
-            if faults:
-                raise UserError(faults=faults).under(variable.key)
-            self._variables[variable.key] = variable
-        # For each variable its conditions: the parent's place, and whether each of its codes is allowed; -1 is not.
+        # For each variable its conditions: the parent's place, and whether each of its codes is allowed.
         self._parents: list[list[tuple[int, np.ndarray]]] = []
-        place = {key: place for place, key in enumerate(self.keys)}
+        places = {key: place for place, key in enumerate(self.keys)}
+        faults: list[Fault] = []
         for variable in self.variables:
-            allowed = [[choice in c.choices for choice in self[c.key].choices] for c in variable.when]
-            pairs = zip(variable.when, allowed, strict=True)
-            self._parents.append([(place[c.key], np.array([*mask, False])) for c, mask in pairs])
-        self._dtype = np.float64 if any(v.continuous for v in self.variables) else np.int64
+            with _noted(faults, variable.key):
+                if variable.key in self._variables:
+                    raise ValueError(_TWICE)
+                parents = [_parent(condition.key, self._variables) for condition in variable.when]
+                pairs = zip(parents, variable.when, strict=True)
+                self._parents.append([(places[parent.key], _mask(parent, c)) for parent, c in pairs])
+                self._variables[variable.key] = variable
+        if faults:
+            raise UserError(faults=faults)
+        self._dtype = np.int64 if self.finite else np.float64
         self._defaults = np.array([v.code(v.default) for v in self.variables], self._dtype)
 
     # -- from and to TOML ---------------------------------------------------------------------------------------------
@@ -269,33 +276,21 @@ class SearchSpace:
 
         Raises UserError for a key that is no variable and for a choice that it does not have.
         """
-        allowed: dict[str, list[Choice]] = {}
-        faults = []
+        allowed: dict[str, Variable] = {}
+        faults: list[Fault] = []
         for pattern, wanted in choices.items():
-            keys = fnmatch.filter(self.keys, pattern)
-            if not keys:
-                faults.append(Fault("no such variable", (pattern,), hint=did_you_mean(pattern, self.keys, "variables")))
-            for key in keys:
-                variable = self[key]
-                alien = [c for c in wanted if not variable.allows(c)]
-                if alien or not wanted:
-                    faults.append(Fault(f"{alien or 'no choice'}: {key} has {_choices_text(variable)}", (pattern,)))
-                elif len({*wanted}) < len(wanted):
-                    faults.append(Fault(f"a choice stands twice in {list(wanted)}", (pattern,)))
-                else:  # 224.0 is the choice 224
-                    allowed[key] = [c if variable.continuous else variable.choice(variable.code(c)) for c in wanted]
+            for key in fnmatch.filter(self.keys, pattern) or [pattern]:
+                with _noted(faults, pattern):
+                    left, default = [*map(self[key].own, wanted)], self[key].default
+                    allowed[key] = Categorical(key, left, default=default if default in left else None)
         if faults:
             raise UserError(faults=faults)
         narrower: dict[str, Variable] = {}
         for key, variable in self._variables.items():
             # A condition speaks of choices that are still there.
-            left = [Condition(c.key, c.choices & {*narrower[c.key].choices}) for c in variable.when]
-            when = tuple(c for c in left if not _always(c, narrower[c.key], left))
-            if key in allowed:
-                default = variable.default if variable.default in allowed[key] else None
-                narrower[key] = Categorical(key, allowed[key], default=default, when=when)
-            else:
-                narrower[key] = variable if variable.when == when else evolve(variable, when=when)
+            conditions = [Condition(c.key, c.choices & {*narrower[c.key].choices}) for c in variable.when]
+            when = [c for c in conditions if not _always(c, narrower[c.key], conditions)]
+            narrower[key] = evolve(allowed.get(key, variable), when=when)
         return SearchSpace(narrower.values(), _replaced(self.tree, narrower))
 
     def fix(self, choices: Mapping[str, Choice]) -> SearchSpace:
@@ -309,23 +304,16 @@ class SearchSpace:
 
         Raises UserError with every unknown key and every choice that its variable does not have.
         """
-        flat = flatten(choices or {})
-        faults = []
-        for key, choice in flat.items():
-            if key not in self._variables:
-                if not isinstance(choice, Mapping | list | tuple):  # a table without variables is one of the space's
-                    hint = did_you_mean(key, self.keys, "variables")
-                    faults.append(Fault("no such variable", (key,), hint=hint))
-            elif not self[key].allows(choice):
-                faults.append(Fault(f"{choice!r} is none of {_choices_text(self[key])}", (key,)))
+        chosen = {v.key: v.default for v in self.variables}
+        faults: list[Fault] = []
+        for key, choice in flatten(choices or {}).items():
+            if key in chosen or not isinstance(choice, Mapping | list | tuple):  # an empty table says nothing
+                with _noted(faults, key):
+                    chosen[key] = self[key].own(choice)
         if faults:
             raise UserError(faults=faults)
-        codes = [v.code(flat[v.key]) if v.key in flat else self._defaults[i] for i, v in enumerate(self.variables)]
-        row = np.array([codes], self._dtype)
-        arch, active = self.decode(self.canonical(row))[0], self.active(row)[0]
-        exact = {v.key: flat[v.key] for v, on in zip(self.variables, active, strict=True)
-                 if v.continuous and on and v.key in flat}  # fmt: skip
-        return Arch({**arch, **exact}) if exact else arch  # a number does not come back from its code to the last bit
+        active = self.active(self.encode([chosen]))[0]
+        return Arch({v.key: chosen[v.key] if on else v.default for v, on in zip(self.variables, active, strict=True)})
 
     def default(self) -> Arch:
         """Every variable at its default."""
@@ -370,7 +358,7 @@ class SearchSpace:
 
     def _raw(self, rng: np.random.Generator, n: int) -> Codes:
         columns = [variable.draw(rng, n) for variable in self.variables]
-        return np.stack(columns, axis=1).astype(self._dtype) if columns else np.zeros((n, 0), self._dtype)
+        return np.array(columns, self._dtype).reshape(len(columns), n).T
 
     def draw(self, rng: np.random.Generator, n: int) -> Codes:
         """n archs, each variable uniform, made canonical (`uniform`: SPOS, Once-for-All)."""
@@ -411,9 +399,8 @@ class SearchSpace:
 
     def _count(self, places: Sequence[int], chosen: Mapping[int, int]) -> int:
         """Distinct archs of some variables, given the codes of those chosen before (-1: inactive)."""
-        return math.prod(
-            sum(n for _, n in self._branches(group, chosen)) for group in self._independent(places, chosen)
-        )
+        groups = self._independent(places, chosen)
+        return math.prod(sum(n for _, n in self._branches(group, chosen)) for group in groups)
 
     def _branches(self, group: Sequence[int], chosen: Mapping[int, int]) -> Iterator[tuple[Sequence[int], int]]:
         """The codes of a group's first variable, those together that open the same others, with their archs."""
@@ -426,24 +413,18 @@ class SearchSpace:
         return not all(allowed[chosen[parent]] for parent, allowed in self._parents[place] if parent in chosen)
 
     @cached_property
-    def _codes(self) -> list[range]:
-        """The codes of each variable."""
-        for variable in self.variables:
-            if variable.continuous:
-                raise TypeError(f"{variable.key} is continuous: it has no list of choices")
-        return [range(len(variable.choices)) for variable in self.variables]
-
-    @cached_property
     def _alike(self) -> list[list[list[int]]]:
         """The codes of each variable, those together that open the same other variables."""
-        opens: list[list[np.ndarray]] = [[] for _ in self.variables]
+        if endless := [variable.key for variable in self.variables if variable.continuous]:
+            raise TypeError(f"{endless[0]} is continuous: archs cannot be counted")
+        masks: dict[int, list[np.ndarray]] = defaultdict(list)
         for parent, allowed in itertools.chain(*self._parents):
-            opens[parent].append(allowed)
+            masks[parent].append(allowed)
         found = []
-        for codes, masks in zip(self._codes, opens, strict=True):
+        for place, variable in enumerate(self.variables):
             alike: dict[Any, list[int]] = defaultdict(list)
-            for code, *opened in zip(codes, *masks, strict=False):
-                alike[tuple(opened)].append(code)
+            for code in range(len(variable.choices)):
+                alike[tuple(mask[code] for mask in masks[place])].append(code)
             found.append([*alike.values()])
         return found
 
@@ -472,7 +453,7 @@ class SearchSpace:
             if place == len(self.variables):
                 yield self._chosen(chosen)
                 return
-            for code in [-1] if self._closed(place, chosen) else self._codes[place]:
+            for code in [-1] if self._closed(place, chosen) else sorted(itertools.chain(*self._alike[place])):
                 yield from each({**chosen, place: code})
 
         return each({})
@@ -519,26 +500,35 @@ def flatten(table: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[
 _TWICE = "this variable stands twice"
 
 
-def _unfit(key: str, earlier: Mapping[str, Variable]) -> Fault | None:
-    """Why no condition can be on a key, if none can: it is no earlier variable's, or a continuous one's."""
+@contextmanager
+def _noted(faults: list[Fault], *path: str | int) -> Iterator[None]:
+    """Mistakes found inside are noted as those of a key, and the work goes on."""
+    try:
+        yield
+    except UserError as error:
+        faults += error.under(*path).faults
+    except (ValueError, OverflowError) as error:
+        faults.append(Fault(str(error), path))
+
+
+def _parent(key: str, earlier: Mapping[str, Variable]) -> Variable:
+    """The variable that a condition is on. Raises UserError if it does not come earlier or is continuous."""
     if key not in earlier:
         hint = did_you_mean(key, earlier, "variables before it")
-        return Fault(f"condition on {key!r}, which is no earlier variable", hint=hint)
+        raise UserError(f"condition on {key!r}, which is no earlier variable", hint=hint)
     if earlier[key].continuous:
-        return Fault(f"condition on {key!r}, which has no list of choices")
-    return None
+        raise UserError(f"condition on {key!r}, which has no list of choices")
+    return earlier[key]
+
+
+def _mask(parent: Variable, condition: Condition) -> np.ndarray:
+    """Which codes of a parent a condition allows; -1, for an inactive one, it does not."""
+    return np.array([*(choice in condition.choices for choice in parent.choices), False])
 
 
 def _always(condition: Condition, parent: Variable, beside: Iterable[Condition]) -> bool:
     """Whether a condition says nothing that the conditions beside it leave open."""
     return condition.choices >= {*parent.choices} and {*parent.when} <= {*beside}
-
-
-def _choices_text(variable: Variable) -> str:
-    if not isinstance(variable, Int | Float):
-        return f"the choices {', '.join(c if isinstance(c, str) else json.dumps(c) for c in variable.choices)}"
-    step = f" in steps of {variable.step}" if variable.step is not None else ""
-    return f"{variable.low} to {variable.high}{step}"
 
 
 def _replaced(tree: Any, variables: Mapping[str, Variable]) -> Any:
@@ -562,9 +552,9 @@ def _written(tree: Any, when: Sequence[Condition], brief: bool = True) -> Any:
         own = {c.key: sorted(c.choices) for c in tree.when if c not in when}
         if brief and not own and type(tree) is Categorical and tree.default == tree.largest:
             return [*tree.choices]
-        table = asdict(tree, filter=lambda f, x: f.init and f.name not in ("key", "when") and x is not None)
-        name = next(name for name, cls in _TYPES.items() if cls is type(tree))
-        return {"type": name, **table, **({"when": own} if own else {})}
+        name, options = next((name, options) for name, (cls, options) in _TYPES.items() if cls is type(tree))
+        table = {key: x for key in options if (x := getattr(tree, key)) is not None}
+        return {"type": name, **to_table(table), **({"when": own} if own else {})}
     if isinstance(tree, Mapping):
         table = {}
         for key, item in tree.items():
@@ -604,30 +594,25 @@ class _Reader:
         rest = {key: item for key, item in table.items() if key not in ("block", "blocks")}
         tree = {key: self.item(item, (*path, key), when) for key, item in rest.items()}
         if len(rest) < len(table):
-            tree["blocks"] = self.blocks(table.get("block"), table.get("blocks"), tree, path, when)
+            tree["blocks"] = self.blocks(table, tree, path, when)
         return tree
 
-    def blocks(
-        self, pattern: Any, written: Any, tree: Mapping[str, Any], path: Path, when: Sequence[Condition]
-    ) -> list[Any] | None:
+    def blocks(self, table: Mapping[str, Any], tree: Mapping[str, Any], path: Path, when: Sequence[Condition]) -> Any:
         """The blocks of a stage, each active where the stage's depth reaches it."""
-        if pattern is not None and written is not None:
-            return self.fault("both `block` and `blocks`: the one is a pattern, the other its copies", path)
-        if not isinstance(pattern, Mapping) and not isinstance(written, list):
-            return self.fault("expected `block` as a table, or `blocks` as an array of tables", path)
+        pattern, written = table.get("block"), table.get("blocks")
+        given = [x for x in (pattern, written) if x is not None]
+        if len(given) != 1 or not isinstance(given[0], list if pattern is None else Mapping):
+            return self.fault("expected `block`, a table as pattern, or `blocks`, an array of tables", path)
         depth = tree.get("depth", Constant(-1 if written is None else len(written)))
-        depths = depth.possible if isinstance(depth, Value) else (-1,)
-        reach = max(depths) if all(type(d) is int and d >= 0 for d in depths) else -1
-        if reach > MOST_BLOCKS:
-            self.fault(f"depth reaches {reach}: at most {MOST_BLOCKS:,} blocks", path)
-        elif reach < 0 and depth is not None:
-            self.fault("blocks need a `depth` beside them: whole numbers, 0 or more", path)
-        elif written is not None and (len(written) < reach or (isinstance(depth, Constant) and len(written) > reach)):
-            self.fault(f"{len(written)} blocks, but depth reaches {reach}", (*path, "blocks"))
-        if not 0 <= reach <= MOST_BLOCKS:  # its mistakes are told, those of the blocks are still to be found
-            depth, reach = None, 1
+        depths = depth.possible if isinstance(depth, Value) else ()
+        if not depths or not all(type(d) is int and 0 <= d <= MOST_BLOCKS for d in depths):
+            if depth is not None:  # else its own mistake is told already
+                self.fault(f"blocks need a `depth` beside them: whole numbers from 0 to {MOST_BLOCKS:,}", path)
+            depth, depths = None, (1,)  # one block shows the mistakes of all
+        elif written is not None and (len(written) < depths[-1] or (len(written) > depths[-1] and not depth.keys)):
+            self.fault(f"{len(written)} blocks, but depth reaches {depths[-1]}", (*path, "blocks"))
         blocks = []
-        for i, item in enumerate([pattern] * reach if written is None else written):
+        for i, item in enumerate([pattern] * depths[-1] if written is None else written):
             before = len(self.faults)
             blocks.append(self.item(item, (*path, "blocks", i), _reached(depth, i, when)))
             if written is None and len(self.faults) > before:  # they stand where the pattern stands, once
@@ -642,7 +627,7 @@ class _Reader:
         if _nested(item):
             return [self.item(x, (*path, i), when) for i, x in enumerate(item)]
         if isinstance(item, list):
-            return self.variable(path, Categorical, {"choices": item}, when)
+            return self.variable(path, Categorical, when, choices=item)
         if isinstance(item, bool | str):
             return item
         if isinstance(item, int | float):
@@ -650,40 +635,43 @@ class _Reader:
         return self.fault(f"expected a number, a string, a list or a table, found {item!r}", path)
 
     def typed(self, item: Mapping[str, Any], path: Path, when: Sequence[Condition]) -> Any:
-        cls = _TYPES.get(str(item["type"]).lower())
+        cls, options = _TYPES.get(str(item["type"]).lower(), (None, {}))
         if cls is None:
             hint = did_you_mean(str(item["type"]), _TYPES, "types of variables")
             return self.fault(f"no type of variable {item['type']!r}", (*path, "type"), hint)
-        options = {key: x for key, x in item.items() if key not in ("type", "when")}
-        return self.variable(path, cls, options, [*when, *self.conditions(item.get("when", {}), path)])
+        before = len(self.faults)
+        found = {key: x for key, x in item.items() if key not in ("type", "when")}
+        for key, x in found.items():
+            if key not in options:
+                self.fault("unknown key", (*path, key), did_you_mean(key, [*options, "when"], "options"))
+            elif options[key] not in (Any, type(x)) and not (options[key] is float and type(x) is int):
+                self.fault(f"expected {expectation(options[key])}, found {x!r}", (*path, key))
+        for key in options:
+            if key in ("choices", "low", "high") and key not in item:
+                self.fault("required key is missing", (*path, key))
+        conditions = [*when, *self.conditions(item.get("when", {}), path)]
+        return self.variable(path, cls, conditions, **found) if len(self.faults) == before else None
 
-    def conditions(self, table: Any, path: Path) -> Iterator[Condition]:
+    def conditions(self, table: Any, path: Path) -> list[Condition]:
         """`when = { op = "mbconv" }` speaks of a variable in the same table, `{ "stages.0.op" = … }` of any."""
+        found: list[Condition] = []
         if not isinstance(table, Mapping):
-            return self.fault(f"expected a table of keys and choices, found {table!r}", (*path, "when"))
+            self.fault(f"expected a table of keys and choices, found {table!r}", (*path, "when"))
+            table = {}
         for key, choices in table.items():
             near = _dotted(*path[:-1], key)
-            full = near if near in self.variables else key
-            wanted = choices if isinstance(choices, list) else [choices]
-            if fault := _unfit(full, self.variables):
-                self.faults.append(fault.under(*path, "when", key))
-            elif alien := [c for c in wanted if not self.variables[full].allows(c)]:
-                self.fault(f"{alien}: {full} has {_choices_text(self.variables[full])}", (*path, "when", key))
-            else:
-                yield Condition(full, frozenset(wanted))
+            with _noted(self.faults, *path, "when", key):
+                parent = _parent(near if near in self.variables else key, self.variables)
+                wanted = choices if isinstance(choices, list) else [choices]
+                found.append(Condition(parent.key, frozenset(map(parent.own, wanted))))
+        return found
 
-    def variable(
-        self, path: Path, cls: type[Variable], options: Mapping[str, Any], when: Sequence[Condition]
-    ) -> Variable | None:
+    def variable(self, path: Path, cls: type[Variable], when: Sequence[Condition], **options: Any) -> Variable | None:
         key = _dotted(*path)
         if key in self.variables:
             return self.fault(_TWICE, path)
-        if "key" in options:  # the place of a variable is its key
-            self.fault("unknown key", (*path, "key"))
-        try:
-            self.variables[key] = evolve(structure({**options, "key": key}, cls), when=when)
-        except UserError as error:
-            self.faults += error.under(*path).faults
+        with _noted(self.faults, *path):
+            self.variables[key] = cls(key, when=when, **options)
         return self.variables.get(key)
 
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import attrs
 import tomli
 from attrs import field, frozen
 from attrs.validators import ge, lt, optional
 
-from corenas.errors import Fault, UserError, did_you_mean
+from corenas.errors import Fault, UserError, collecting, did_you_mean, refuse
 from corenas.errors import Path as KeyPath
 from corenas.options import structure, to_table
 from corenas.plugins import Catalogue
 from corenas.settings import Calibration, Device, Export, Retrain, SearchSettings, Source, Train
-from corenas.space import OVERRIDE, SearchSpace
+from corenas.space import OVERRIDE, Choice, SearchSpace
 
 
 def _file_name(instance: object, attribute: object, name: str) -> None:
@@ -73,8 +72,7 @@ class Spec:
 
     def to_table(self, catalogue: Catalogue) -> dict[str, Any]:
         """The spec with every default written out, as TOML: what a run directory keeps."""
-        rest = to_table(attrs.evolve(self, space=None), catalogue.name_of)
-        return {**rest, "space": self.space.to_table()}
+        return {**to_table(attrs.evolve(self, space=None), catalogue.name_of), "space": self.space.to_table()}
 
     def overridden(self, choices: Mapping[str, Any]) -> Spec:
         """The spec with the choices of variables named `spec:…` in the places that they name.
@@ -83,15 +81,14 @@ class Spec:
         """
         spec, faults = self, []
         for key in filter(lambda key: key.startswith(OVERRIDE), choices):
-            path, choice = key.removeprefix(OVERRIDE).split("."), choices[key]
+            path = key.removeprefix(OVERRIDE).split(".")
             try:
                 if path[0] not in _SEARCHABLE:
                     raise ValueError(f"only keys under {', '.join(_SEARCHABLE)} can be searched")
-                spec = _evolved(spec, path, choice)
+                spec = _evolved(spec, path, choices[key])
             except (ValueError, TypeError, UserError) as error:
                 faults.append(Fault(str(error), (key,)))
-        if faults:
-            raise UserError(faults=faults)
+        refuse(faults)
         return spec
 
 
@@ -101,39 +98,37 @@ _SEARCHABLE = ("train", "task", "backbone")
 
 def _evolved(item: Any, path: Sequence[str], value: Any) -> Any:
     """A nest of options with the value in one place. Raises ValueError if there is no such place."""
+    if not path:
+        return value
     key, *rest = path
-    if attrs.has(type(item)) and key in {field.name for field in attrs.fields(type(item))}:
-        return attrs.evolve(item, **{key: _evolved(getattr(item, key), rest, value) if rest else value})
+    if attrs.has(type(item)) and key in attrs.fields_dict(type(item)):
+        return attrs.evolve(item, **{key: _evolved(getattr(item, key), rest, value)})
     if isinstance(item, Mapping) and key in item:
-        return {**item, key: _evolved(item[key], rest, value) if rest else value}
+        return {**item, key: _evolved(item[key], rest, value)}
     raise ValueError(f"the spec has no key {key!r} there")
+
+
+Places = dict[str, tuple[str, int | None, KeyPath]]
+"""Dotted key -> its file, its line there, and the key as it is called there."""
 
 
 @frozen
 class Sources:
-    """The texts that a spec was read from, to tell where a mistake stands.
+    """Where the keys of a spec were read, to tell where a mistake stands."""
 
-    spec, space: file name and text; `space` is None where the space stands in the spec
-    overrides: the keys that were set from outside
-    """
-
-    spec: tuple[str, str]
-    space: tuple[str, str] | None = None
-    overrides: tuple[KeyPath, ...] = ()
+    places: Places
 
     def locate(self, fault: Fault) -> Fault:
         """The mistake with file and line: of its key, else of the nearest table around it."""
         if fault.file is not None or not fault.key or str(fault.key[0]).startswith("--"):
             return fault
-        (file, text), key = self.spec, fault.key
-        if self.space is not None and key[:1] == ("space",) and key[1:2] not in ((), ("file",), ("fix",), ("narrow",)):
-            (file, text), key = self.space, key[1:]
-        elif any(_split(key)[: len(override)] == override for override in self.overrides):
-            return attrs.evolve(fault, file="--set")
-        places = _places(text)
-        key = _as_written(key, places)
-        around = (_split(key)[:n] for n in range(len(_split(key)), 0, -1))
-        return attrs.evolve(fault, key=key, file=file, line=next((places[p] for p in around if p in places), 1))
+        key: KeyPath = ()
+        for part in fault.key:  # `blocks[2]` may come from the pattern `block`
+            pattern = (*key[:-1], "block")
+            key = pattern if key[-1:] == ("blocks",) and _dotted(pattern) in self.places else (*key, part)
+        n = next(n for n in range(len(key), -1, -1) if _dotted(key[:n]) in self.places)
+        file, line, written = self.places[_dotted(key[:n])]
+        return attrs.evolve(fault, key=(*written, *key[n:]), file=file, line=line)
 
     @contextmanager
     def locating(self) -> Iterator[None]:
@@ -145,25 +140,13 @@ class Sources:
             raise UserError(faults=sorted(faults.values(), key=lambda f: (f.file or "", f.line or 0))) from None
 
 
-def _split(key: KeyPath) -> tuple[str, ...]:
-    return tuple(".".join(map(str, key)).split("."))
+def _dotted(key: KeyPath) -> str:
+    return ".".join(map(str, key))
 
 
-@lru_cache(maxsize=2)
-def _places(text: str) -> dict[tuple[str, ...], int]:
-    # `fix` and `narrow` name variables by dotted keys, which may stand there in quotes or as tables.
-    return {_split(path): line for path, line in key_lines(text).items()}
-
-
-def _as_written(key: KeyPath, places: Mapping[tuple[str, ...], int]) -> KeyPath:
-    """A key as it stands in the file: `blocks[2]` may come from the pattern `block`."""
-    path: KeyPath = ()
-    for part in key:
-        if path and path[-1] == "blocks" and isinstance(part, int) and _split(path) not in places:
-            path = (*path[:-1], "block")
-        else:
-            path = (*path, part)
-    return path
+def _places(file: str, text: str, *prefix: str) -> Places:
+    """Where the keys of a file stand; the prefix is that of its keys in the spec."""
+    return {_dotted((*prefix, *key)): (file, line, key) for key, line in key_lines(text).items()}
 
 
 def load_spec(path: str | Path, catalogue: Catalogue, overrides: Sequence[str] = ()) -> tuple[Spec, Sources]:
@@ -171,42 +154,48 @@ def load_spec(path: str | Path, catalogue: Catalogue, overrides: Sequence[str] =
 
     overrides: "train.epochs=3" and the like; a value is TOML, or text where it is no TOML
     """
-    text, table = _read(Path(path), "spec")
-    faults = _override(table, overrides)
+    file = Path(path)
+    text, table = _read(file, "spec", file=str(path))
+    sources = Sources(_places(str(path), text))
+    with sources.locating():
+        spec = _spec(table, file.parent, catalogue, overrides, sources.places)
+    return attrs.evolve(spec, name=spec.name or file.stem), sources
+
+
+def _spec(table: dict[str, Any], folder: Path, catalogue: Catalogue, overrides: Sequence[str], places: Places) -> Spec:
+    faults: list[Fault] = []
+    for item in overrides:
+        with collecting(faults):
+            _override(table, item, places)
     table, base = _over_base(table)
-    keys = tuple(tuple(item.partition("=")[0].strip().split(".")) for item in overrides)
-    sources, spec = Sources((str(path), text), None, keys), None
     if "space" in table:
         raw, table["space"] = table["space"], None
-        try:
-            file, whole, changes = _space_parts(raw, Path(path).parent)
-            sources = attrs.evolve(sources, space=file)
-            table["space"] = _space(whole, changes)
-        except UserError as error:  # what has a file has its place already
-            faults += [fault if fault.file else fault.under("space") for fault in error.faults]
+        with collecting(faults, "space"):
+            table["space"] = _space(raw, folder, places)
+            _check_layout(table["space"], table.get("backbone"), catalogue)
     try:
         spec = structure(table, Spec, catalogue.options)
-        for key in spec.algorithm.needs:
-            if getattr(spec, key) is None:
-                hint = f"this algorithm needs one; installed {key}s: {', '.join(catalogue.names(f'{key}s')) or 'none'}"
-                faults.append(Fault("required key is missing", (key,), hint=hint))
-        faults += _base_faults(spec, base, catalogue)
-        for arch in (spec.space.smallest(), spec.space.largest()) if spec.space is not None else ():
-            try:
-                spec.overridden(arch)
-            except UserError as error:
-                faults += error.under("space").faults
-        known = catalogue.names("exporters")
-        faults += [Fault(f"no format {name!r}", ("export", "formats", i), hint=did_you_mean(name, known, "formats"))
-                   for i, name in enumerate(spec.export.formats) if name not in known]  # fmt: skip
     except UserError as error:
-        faults += error.faults
-    faults += _layout_faults(table, catalogue)
-    if faults:
-        with sources.locating():
-            raise UserError(faults=faults)
-    assert spec is not None
-    return attrs.evolve(spec, name=spec.name or Path(path).stem), sources
+        raise UserError(faults=[*faults, *error.faults]) from None
+    for key in spec.algorithm.needs:
+        if getattr(spec, key) is None:
+            hint = did_you_mean("", catalogue.names(f"{key}s"), f"this algorithm needs one; installed {key}s")
+            faults.append(Fault("required key is missing", (key,), hint=hint))
+    for arch in (spec.space.smallest(), spec.space.largest()) if spec.space is not None else ():
+        with collecting(faults, "space"):
+            spec.overridden(arch)
+    for i, name in enumerate(spec.export.formats):
+        with collecting(faults, "export", "formats", i):
+            catalogue.find("exporters", name)
+    if base is not None:  # data cut by another seed would be seen in training
+        trained = structure({**base, "space": None}, Spec, catalogue.options)
+        faults += [Fault("the supernet was trained with another one", (key,), hint=f"leave `{key}` out")
+                   for key in ("task", "backbone", "seed") if getattr(spec, key) != getattr(trained, key)]  # fmt: skip
+        if "derive" in spec.algorithm.stages:
+            text = "this algorithm finds its arch while it trains"
+            faults.append(Fault(text, ("algorithm",), hint="leave `supernet` out"))
+    refuse(faults)
+    return spec
 
 
 def _over_base(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -214,142 +203,114 @@ def _over_base(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | 
     source = table.get("supernet")
     if not isinstance(source, dict) or not isinstance(source.get("from"), str):
         return table, None
-    folder = Path(source["from"])
-    if not (folder / "supernet.pt").exists() or not (folder / "spec.toml").exists():
-        raise UserError(f"{folder} is no run that has trained a supernet", key=("supernet", "from"))
-    base = {
-        key: item for key, item in _read(folder / "spec.toml", "spec")[1].items() if key not in ("name", "supernet")
-    }
+    folder, place = Path(source["from"]), ("supernet", "from")
+    if not (folder / "supernet.pt").exists():
+        raise UserError(f"{folder} is no run that has trained a supernet", key=place)
+    _, trained = _read(folder / "spec.toml", "spec", key=place)
+    base = {key: item for key, item in trained.items() if key not in ("name", "supernet")}
     space = table.get("space")
     if isinstance(space, dict) and space.keys() <= {"fix", "narrow"}:
         table = {**table, "space": {**base["space"], **space}}
     return {**base, **table}, base
 
 
-def _base_faults(spec: Spec, base: Mapping[str, Any] | None, catalogue: Catalogue) -> list[Fault]:
-    """Where a spec is not that of the supernet which it uses: data cut by another seed would be seen in training."""
-    if base is None:
-        return []
-    trained = structure({**base, "space": None}, Spec, catalogue.options)
-    faults = [Fault("the supernet was trained with another one", (key,), hint=f"leave `{key}` out")
-              for key in ("task", "backbone", "seed") if getattr(spec, key) != getattr(trained, key)]  # fmt: skip
-    if "derive" in spec.algorithm.stages:
-        faults.append(
-            Fault("this algorithm finds its arch while it trains", ("algorithm",), hint="leave `supernet` out")
-        )
-    return faults
-
-
-def _layout_faults(table: Mapping[str, Any], catalogue: Catalogue) -> list[Fault]:
-    """Where the space's tables are not those of the backbone; also where other tables have mistakes."""
-    backbone = table.get("backbone")
+def _check_layout(space: SearchSpace, backbone: Any, catalogue: Catalogue) -> None:
+    """Raises UserError where the space's tables are not those of the backbone, whatever else is wrong with that."""
     name = backbone.get("type") if isinstance(backbone, dict) else backbone
-    component = catalogue.components.get(("backbones", name)) if isinstance(name, str) else None
+    component = catalogue.components.get(("backbones", str(name)))
     layout = getattr(component.cls, "layout", None) if component else None
-    if layout is not None and isinstance(table.get("space"), SearchSpace):
-        try:
-            structure(table["space"].tree, layout)
-        except UserError as error:
-            return error.under("space").faults
-    return []
+    if layout is not None:
+        structure(space.tree, layout)
 
 
-def _read(path: Path, noun: str) -> tuple[str, dict[str, Any]]:
+def _read(path: Path, noun: str, **where: Any) -> tuple[str, dict[str, Any]]:
+    """The text and the table of a file. Raises UserError: for one that cannot be read with the place given."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         return text, tomli.loads(text)
     except FileNotFoundError:
-        there = [p.name for p in path.parent.glob("*.toml")]
-        near = did_you_mean(path.name, there, "there are") if path.parent.is_dir() else None
-        raise UserError(f"no such {noun} file", file=str(path), hint=near or f"no folder {path.parent}") from None
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")], f"in {path.parent}")
+        raise UserError(f"no such {noun} file", hint=near, **where) from None
     except tomli.TOMLDecodeError as error:
         raise UserError(f"this is no TOML: {error.msg}", file=str(path), line=error.lineno) from None
     except (OSError, ValueError, RecursionError) as error:
-        told = {UnicodeDecodeError: "it is not UTF-8 text", RecursionError: "it is nested too deeply"}
-        reason = told.get(type(error)) or getattr(error, "strerror", None) or str(error).partition(":")[0]
-        raise UserError(f"cannot read this {noun} file: {reason}", file=str(path)) from None
+        reason = getattr(error, "strerror", None) or str(error).partition(":")[0]
+        raise UserError(f"cannot read this {noun} file: {reason}", **where) from None
 
 
-def _override(table: dict[str, Any], overrides: Sequence[str]) -> list[Fault]:
-    faults = []
-    for item in overrides:
-        key, sign, text = item.partition("=")
-        parts = key.strip().split(".")
-        if not sign or not all(parts):
-            faults.append(Fault(f"expected KEY=VALUE, found {item!r}", ("--set",)))
-            continue
-        try:
-            value = tomli.loads(f"x = {text}")["x"]
-        except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
-            value = text
-        try:
-            _set(table, parts, value)
-        except (LookupError, TypeError, ValueError, RecursionError):
-            faults.append(Fault("no table to set this in", tuple(parts)))
-    return faults
+def _override(table: dict[str, Any], item: str, places: Places) -> None:
+    """Does what `--set` asks for, a dotted key and a value. Raises UserError."""
+    key, sign, text = item.partition("=")
+    path = tuple(key.strip().split("."))
+    if not sign or not all(path):
+        raise UserError(f"expected KEY=VALUE, found {item!r}", key=("--set",))
+    name = _dotted(path)
+    for inner in [place for place in places if place.startswith(f"{name}.")]:
+        del places[inner]
+    places[name] = ("--set", None, path)
+    try:
+        value = tomli.loads(f"x = {text}")["x"]
+    except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
+        value = text
+    try:
+        _set(table, path, value)
+    except (LookupError, TypeError, ValueError):
+        raise UserError("no table to set this in", key=path) from None
 
 
-def _set(inner: Any, parts: Sequence[str], value: Any) -> None:
-    """Sets what a dotted key means in a table or list. Raises what these raise where it means nothing."""
-    part, *rest = parts
-    place: Any = int(part) if isinstance(inner, list) and part.isdecimal() else part
-    if not rest:
-        inner[place] = value
-        return
-    item = inner.setdefault(place, {}) if isinstance(inner, dict) else inner[place]
-    if isinstance(item, str) and part != "type":  # `mutator = "uniform"` is short for a table
-        item = inner[place] = {"file" if part == "space" else "type": item}
-    _set(item, rest, value)
+def _set(item: Any, path: Sequence[str], value: Any) -> Any:
+    """A table or list with the value in one place. Raises what these raise where there is no such place."""
+    if not path:
+        return value
+    part, *rest = path
+    place: Any = int(part) if isinstance(item, list) else part
+    inner = item.get(place, {}) if isinstance(item, dict) else item[place]
+    if rest and isinstance(inner, str):  # `mutator = "uniform"` is short for a table
+        inner = {"file" if part == "space" else "type": inner}
+    item[place] = _set(inner, rest, value)
+    return item
 
 
-def _space_parts(raw: Any, folder: Path) -> tuple[tuple[str, str] | None, dict[str, Any], dict[str, Any]]:
-    """The file that a spec takes its space from (name and text), the space as a table, and its `fix` and `narrow`."""
+_CHANGES = {
+    "fix": (SearchSpace.fix, Mapping[str, Choice]), "narrow": (SearchSpace.narrow, Mapping[str, tuple[Choice, ...]]),
+}  # fmt: skip
+"""What may stand beside a space: how it changes the space, and the type of its table, keys dotted."""
+
+
+def _space(raw: Any, folder: Path, places: Places) -> SearchSpace:
+    """The space that a spec names or holds. Raises UserError, keys relative to it."""
     table = {"file": raw} if isinstance(raw, str) else raw
     if not isinstance(table, dict):
         raise UserError("expected a file name or a table")
-    changes = {name: table.pop(name, {}) for name in ("fix", "narrow")}
-    if "file" not in table:
-        return None, table, changes
-    name = table.pop("file")
-    own = {key: table.pop(key) for key in [*table] if key.startswith(OVERRIDE)}
-    if table:
-        hint = "with `file`, only `fix`, `narrow` and variables of the spec (`spec:…`) may stand beside it"
-        raise UserError(faults=[Fault("unknown key", (key,), hint=hint) for key in table])
-    if not isinstance(name, str):
-        raise UserError("expected a file name", key=("file",))
-    try:
-        text, table = _read(folder / name, "space")
-    except UserError as error:  # a file that is not there is a mistake in the spec, a broken one its own
-        (fault,) = error.faults
-        if fault.line:
-            raise
-        raise UserError(f"{fault.message} {fault.file}", key=("file",), hint=fault.hint) from None
-    return (str(folder / name), text), {**table, **own}, changes
-
-
-_Fixed = Mapping[str, Annotated[Any, "one choice", lambda choice: not isinstance(choice, list)]]
-_Narrowed = Mapping[str, Annotated[Any, "a list of choices", lambda choices: isinstance(choices, list)]]
-
-
-def _space(table: dict[str, Any], changes: Mapping[str, Any]) -> SearchSpace:
+    changes = {name: table.pop(name, {}) for name in _CHANGES}
+    if "file" in table:
+        table = _space_file(table, folder, places)
     space, faults = SearchSpace.from_table(table), []
-    for name, change, choices in (("fix", SearchSpace.fix, _Fixed), ("narrow", SearchSpace.narrow, _Narrowed)):
-        wanted = changes[name]
-        try:
-            space = change(space, structure(_dotted(wanted) if isinstance(wanted, dict) else wanted, choices))
-        except UserError as error:
-            faults += error.under(name).faults
-    if faults:
-        raise UserError(faults=faults)
+    for name, (change, choices) in _CHANGES.items():
+        with collecting(faults, name):
+            space = change(space, structure(dict(_flat(structure(changes[name], dict))), choices))
+    refuse(faults)
     return space
 
 
-def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one with dotted keys; lists stay whole."""
-    flat: dict[str, Any] = {}
+def _space_file(table: Mapping[str, Any], folder: Path, places: Places) -> dict[str, Any]:
+    """The table in the file that a spec takes its space from, with the variables of the spec beside its name."""
+    own = {key: item for key, item in table.items() if key.startswith(OVERRIDE)}
+    hint = "with `file`, only `fix`, `narrow` and variables of the spec (`spec:…`) may stand beside it"
+    refuse(Fault("unknown key", (key,), hint=hint) for key in table.keys() - own.keys() - {"file"})
+    file = folder / structure(table["file"], str)
+    text, read = _read(file, "space", key=("file",))
+    places |= _places(str(file), text, "space")
+    return {**read, **own}
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The items of nested tables by dotted keys; lists stay whole."""
     for key, item in table.items():
-        flat |= _dotted(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
-    return flat
+        if isinstance(item, dict):
+            yield from _flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
 
 
 _TOKEN = re.compile(
@@ -366,7 +327,7 @@ def key_lines(text: str) -> dict[KeyPath, int]:
     tomli reads the text again with each value replaced by the number of its line, and with one item more in each array
     and in each table that is written as such: its own line.
     """
-    marked, opened, expected, line = "", "", "key", 1
+    marked, opened, expected, line = f'"{_OWN}" = 1\n', "", "key", 1
     for token in _TOKEN.findall(text + "\n"):
         if token == "\n" and not opened:
             marked += f'\n"{_OWN}" = {line}\n' if expected == "header" else "\n"
@@ -384,20 +345,15 @@ def key_lines(text: str) -> dict[KeyPath, int]:
             marked += str(line) if expected == "value" else token
             expected = {"value": "end", "key": "header" if token == "[" else "key"}.get(expected, expected)
         line += token.count("\n")
+    return {key: line for key, line in _lines(tomli.loads(marked), ()).items() if key[-1:] not in ((_OWN,), (-1,))}
+
+
+def _lines(item: Any, key: KeyPath) -> dict[KeyPath, int]:
+    """The lines of an item of the marked text and of all that is inside. What has no line of its own has the first."""
+    if isinstance(item, int):
+        return {key: item}
     lines: dict[KeyPath, int] = {}
-    for key, item in tomli.loads(marked).items():
-        _note(item, (key,), lines)
-    return lines
-
-
-def _note(item: Any, path: KeyPath, lines: dict[KeyPath, int]) -> int:
-    """Notes the line of an item and of all that is inside. A table that no header opens is where its first key is."""
-    own: Any = item
-    if not isinstance(item, int):
-        table = isinstance(item, dict)
-        own = item.pop(_OWN, None) if table else item.pop(0) if isinstance(item[0], int) else None
-        for key, inner in item.items() if table else enumerate(item):
-            first = _note(inner, (*path, key), lines)
-            own = own or first
-    lines[path] = own
-    return own
+    first = 0 if isinstance(item, dict) or not isinstance(item[0], int) else -1  # the place of a list's own line
+    for part, inner in item.items() if isinstance(item, dict) else enumerate(item, first):
+        lines |= _lines(inner, (*key, part))
+    return {key: min(lines.values()), **lines}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from corenas.contracts import Backbone, LiveTask
 from corenas.cost import Cost
-from corenas.errors import Fault, UserError, did_you_mean
+from corenas.errors import Fault, UserError, did_you_mean, refuse
 from corenas.mutable import keys_used
 from corenas.space import OVERRIDE, SearchSpace
 
@@ -42,24 +42,12 @@ def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Su
     supernet = Supernet(body, task.head(body.feat_dims))  # type: ignore[arg-type]
     used = keys_used(supernet)
     parents = {condition.key for variable in space.variables for condition in variable.when}
-    needless = used | parents | _never_active(space)
-    unused = [key for key in space.keys if key not in needless and not key.startswith(OVERRIDE)]
-    if unused:
-        hint = did_you_mean(unused[0], used, "variables in use")
-        raise UserError(
-            faults=[Fault("no layer uses this variable", ("space", *_path(key)), hint=hint) for key in unused]
-        )
+    # No layer need use the variables of a block that no depth reaches, as narrowing a depth leaves them.
+    reached = {variable.key for variable in space.variables if all(c.choices for c in variable.when)}
+    unused = [key for key in space.keys if key in reached - parents - used and not key.startswith(OVERRIDE)]
+    hint = did_you_mean(unused[0], used, "variables in use") if unused else None
+    refuse(Fault("no layer uses this variable", ("space", *_path(key)), hint=hint) for key in unused)
     return supernet
-
-
-def _never_active(space: SearchSpace) -> set[str]:
-    """Variables of blocks that no depth reaches, as narrowing a depth leaves them; no layer need use them."""
-    never: set[str] = set()
-    for variable in space.variables:
-        for condition in variable.when:
-            if condition.key in never or not condition.choices & set(space[condition.key].choices):
-                never.add(variable.key)
-    return never
 
 
 def _path(key: str) -> tuple[str | int, ...]:
@@ -80,9 +68,9 @@ def supernet_cost(supernet: nn.Module, space: SearchSpace, task: LiveTask) -> Co
 
 def pick_device(name: str) -> torch.device:
     """The device that a spec names; "auto" is a GPU where there is one. Raises UserError if it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if available["cuda"] else "cpu"
     if not available[name]:
         have = ", ".join(key for key, there in available.items() if there)
         raise UserError(f"no {name} device here", key=("device", "type"), hint=f'there is: {have}; or say "auto"')

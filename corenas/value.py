@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import math
 import operator
 import sys
@@ -95,10 +96,6 @@ class Condition:
     choices: frozenset[Any]
 
 
-def _tuple(items: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(items)
-
-
 @frozen(slots=False, cache_hash=True)
 class Variable(Value):
     """What is searched: one of several choices, all numbers or all strings; as a value the one that an arch holds.
@@ -110,17 +107,24 @@ class Variable(Value):
     """
 
     key: str
-    choices: Sequence[Any] = field(converter=_tuple)
+    choices: Sequence[Any]
     default: Any = field(default=None, kw_only=True)
-    when: tuple[Condition, ...] = field(default=(), converter=_tuple, kw_only=True)
+    when: tuple[Condition, ...] = field(default=(), converter=tuple, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        if not isinstance(self.choices, range):
-            _check_choices(self.choices)
-        if self.default is None:
-            object.__setattr__(self, "default", self.largest)
-        if not self.allows(self.default):
-            raise ValueError(f"default {self.default!r} is none of its choices")
+        choices = self._all()
+        if not choices:
+            raise ValueError("a variable needs at least one choice")
+        kinds = {*map(_kind, choices)}
+        if len(kinds) > 1 or None in kinds:
+            raise ValueError(f"choices are all numbers or all strings, not {list(choices)}")
+        if len({*choices}) < len(choices):
+            raise ValueError(f"a choice stands twice in {list(choices)}")
+        object.__setattr__(self, "choices", choices)
+        object.__setattr__(self, "default", self.own(self.largest if self.default is None else self.default))
+
+    def _all(self) -> tuple[Any, ...]:
+        return tuple(self.choices)
 
     @property
     def continuous(self) -> bool:
@@ -167,28 +171,27 @@ class Variable(Value):
         """Codes of n uniform choices."""
         return rng.integers(len(self.choices), size=n)
 
-    def allows(self, choice: Any) -> bool:
-        """Whether something is a choice of its; True is 1 to Python, but not to a reader."""
+    def own(self, choice: Any) -> Any:
+        """The choice that equals something: 224 of 224.0. Raises ValueError for what is none."""
         try:
-            self.code(choice)
+            code = self.code(choice)
         except (KeyError, ValueError, TypeError):
-            return False
-        return isinstance(choice, bool) == isinstance(self.choices[0], bool)
+            code = None
+        if code is None or _kind(choice) != _kind(self.choices[0]):  # True is 1 to Python, not to a reader
+            raise ValueError(f"{choice!r} is none of {self.offer}")
+        return float(choice) if self.continuous else self.choice(code)
+
+    @property
+    def offer(self) -> str:
+        """What it can be, in words."""
+        return f"the choices {', '.join(c if isinstance(c, str) else json.dumps(c) for c in self.choices)}"
 
 
-def _check_choices(choices: Sequence[Any]) -> None:
-    if not choices:
-        raise ValueError("a variable needs at least one choice")
-    kinds = {str if isinstance(c, str) else bool if isinstance(c, bool) else float for c in choices}
-    if len(kinds) > 1 or not all(isinstance(c, str) or is_finite(c) for c in choices):
-        raise ValueError(f"choices are all numbers or all strings, not {list(choices)}")
-    if len({*choices}) < len(choices):
-        raise ValueError(f"a choice stands twice in {list(choices)}")
-
-
-def is_finite(number: Any) -> bool:
-    """Whether something is a number that a float can hold."""
-    return isinstance(number, int | float) and abs(number) <= sys.float_info.max
+def _kind(choice: Any) -> type | None:
+    """Strings, truth values and numbers do not mix as choices; None stands for what can be none."""
+    if isinstance(choice, str | bool):
+        return type(choice)
+    return float if isinstance(choice, int | float) and abs(choice) <= sys.float_info.max else None
 
 
 @frozen(slots=False, cache_hash=True)
@@ -225,10 +228,13 @@ def combine(function: Callable[..., Any], *arguments: Any) -> Value:
     return Expression(function, values)
 
 
-def grid(domains: Mapping[str, Sequence[Any]], limit: int = LARGEST_TABLE) -> dict[str, np.ndarray]:
-    """Every combination of choices as columns, the last key changing fastest. Raises ValueError beyond `limit` rows."""
+def grid(domains: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+    """Every combination of choices as columns, the last key changing fastest.
+
+    Raises ValueError beyond 65,536 rows.
+    """
     sizes = [len(choices) for choices in domains.values()]
-    if math.prod(sizes) > limit:
+    if math.prod(sizes) > LARGEST_TABLE:
         raise ValueError(f"{math.prod(sizes):,} combinations of {', '.join(domains)} are too many to tabulate")
     indices = np.indices(sizes).reshape(len(sizes), -1)
     return {key: np.asarray(domains[key])[index] for key, index in zip(domains, indices, strict=True)}

@@ -313,6 +313,20 @@ def test_a_layer_that_stands_twice_at_different_sizes_counts_both():
     ]
 
 
+def test_a_layer_that_is_called_again_at_some_sizes_only_counts_as_often_as_it_is_called():
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1, bias=False)
+
+        def forward(self, x):
+            return self.conv(self.conv(x)) if x.shape[-1] > 2 else self.conv(x)
+
+    space = SearchSpace([Int("side", 2, 6, 2)])
+    rows = Cost(nn.Sequential(Resize(space.value("side")), Again()), space, torch.zeros(1, 3, 8, 8)).of([*space])
+    assert [(row["flops"], row["params"]) for row in rows] == [(9 * 4, 9), (2 * 9 * 16, 9), (2 * 9 * 36, 9)]
+
+
 def test_candidates_that_only_a_deep_stage_runs_are_found():
     space = SearchSpace([Int("outer", 0, 3), Int("inner", 0, 2), Categorical("op", ("none", "a", "b"))])
     conv = {name: nn.Conv2d(3, 3, k, padding=k // 2, bias=False) for name, k in (("a", 3), ("b", 5))}

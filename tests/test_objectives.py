@@ -29,15 +29,14 @@ def test_a_constraint_includes_its_bounds_and_is_broken_by_what_is_no_number():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "number", "expected"),
+    ("low", "high", "numbers", "expected"),
     [
-        (10, 20, 15, 0), (10, 20, 20, 0), (10, 20, 30, 0.5), (10, 20, 5, 0.5), (-math.inf, 20, 22, 0.1),
-        (10, math.inf, 9, 0.1), (0, 0, 3, 3), (-math.inf, 5, -math.inf, 0), (10, math.inf, math.inf, 0),
-        (10, 20, math.inf, math.inf), (10, 20, math.nan, math.inf), (-math.inf, math.inf, math.nan, math.inf),
+        (10, 20, [15, 20, 30, 5], [0, 0, 0.5, 0.5]), (-math.inf, 20, [22, -3], [0.1, 0]), (10, math.inf, [9], [0.1]),
+        (0, 0, [3, 0], [3, 0]),
     ],
 )  # fmt: skip
-def test_a_violation_is_relative_to_the_nearer_bound(low, high, number, expected):
-    assert Constraint("m", low, high).violation(number) == pytest.approx(expected)
+def test_a_violation_is_relative_to_the_nearer_bound(low, high, numbers, expected):
+    assert Constraint("m", low, high).violation(np.array(numbers)) == pytest.approx(expected)
 
 
 def test_constraints_read_as_people_write_them():

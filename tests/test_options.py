@@ -126,7 +126,7 @@ def test_a_table_becomes_an_object_with_defaults_for_what_it_leaves_out():
         ("rate", "1", "expected a number, found '1'"),
         ("rate", False, "expected a number, found false"),
         ("rate", math.nan, "expected a number, found nan"),
-        ("rate", 10**400, "expected a number, found one that is too large"),
+        ("rate", 10**400, f"expected a number, found 1{'0' * 96}..."),
         ("flag", "false", "expected true or false, found 'false'"),
         ("flag", 0, "expected true or false, found 0"),
         ("title", 3, "expected a string, found 3"),
@@ -270,9 +270,8 @@ def test_a_bug_is_not_told_as_a_mistake_of_the_users():
     def broken(kind, table):
         raise ZeroDivisionError
 
-    with pytest.raises(Exception, match="While structuring Options") as raised:
+    with pytest.raises(ZeroDivisionError):
         structure({"count": 1, "part": {}}, Options, broken)
-    assert not isinstance(raised.value, UserError)
 
 
 def test_types_are_told_in_the_words_of_toml():

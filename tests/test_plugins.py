@@ -2,7 +2,7 @@
 
 import inspect
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from attrs import field, frozen
@@ -39,7 +39,7 @@ class NoVerb:
 
 @frozen
 class Nested:
-    inner: object = field(metadata={"kind": "searchers"})
+    inner: Any = field(metadata={"kind": "searchers"})
 
     def start(self, problem, rng): ...
 

@@ -538,7 +538,8 @@ def test_a_narrower_space_holds_just_the_archs_that_obey(space, data):
     assert narrow.size == len(brute_force(narrow))
     # Fewer choices for every variable, conditions as they were; inactive ones hold the narrower default.
     plain = SearchSpace(
-        Categorical(v.key, chosen.get(v.key, v.choices), default=narrow[v.key].default, when=v.when) for v in space.variables
+        Categorical(v.key, chosen.get(v.key, v.choices), default=narrow[v.key].default, when=v.when)
+        for v in space.variables
     ) if space.variables else space  # fmt: skip
     assert {frozenset(a.items()) for a in narrow} == {frozenset(a.items()) for a in plain}
     assert again(narrow).size == narrow.size
@@ -551,8 +552,8 @@ def test_every_mistake_of_a_narrowing_is_told():
         )
     faults = {fault.dotted: str(fault) for fault in raised.value.faults}
     assert set(faults) == {"stagess.*", "op", "stages.*.depth", "stem.se", "resolution"}
-    assert "op has the choices conv, pool" in faults["op"]
-    assert "stem.se has the choices true, false" in faults["stem.se"]
+    assert "'cnv' is none of the choices conv, pool" in faults["op"]
+    assert "1 is none of the choices true, false" in faults["stem.se"]
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

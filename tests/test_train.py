@@ -102,8 +102,7 @@ def test_the_moving_average_is_the_one_written_by_hand():
 
     class Watched(Trainer):
         def train_step(self, batch, step):
-            if step.index:
-                kept.append([p.detach().clone() for p in self.model.parameters()])
+            kept.append([p.detach().clone() for p in self.model.parameters()])
             return super().train_step(batch, step)
 
     model, _, go = setup(settings(ema=0.9), trainer=Watched)
@@ -264,7 +263,7 @@ def stopping(at):
     seen = []
 
     def emit(event):
-        if isinstance(event, Progress) and event.done % 6 == 0 and event.done not in seen:
+        if isinstance(event, Progress) and event.point:
             seen.append(event.done)
             if len(seen) > at:
                 raise Stop
@@ -329,10 +328,33 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, stop, every):
     assert same(everything(path), everything(tmp_path / "whole.pt"))
     assert same(models[-1].state_dict(), models[0].state_dict())
     assert same(resumed.state_dict(), whole.state_dict())
-    done, before = (stop + 1, 0) if stop < 3 else (stop - 2, 3)  # a checkpoint is there before its epoch is told of
-    assert events[0].done == (before + done // every * every) * 6
+    # A checkpoint is there before its epoch is told of, and always at the end of a phase.
+    done, before, epochs = (stop + 1, 0, 3) if stop < 3 else (stop - 2, 3, 2)
+    assert events[0].done == (before + (done if done == epochs else done // every * every)) * 6
     assert events[0].total == 30
     assert not path.with_name("cut.pt.part").exists()
+
+
+@pytest.mark.parametrize("stop", [1, 4, 8])
+def test_a_long_epoch_goes_on_in_its_middle(tmp_path, monkeypatch, stop):
+    monkeypatch.setattr("corenas.train._OFTEN", 0.0)
+
+    class Stopping(Streaming):
+        def train_step(self, batch, step):
+            if step.index == stop and step.part == 0:
+                raise Stop
+            return super().train_step(batch, step)
+
+    def fresh(trainer):
+        return setup(settings(epochs=2, ema=0.9, accumulate=2), task=Task(dropout=0.3), trainer=trainer)[2]
+
+    fresh(Streaming)(checkpoint=tmp_path / "whole.pt")
+    with pytest.raises(Stop):
+        fresh(Stopping)(checkpoint=tmp_path / "cut.pt")
+    events = []
+    fresh(Streaming)(checkpoint=tmp_path / "cut.pt", emit=events.append)
+    assert events[0].done == stop
+    assert same(everything(tmp_path / "cut.pt"), everything(tmp_path / "whole.pt"))
 
 
 def test_a_training_that_is_done_trains_no_more(tmp_path):

@@ -92,7 +92,7 @@ def test_make_divisible_follows_the_reference_rule_of_mobilenetv2(divisor):
         new_v = max(min_value, int(v + divisor / 2) // divisor * divisor)
         return new_v + divisor if new_v < 0.9 * v else new_v
 
-    numbers = [*range(1, 400), *np.linspace(0.1, 300, 777).tolist()]
+    numbers = [*range(1, 400), *np.linspace(0.1, 299.9, 777).tolist()]
     column = np.array(numbers)
     for smallest in (None, 24):
         value = make_divisible(Variable("v", numbers), divisor, smallest)

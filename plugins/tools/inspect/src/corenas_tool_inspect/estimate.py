@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class Estimate:
     """What a run will need, as far as it could be tried.
 
     seconds: of each stage
-    memory: bytes at the peak of training, on the device; None if not known
+    memory: bytes at the peak of training, on the device; None if whole batches could not be tried
     tried: what this rests on
     """
 
@@ -57,9 +57,8 @@ def _within(seconds: float) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
-    except _TooLong:
-        pass
+        with suppress(_TooLong):
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -89,61 +88,46 @@ def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
     if sum(p.numel() for p in prepared.supernet.parameters()) * 16 > _free_memory():
         return Estimate({}, None, "nothing: weights, gradients and momentum of the supernet fill the memory")
     seconds: dict[str, float] = {}
-    tries: list[tuple[int, float, int]] = []
-    trial = False
+    memory, tried = None, []
     with _within(limit):
         if "train" in prepared.stages:
             with seeding.seeded(spec.seed, "init"):
                 prepared = evolve(prepared, supernet=build_supernet(spec.backbone, spec.space, task))
             start, full = time.perf_counter(), min(spec.train.batch_size, task.splits["train"])
-            size = min(full, _FIRST * spec.train.accumulate)
-            while not tries or (tries[-1][0] < full and time.perf_counter() - start < _ENOUGH):
-                per_step, images = _step(prepared, size)
-                tries.append((size, per_step, _peak(prepared.device)))
-                seconds["train"] = per_step / size * images
-                size = min(full, 4 * size)
-        if "search" in prepared.stages and spec.evaluators and (tries or spec.supernet is None):
-            measure = start_stand(prepared, 0, prepared.supernet if tries else None)
+            size = 0
+            while size == 0 or (size < full and time.perf_counter() - start < _ENOUGH):
+                size = min(full, 4 * size or _FIRST * spec.train.accumulate)
+                seconds["train"] = _training(prepared, size)
+                memory = _peak(prepared.device) if size == full else None
+                tried = [f"steps of {size} images"]
+        if "search" in prepared.stages and spec.evaluators and (tried or spec.supernet is None):
+            measure = start_stand(prepared, 0, prepared.supernet if tried else None)
             arch = prepared.wanted[0].drawing.sample(seeding.generator(spec.seed, "estimate"))
             first, then = measure(arch).seconds, measure(arch).seconds  # the first decodes the data as well
             seconds["search"] = first + then * spec.search.trials * len(prepared.wanted)
-            trial = True
-    parts = [f"steps of {tries[-1][0]} images"] if tries else []
-    return Estimate(
-        seconds, _memory(tries, spec.train.batch_size), " and ".join(parts + ["a trial"] * trial) or "nothing"
-    )
+            tried.append("a trial")
+    return Estimate(seconds, memory, " and ".join(tried) or "nothing")
 
 
-def _step(prepared: Prepared, size: int) -> tuple[float, int]:
-    """Seconds of a training step of some images, and how many images all phases see."""
+def _training(prepared: Prepared, size: int) -> float:
+    """Seconds of all phases, as steps of some images tell."""
     settings = evolve(prepared.spec.train, batch_size=size, workers=0)
     prepared = evolve(prepared, spec=evolve(prepared.spec, train=settings))
-    trainer = start_trainer(prepared)
+    trainer, task = start_trainer(prepared), prepared.task
     watched = _Watched(trainer)
-    train(
-        watched, prepared.supernet, prepared.task, prepared.spec.mutator, prepared.cost, device=prepared.device, limit=3
-    )
+    train(watched, prepared.supernet, task, prepared.spec.mutator, prepared.cost, device=prepared.device, limit=3)
     ends = [*watched.ends.values()]
-    epochs = sum(phase.train.epochs for phase in trainer.phases)
-    return (ends[-1] - ends[0]) / max(1, len(ends) - 1), epochs * prepared.task.splits["train"]
+    images = sum(phase.train.epochs for phase in trainer.phases) * task.splits["train"]
+    return (ends[-1] - ends[0]) / max(1, len(ends) - 1) / size * images
 
 
-def _peak(device: torch.device) -> int:
+def _peak(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
+    with suppress(ImportError):  # Windows
         import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-
-def _memory(tries: list[tuple[int, float, int]], full: int) -> int | None:
-    """Bytes at the peak of whole batches: what one more image took, as far as two tries tell, for all of them."""
-    if not tries or not tries[-1][2]:
-        return None
-    (size, _, peak), (before, _, less) = tries[-1], tries[-2] if len(tries) > 1 else tries[-1]
-    return peak + max(0, full - size) * (peak - less) // max(1, size - before)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _free_memory() -> float:
