@@ -30,7 +30,7 @@ OVERRIDE = "spec:"
 """What the key of a variable begins with that overrides a key of the spec."""
 MOST_CHOICES = 1_000_000
 """The largest number of choices of one variable."""
-MOST_BLOCKS = 10_000
+MOST_BLOCKS = 200
 """The largest depth of a stage."""
 
 Categorical = Variable

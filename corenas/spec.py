@@ -226,6 +226,8 @@ def _check_layout(space: SearchSpace, backbone: Any, catalogue: Catalogue) -> No
 def _read(path: Path, noun: str, **where: Any) -> tuple[str, dict[str, Any]]:
     """The text and the table of a file. Raises UserError: for one that cannot be read with the place given."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError("this is no file")  # /dev/zero never ends
         text = path.read_text(encoding="utf-8-sig")
         return text, tomli.loads(text)
     except FileNotFoundError:

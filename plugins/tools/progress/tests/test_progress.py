@@ -62,7 +62,7 @@ def watching(request):
 
 ARCH = Arch({"a": 1})
 RUN = [
-    RunStarted("quickstart", Path("runs/quickstart"), False),
+    RunStarted("quickstart", Path("runs/none"), False),
     StageStarted("train", 1000, "steps"),
     *(Progress("train", i, {"loss": 2.5, "lr": 0.05}) for i in range(100, 1000, 100)),
     Note("look [bold]here[/bold]"),
@@ -73,14 +73,14 @@ RUN = [
     TrialDone(Trial(ARCH, state="failed", error="out of memory")),
     Progress("search", 3, {"top1": 70.125, "flops": 2e8}),
     StageDone("search", 7.0, {"top1": 70.125}),
-    RunDone(Path("runs/quickstart"), RESULT, {"train": 3500, "valid": 500, "test": 1000}, METRICS),
+    RunDone(Path("runs/none"), RESULT, {"train": 3500, "valid": 500, "test": 1000}, METRICS),
 ]
 
 
 def test_a_run_is_told_from_its_first_line_to_its_last(watching):
     watching.hear(*RUN, after=6.0)
     for line in (
-        "quickstart: begins in runs/quickstart",
+        "quickstart: begins in runs/none",
         "look [bold]here[/bold]",
         "train: done in 1:43, loss 2.25",
         "search: done in 0:07, best top1 70.12",
@@ -90,8 +90,8 @@ def test_a_run_is_told_from_its_first_line_to_its_last(watching):
     assert watching.lines[-4:] == [
         "best of 4 trials: top1 70.0 ± 2.0 %, flops 200M on 500 validation images",
         "on 1000 test images, touched once: top1 69.5 ± 1.5 %",
-        "network:   runs/quickstart/best/ ()",
-        "trials:    runs/quickstart/run.sqlite, listed by: corenas trials runs/quickstart",
+        "network:   runs/none/best/ ()",
+        "trials:    runs/none/run.sqlite, listed by: corenas trials runs/none",
     ]
     # 100 steps every 6 seconds, 100 steps to go
     assert "900/1,000 steps, 16.7 steps/s, 0:06 left, loss 2.5, lr 0.05" in watching.text
