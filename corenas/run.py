@@ -56,26 +56,26 @@ def _silent(event: Any) -> None:
     """Tell nothing: the first process does."""
 
 
+@frozen
 class _Run:
     """A run under way."""
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        catalogue: Catalogue,
-        folder: Path,
-        store: Store,
-        exporters: Exporters,
-        emit: Emit,
-    ) -> None:
-        self.prepared, self.spec, self.catalogue = prepared, prepared.spec, catalogue
-        self.folder, self.store, self.exporters, self._emit = folder, store, exporters, emit
+    prepared: Prepared
+    catalogue: Catalogue
+    folder: Path
+    store: Store
+    exporters: Exporters
+    tell: Emit
+
+    @property
+    def spec(self) -> Spec:
+        return self.prepared.spec
 
     def emit(self, event: Any) -> None:
         """Tell the listeners, and store what belongs into curves."""
         if isinstance(event, Progress) and event.point:
             self.store.point(event.stage, event.done, event.figures)
-        self._emit(event)
+        self.tell(event)
 
     def result(self) -> dict[str, Any]:
         """Do what is left to do."""
@@ -85,13 +85,14 @@ class _Run:
         store.note("metrics", {name: attrs.asdict(metric) for name, metric in metrics.items()})
         store.note("searches", [str(wanted) for wanted in prepared.wanted])
         store.note("device", str(prepared.device))
-        self._emit(RunStarted(self.spec.name or self.folder.name, self.folder, bool(store.noted("seconds"))))
+        resumed = bool(store.noted("seconds") or store.curve("train"))
+        self.tell(RunStarted(self.spec.name or self.folder.name, self.folder, resumed))
         result = distributed.first(lambda: store.noted("result") if (self.folder / "best").is_dir() else None)
         if result is None:  # a finished run does not touch its test data again
             result = self._stages()
             store.note("result", result)
         result["run"] = str(self.folder)
-        self._emit(RunDone(self.folder, result, prepared.task.splits, metrics))
+        self.tell(RunDone(self.folder, result, prepared.task.splits, metrics))
         return result
 
     @contextmanager

@@ -283,7 +283,8 @@ class Forgets(small.Trainer):
 
     def train_step(self, batch, step):
         self.count += 1
-        lent = copy.copy(step)
+        names = ("archs", "optimizer", "lr", "index", "part", "rng", "more", "mean")
+        lent = types.SimpleNamespace(**{name: getattr(step, name) for name in names})
         lent.backward = lambda loss: step.backward(loss * (1 + 0.1 * self.count))
         return super().train_step(batch, lent)
 
@@ -391,8 +392,11 @@ def allocated_in_memory(body):
 
 
 def touching_all_weights(body):
-    inner = body.features
-    body.features = lambda x: [inner(x)[0] + 0 * sum(p.sum() for p in body.parameters())]
+    class Touching(type(body)):
+        def features(self, x):
+            return [super().features(x)[0] + 0 * sum(p.sum() for p in self.parameters())]
+
+    body.__class__ = Touching
 
 
 @pytest.mark.parametrize(("change", "check"), [
