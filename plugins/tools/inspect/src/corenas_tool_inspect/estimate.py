@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from corenas import seeding
 from corenas.contracts import Step, Trainer
-from corenas.prepare import Prepared, start_stand, start_trainer
+from corenas.prepare import Prepared, load_supernet, prepare, start_stand, start_trainer
 from corenas.supernet import build_supernet
 from corenas.train import train
 
@@ -85,28 +86,35 @@ def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
     Raises UserError for what shows only when a step is made: an algorithm that another mutator suits, for instance.
     """
     spec, task = prepared.spec, prepared.task
-    if sum(p.numel() for p in prepared.supernet.parameters()) * 16 > _free_memory():
+    weights = sum(p.numel() for p in prepared.supernet.parameters())
+    if prepared.has_supernet and weights * 16 > _free_memory():
         return Estimate({}, None, "nothing: weights, gradients and momentum of the supernet fill the memory")
     seconds: dict[str, float] = {}
-    memory, tried = None, []
+    tried: list[str] = []
+    peaks: list[tuple[int, int]] = []  # images of a step, bytes
+    supernet = None
     with _within(limit):
+        if spec.supernet is not None:
+            prepared = prepare(spec, device=prepared.device)
+            supernet = load_supernet(prepared, Path(spec.supernet.from_))
         if "train" in prepared.stages:
             with seeding.seeded(spec.seed, "init"):
-                prepared = evolve(prepared, supernet=build_supernet(spec.backbone, spec.space, task))
+                supernet = build_supernet(spec.backbone, spec.space, task)
+            prepared = evolve(prepared, supernet=supernet)
             start, full = time.perf_counter(), min(spec.train.batch_size, task.splits["train"])
             size = 0
             while size == 0 or (size < full and time.perf_counter() - start < _ENOUGH):
                 size = min(full, 4 * size or _FIRST * spec.train.accumulate)
                 seconds["train"] = _training(prepared, size)
-                memory = _peak(prepared.device) if size == full else None
+                peaks.append((size, _peak(prepared.device)))
                 tried = [f"steps of {size} images"]
-        if "search" in prepared.stages and spec.evaluators and (tried or spec.supernet is None):
-            measure = start_stand(prepared, 0, prepared.supernet if tried else None)
+        if "search" in prepared.stages and spec.evaluators:
+            measure = start_stand(prepared, 0, supernet)
             arch = prepared.wanted[0].drawing.sample(seeding.generator(spec.seed, "estimate"))
             first, then = measure(arch).seconds, measure(arch).seconds  # the first decodes the data as well
             seconds["search"] = first + then * spec.search.trials * len(prepared.wanted)
             tried.append("a trial")
-    return Estimate(seconds, memory, " and ".join(tried) or "nothing")
+    return Estimate(seconds, _memory(peaks, spec.train.batch_size), " and ".join(tried) or "nothing")
 
 
 def _training(prepared: Prepared, size: int) -> float:
@@ -121,13 +129,22 @@ def _training(prepared: Prepared, size: int) -> float:
     return (ends[-1] - ends[0]) / max(1, len(ends) - 1) / size * images
 
 
-def _peak(device: torch.device) -> int | None:
+def _memory(peaks: Sequence[tuple[int, int]], full: int) -> int | None:
+    """Bytes at the peak of steps of whole batches, as what more images took in the last two tries tells."""
+    if not peaks or not peaks[-1][1]:
+        return None
+    (size, peak), (before, less) = peaks[-1], peaks[-2] if len(peaks) > 1 else peaks[-1]
+    return peak + max(0, full - size) * (peak - less) // max(1, size - before)
+
+
+def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(ImportError):  # Windows
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return 0
 
 
 def _free_memory() -> float:
