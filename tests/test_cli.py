@@ -372,3 +372,18 @@ def test_a_space_too_large_for_this_machine_is_told_or_counted_and_never_a_trace
     done = corenas("check", tmp_path / "spec.toml")
     assert done.returncode in (0, 2), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_supernet_is_searched_again_by_other_processes_with_the_same_trials(finished, tmp_path):
+    folder, _ = finished
+    spec = f'[supernet]\nfrom = "{folder}"\n[search]\ntrials = 6\nobjectives = ["top1"]\n[export]\nformats = []\n'
+    found = []
+    for name, more in (("alone", ""), ("spread", '[executor]\ntype = "processes"\nworkers = 2\n')):
+        (tmp_path / f"{name}.toml").write_text(spec + more)
+        done = corenas("run", tmp_path / f"{name}.toml", "--out", tmp_path / name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found.append(
+            [(t.arch, t.metrics, t.state) for t in Store(tmp_path / name / "run.sqlite", readonly=True).trials()]
+        )
+    assert len(found[0]) == 6
+    assert found[0] == found[1]
