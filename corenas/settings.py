@@ -168,7 +168,7 @@ class SearchSettings:
     @property
     def bounds(self) -> Sequence[Bounds]:
         """The constraints of each search."""
-        return self.constraints if isinstance(self.constraints, tuple) else (self.constraints,)
+        return (self.constraints or ({},)) if isinstance(self.constraints, tuple) else (self.constraints,)
 
     @property
     def goals(self) -> list[Goal]:

@@ -129,6 +129,7 @@ def train(
         }  # fmt: skip
         if resumed:
             kept.load(parts)
+            kept.found = {}  # it takes as much memory as the model and its optimizer
         for epoch in range(at_epoch, settings.epochs):
             for step, cut in enumerate(stream.epoch(epoch, at_step), at_step):
                 if index == limit:

@@ -217,6 +217,13 @@ def test_several_constraints_give_one_table_and_no_arch_is_measured_twice(tmp_pa
     assert done.metrics["top1"].unit == "%"
 
 
+def test_no_constraints_at_all_are_one_search(tmp_path):
+    catalogue = toys.make_catalogue()
+    for constraints in ([], [{}], {}):
+        spec = toys.make_spec(tmp_path, catalogue, search={"trials": 3, "constraints": constraints})
+        assert [str(wanted) for wanted in prepare(spec, weights=False).wanted] == [""]
+
+
 def test_a_supernet_is_searched_again_under_other_constraints(tmp_path, monkeypatch):
     catalogue = toys.make_catalogue()
     first = toys.make_spec(tmp_path, catalogue, search={"trials": 6})
