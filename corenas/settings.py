@@ -234,4 +234,4 @@ class Device:
     """
 
     type: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = field(default=None, validator=optional(ge(1)))
+    threads: int | None = field(default=None, validator=optional([ge(1), le(1024)]))
