@@ -277,7 +277,7 @@ def _whole(x: Any) -> Any:
 
 
 def _rounded(x: Any) -> Any:
-    return _whole(np.rint(x)) if isinstance(x, np.ndarray) else round(x)
+    return _whole(np.rint(x.astype(float))) if isinstance(x, np.ndarray) else round(x)
 
 
 def _make_divisible(x: Any, divisor: int, smallest: int) -> Any:
