@@ -33,7 +33,7 @@ _STEP_OTHERWISE = (
 )  # fmt: skip
 """Schedules that want functions, other schedules or a metric, or that turn the momentum as well at every step."""
 
-_NOT_NEGATIVE = Annotated[float, "a number of at least 0", lambda number: 0 <= number < 1e30]
+_NOT_NEGATIVE = Annotated[float, "a number of at least 0", lambda number: 0 <= number < 1e38]
 _SHARE = Annotated[float, "a number from 0 to 1", lambda number: 0 <= number <= 1]
 _COUNT = Annotated[int, "a whole number of at least 1", lambda number: number >= 1]
 _BELOW_1 = Annotated[float, "a number of at least 0 and less than 1", lambda number: 0 <= number < 1]
