@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from attrs import frozen
 
@@ -66,13 +67,17 @@ class Stand:
                 return found.reason
             if found.keys() != promised:
                 return f"promised {', '.join(sorted(promised))} and gave {', '.join(map(str, found)) or 'nothing'}"
-            # A numpy or torch number becomes a plain one, which can be stored.
-            metrics |= {name: n if type(n) is int else float(n) for name, n in found.items()}
+            metrics |= plain(found)
         except UserError:
             raise
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         return None
+
+
+def plain(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as plain numbers, which can be stored; one of numpy or torch becomes a float. Raises as `float` does."""
+    return {str(name): n if type(n) is int else float(n) for name, n in metrics.items()}
 
 
 def broken(constraints: Sequence[Constraint], metrics: Mapping[str, float]) -> str | None:

@@ -18,7 +18,7 @@ from corenas.calibrate import Evaluation
 from corenas.constrained import Constrained
 from corenas.contracts import AlgorithmContext, EvaluatorContext, LiveTask, Metric
 from corenas.cost import METRICS, Cost
-from corenas.errors import Fault, UserError
+from corenas.errors import Fault, UserError, collecting, refuse
 from corenas.measure import Stand, stand
 from corenas.objectives import Constraint, Objectives
 from corenas.space import Arch, SearchSpace
@@ -115,24 +115,19 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
     faults: list[Fault] = []
     metrics: dict[str, Metric] = {}
     objectives, wanted = Objectives(()), []
-    try:
+    with collecting(faults):
         metrics = goals.metrics_of(spec.evaluators, task)
         if "search" in spec.algorithm.stages:
             objectives = goals.read_objectives(spec.search, metrics)
-    except UserError as error:
-        faults += error.faults
     largest = cost.of([spec.space.largest()])[0]
     several = isinstance(spec.search.constraints, tuple)
     for i, bounds in enumerate(spec.search.bounds if metrics else ()):
         place = ("search", "constraints", i) if several else ("search", "constraints")
-        try:
+        with collecting(faults, *place):
             constraints = goals.read_constraints(bounds, metrics, largest)
             cheap = [c for c in constraints if c.metric in METRICS]
             wanted.append(Wanted(constraints, Constrained(spec.space, cost, cheap)))
-        except UserError as error:
-            faults += error.under(*place).faults
-    if faults:
-        raise UserError(faults=faults)
+    refuse(faults)
     return Prepared(spec, task, supernet, cost, metrics, objectives, wanted, device)
 
 

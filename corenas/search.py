@@ -11,7 +11,7 @@ from typing import Any
 from corenas import distributed
 from corenas.contracts import Emit, Note, Progress, Proposal, Search, StageDone, StageStarted, Trial, TrialDone
 from corenas.errors import UserError
-from corenas.measure import blamed
+from corenas.measure import blamed, plain
 from corenas.objectives import Objectives
 from corenas.space import Arch, SearchSpace
 from corenas.store import Store
@@ -174,7 +174,7 @@ def _trial(measure: Callable[..., Trial | Mapping[str, float]], arch: Arch, fide
         return found
     seconds = time.perf_counter() - start
     try:
-        metrics = {str(name): n if type(n) is int else float(n) for name, n in found.items()}
+        metrics = plain(found)
     except (AttributeError, TypeError, ValueError):
         text = f"measuring an arch gave {found!r}: expected a mapping from metrics to numbers, or a Trial"
         raise UserError(text) from None
