@@ -17,6 +17,7 @@ import torch
 
 from corenas.cli import main
 from corenas.store import Store
+from corenas.testing.small import same
 
 
 def begin(arguments):
@@ -60,15 +61,6 @@ def outcome(folder):
         tomli.loads((folder / "best" / "arch.toml").read_text()),
         store.curve("train"),
     )
-
-
-def same(one, two):
-    """Whether two nests of plain data and tensors are the same, bit for bit."""
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same, one, two))
-    return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
 
 
 def survive(spec, settings, kills, folder, seed=0):

@@ -1,18 +1,17 @@
 """Toys for tests without any plugin: those of `corenas.testing.small`, and the same as plugins for whole runs."""
 
 import copy
-import types
 from typing import ClassVar
 
 import tomli_w
 from attrs import frozen
 
 from corenas.contracts import Progress
-from corenas.hookspecs import hookimpl
-from corenas.plugins import load_catalogue
 from corenas.spec import load_spec
+from corenas.testing import small
 from corenas.testing.small import (  # noqa: F401 - what tests import from here
     TABLE,
+    Accuracy,
     Block,
     Body,
     Conv,
@@ -122,19 +121,6 @@ class SearcherOptions:
 
 
 @frozen
-class Accuracy:
-    """The task's metrics of a subnet of the trained supernet."""
-
-    cheap: ClassVar = False
-
-    def provides(self, task):
-        return task.metrics
-
-    def start(self, context):
-        return lambda archs, fidelity: [context.evaluation(arch, "valid", fidelity) for arch in archs]
-
-
-@frozen
 class Names:
     """Writes the names of the layers."""
 
@@ -153,8 +139,7 @@ OFFERS = {
 
 def make_catalogue(**offers):
     """A catalogue in which each kind has one component, named "toy"."""
-    hooks = {f"corenas_{kind}": hookimpl(lambda cls=cls: {"toy": cls}) for kind, cls in (OFFERS | offers).items()}
-    return load_catalogue(found=[], extra=[("toys", types.SimpleNamespace(**hooks))])
+    return small.make_catalogue("toy", OFFERS | offers)
 
 
 def make_spec(folder, catalogue, **changes):

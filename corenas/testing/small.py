@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from attrs import frozen
 from torch import Tensor, nn
 
-from corenas.contracts import LiveTask, Metric, MutatorContext, Phase, Step
+from corenas.contracts import EvaluatorContext, LiveTask, Measure, Metric, MutatorContext, Phase, Step
 from corenas.cost import LayerCost, conv_cost, linear_cost, norm_cost
+from corenas.hookspecs import hookimpl
 from corenas.mutable import Values, apply, chosen
 from corenas.options import structure
+from corenas.plugins import Catalogue, load_catalogue
 from corenas.space import Arch, SearchSpace
 from corenas.supernet import Supernet, build_supernet
 from corenas.value import Dimension, Value, as_value, at_least, equals
@@ -402,6 +404,32 @@ class PathSampler:
         if self.n > 1:
             drawn[0], drawn[-1] = space.largest(), space.smallest()
         return drawn
+
+
+# -- whole runs -------------------------------------------------------------------------------------------------------
+
+
+@frozen
+class Accuracy:
+    """The task's metrics of a subnet of the trained supernet."""
+
+    cheap: ClassVar[bool] = False
+
+    def provides(self, task: LiveTask) -> Mapping[str, Metric]:
+        """What the task measures."""
+        return task.metrics
+
+    def start(self, context: EvaluatorContext) -> Measure:
+        """Measures on validation data."""
+        evaluation = context.evaluation
+        assert evaluation is not None
+        return lambda archs, fidelity: [evaluation(arch, "valid", fidelity) for arch in archs]
+
+
+def make_catalogue(name: str, offers: Mapping[str, Any]) -> Catalogue:
+    """A catalogue in which each kind (`searchers`) has one component, all of one name."""
+    hooks = {f"corenas_{kind}": hookimpl(lambda cls=cls: {name: cls}) for kind, cls in offers.items()}
+    return load_catalogue(found=[], extra=[(name, SimpleNamespace(**hooks))])  # type: ignore[list-item]
 
 
 # -- what checks ask --------------------------------------------------------------------------------------------------

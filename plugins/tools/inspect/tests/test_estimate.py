@@ -10,8 +10,6 @@ import torch
 from attrs import evolve, frozen
 
 from corenas.errors import UserError
-from corenas.hookspecs import hookimpl
-from corenas.plugins import load_catalogue
 from corenas.prepare import prepare
 from corenas.run import run
 from corenas.spec import load_spec
@@ -40,19 +38,6 @@ class Searcher:
         return SimpleNamespace(ask=ask, tell=lambda trials: None, state_dict=dict, load_state_dict=lambda state: None)
 
 
-@frozen
-class Accuracy:
-    """The task's metrics of a subnet."""
-
-    cheap: ClassVar = False
-
-    def provides(self, task):
-        return task.metrics
-
-    def start(self, context):
-        return lambda archs, fidelity: [context.evaluation(arch, "valid", fidelity) for arch in archs]
-
-
 def make_spec(folder, catalogue, **changes):
     kinds = ("task", "backbone", "mutator", "algorithm", "searcher")
     table = {"space": small.TABLE, **dict.fromkeys(kinds, "small"), "evaluators": ["small"], "export": {"formats": []},
@@ -64,9 +49,8 @@ def make_spec(folder, catalogue, **changes):
 @pytest.fixture(scope="module")
 def catalogue():
     offers = {"tasks": small.Patterns, "backbones": small.Backbone, "mutators": small.Paths, "algorithms": Algorithm,
-              "searchers": Searcher, "evaluators": Accuracy}  # fmt: skip
-    hooks = {f"corenas_{kind}": hookimpl(lambda cls=cls: {"small": cls}) for kind, cls in offers.items()}
-    return load_catalogue(found=[], extra=[("small", SimpleNamespace(**hooks))])
+              "searchers": Searcher, "evaluators": small.Accuracy}  # fmt: skip
+    return small.make_catalogue("small", offers)
 
 
 def test_the_estimate_is_near_what_a_run_takes(tmp_path, catalogue):
