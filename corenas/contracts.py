@@ -39,7 +39,8 @@ class Backbone(Protocol):
     """Options of a network without its head.
 
     Optional: `layout`, the attrs class of the tables that its spaces have, so that `corenas check` reads them without
-    torch
+    torch; `example`, the tables `backbone` (options) and `space` of a spec for images of 28x28 with one channel, small
+    enough to be trained in seconds: what tests and `corenas show` try it on
     """
 
     def build(self, space: SearchSpace) -> nn.Module:

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from attrs import Factory, field, frozen
 from attrs.validators import ge, gt, lt, optional
 
-from corenas.errors import Fault, UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value
+from corenas_mutable_slices.layouts import check_blocks, odd, positive, whole
 
 if TYPE_CHECKING:
-    from corenas_backbone_mobilenetv3.model import MobileNetV3Supernet
+    from corenas_mutable_slices import Staged
 
 Act = Literal["none", "relu", "relu6", "h_swish", "swish", "gelu"]
-
-
-def _each(test: Callable[[Any], bool], expected: str) -> Callable[[Any, Any, Value], None]:
-    """A validator: every number that a value can be passes a test."""
-
-    def validator(instance: object, attribute: object, value: Value) -> None:
-        wrong = [n for n in value.possible if isinstance(n, str | bool) or not test(n)]
-        if wrong:
-            raise ValueError(f"expected {expected}, found {wrong[0]!r}")
-
-    return validator
-
-
-_positive = _each(lambda n: n > 0, "numbers above 0")
-_whole = _each(lambda n: isinstance(n, int) and n >= 1, "whole numbers of at least 1")
-_odd = _each(lambda n: isinstance(n, int) and n >= 1 and n % 2 == 1, "odd whole numbers of at least 1")
 
 
 @frozen
@@ -45,7 +28,7 @@ class Stem:
     act: activation
     """
 
-    width: Value = field(validator=_positive)
+    width: Value = field(validator=positive)
     stride: int = field(default=2, validator=ge(1))
     act: Act = "h_swish"
 
@@ -58,8 +41,8 @@ class Block:
     expand: inner channels over input channels
     """
 
-    kernel: Value | None = field(default=None, validator=optional(_odd))
-    expand: Value | None = field(default=None, validator=optional(_positive))
+    kernel: Value | None = field(default=None, validator=optional(odd))
+    expand: Value | None = field(default=None, validator=optional(positive))
 
 
 @frozen
@@ -75,27 +58,18 @@ class Stage:
     se: whether blocks have squeeze-and-excitation
     """
 
-    width: Value = field(validator=_positive)
-    kernel: Value | None = field(default=None, validator=optional(_odd))
-    expand: Value | None = field(default=None, validator=optional(_positive))
+    width: Value = field(validator=positive)
+    kernel: Value | None = field(default=None, validator=optional(odd))
+    expand: Value | None = field(default=None, validator=optional(positive))
     blocks: tuple[Block, ...] = ()
     depth: Value = field(default=Factory(lambda self: Constant(len(self.blocks) or 1), takes_self=True),
-                         validator=_whole)  # fmt: skip
+                         validator=whole)  # fmt: skip
     stride: int = field(default=1, validator=ge(1))
     act: Act = "relu"
     se: bool = False
 
     def __attrs_post_init__(self) -> None:
-        reach = self.depth.largest
-        if self.blocks and len(self.blocks) < reach:
-            raise UserError(f"{len(self.blocks)} blocks, but depth reaches {reach}", key=("blocks",))
-        blocks = self.blocks[:reach] or (Block(),)
-        own = [name for name in ("kernel", "expand") if getattr(self, name) is None]
-        missing = [name for name in own if any(getattr(block, name) is None for block in blocks)]
-        if missing:
-            hint = "say it once for the stage, or in `block` or `blocks`"
-            raise UserError(faults=[Fault(f"neither the stage nor each of its blocks has {name!r}", hint=hint)
-                                    for name in missing])  # fmt: skip
+        check_blocks(self, ("kernel", "expand"))
 
 
 @frozen
@@ -107,8 +81,8 @@ class Head:
     act: activation of both
     """
 
-    expand: Value = field(validator=_positive)
-    width: Value = field(validator=_positive)
+    expand: Value = field(validator=positive)
+    width: Value = field(validator=positive)
     act: Act = "h_swish"
 
 
@@ -125,7 +99,7 @@ class Layout:
     stem: Stem
     stages: tuple[Stage, ...]
     head: Head
-    resolution: Value | None = field(default=None, validator=optional(_whole))
+    resolution: Value | None = field(default=None, validator=optional(whole))
 
 
 @frozen
@@ -137,21 +111,23 @@ class MobileNetV3:
 
     width_mult: factor of all widths, which are then made divisible by 8
     in_channels: channels of the images
+    levels: stages, counted from 1, whose outputs are the features, for detection; without, the network's end is
     resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"
     """
 
     width_mult: float = field(default=1.0, validator=[gt(0), lt(math.inf)])
     in_channels: int = field(default=3, validator=ge(1))
+    levels: tuple[int, ...] = ()
     resize_mode: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
 
     layout = Layout
 
-    def build(self, space: SearchSpace) -> MobileNetV3Supernet:
+    def build(self, space: SearchSpace) -> Staged:
         """The supernet of a space; raises UserError if its tables are not those of `Layout`."""
         from corenas.options import structure
-        from corenas_backbone_mobilenetv3.model import MobileNetV3Supernet
+        from corenas_backbone_mobilenetv3.model import supernet
 
-        return MobileNetV3Supernet(structure(space.tree, Layout), self)
+        return supernet(structure(space.tree, Layout), self)
 
 
 @hookimpl

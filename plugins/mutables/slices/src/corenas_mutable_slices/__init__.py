@@ -1,4 +1,4 @@
-"""Layers that can take several shapes: sliced layers, mixed operation, elastic depth, resize."""
+"""Layers that can take several shapes, and what backbones are built from."""
 
 from __future__ import annotations
 
@@ -6,34 +6,39 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from corenas_mutable_slices.layers import ACTIVATIONS as ACTIVATIONS
+    from corenas_mutable_slices.blocks import ACTIVATIONS as ACTIVATIONS
+    from corenas_mutable_slices.blocks import ConvNormAct as ConvNormAct
+    from corenas_mutable_slices.blocks import ElasticDepth as ElasticDepth
+    from corenas_mutable_slices.blocks import MixedOp as MixedOp
+    from corenas_mutable_slices.blocks import Residual as Residual
+    from corenas_mutable_slices.blocks import Shortcut as Shortcut
+    from corenas_mutable_slices.blocks import SqueezeExcitation as SqueezeExcitation
+    from corenas_mutable_slices.blocks import Staged as Staged
+    from corenas_mutable_slices.blocks import activation as activation
     from corenas_mutable_slices.layers import BatchNorm2dSlice as BatchNorm2dSlice
     from corenas_mutable_slices.layers import Conv2dSlice as Conv2dSlice
-    from corenas_mutable_slices.layers import ConvNormAct as ConvNormAct
-    from corenas_mutable_slices.layers import ElasticDepth as ElasticDepth
     from corenas_mutable_slices.layers import InputResize as InputResize
     from corenas_mutable_slices.layers import LinearSlice as LinearSlice
-    from corenas_mutable_slices.layers import MixedOp as MixedOp
-    from corenas_mutable_slices.layers import SqueezeExcitation as SqueezeExcitation
-    from corenas_mutable_slices.layers import activation as activation
 
-
-_LAYERS = (
-    "ACTIVATIONS",
-    "BatchNorm2dSlice",
-    "Conv2dSlice",
-    "ConvNormAct",
-    "ElasticDepth",
-    "InputResize",
-    "LinearSlice",
-    "MixedOp",
-    "SqueezeExcitation",
-    "activation",
-)
+_MODULES = {
+    "blocks": (
+        "ACTIVATIONS",
+        "ConvNormAct",
+        "ElasticDepth",
+        "MixedOp",
+        "Residual",
+        "Shortcut",
+        "SqueezeExcitation",
+        "Staged",
+        "activation",
+    ),
+    "layers": ("BatchNorm2dSlice", "Conv2dSlice", "InputResize", "LinearSlice"),
+}
 
 
 def __getattr__(name: str) -> Any:
     # The entry point names this module: it may be imported to list what is installed, without torch.
-    if name not in _LAYERS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("corenas_mutable_slices.layers"), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"corenas_mutable_slices.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,9 @@
-"""Layers of which the first channels are active, and the two ways to choose among whole blocks."""
+"""Layers of torch of which the first channels are active."""
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from corenas import distributed
 from corenas.cost import LayerCost, conv_cost, linear_cost, norm_cost
 from corenas.mutable import Values, chosen
-from corenas.value import Constant, Dimension, Value, as_value, at_least, equals, make_divisible
+from corenas.value import Constant, Dimension, Value, as_value
 
 Plain = TypeVar("Plain", bound=nn.Module)
 Size = Dimension | Value | int
@@ -272,128 +271,3 @@ class InputResize(nn.Module):
     def export(self) -> nn.Module:
         """A layer that resizes to the chosen resolution."""
         return nn.Upsample((self.choice["resolution"],) * 2, mode=self.mode)
-
-
-class MixedOp(nn.Module):
-    """One of several operations, or a sum of all of them with weights (Liu et al. 2019, arXiv:1806.09055).
-
-    candidates: choice -> module; op: a value over these choices
-    forward: what the chosen candidate gives; if the choice in force is a tensor of weights, the weighted sum
-    """
-
-    def __init__(self, candidates: Mapping[Any, nn.Module], op: Value | str | int) -> None:
-        super().__init__()
-        self.candidates = nn.ModuleDict({str(name): module for name, module in candidates.items()})
-        self.names = tuple(candidates)
-        self.values: Values = {"op": as_value(op)}  # type: ignore[arg-type]
-        if missing := [name for name in as_value(op).possible if name not in candidates]:  # type: ignore[arg-type]
-            raise ValueError(f"no candidate for {missing}; there are {list(candidates)}")
-        self.choice: Mapping[str, Any] = chosen(self.values)
-
-    def gates(self) -> Iterable[tuple[nn.Module, Value]]:
-        """Each candidate runs where it is the choice."""
-        return [(self.candidates[str(name)], equals(self.values["op"], name)) for name in self.names]  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What the chosen candidate gives, or the weighted sum."""
-        choice = self.choice["op"]
-        if isinstance(choice, Tensor):
-            outputs = (weight * self.candidates[str(n)](x) for n, weight in zip(self.names, choice, strict=True))
-            return functools.reduce(torch.add, outputs)
-        return self.candidates[str(choice)](x)
-
-
-class ElasticDepth(nn.Module):
-    """The first blocks of a stage, as many as its depth says (Cai et al. 2020, arXiv:1908.09791).
-
-    forward: the blocks one after the other
-    """
-
-    def __init__(self, blocks: Iterable[nn.Module], depth: Value | int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.values: Values = {"depth": as_value(depth)}
-        self.choice: Mapping[str, Any] = chosen(self.values)
-        if self.choice["depth"] > len(self.blocks):
-            raise ValueError(f"depth reaches {self.choice['depth']}, there are {len(self.blocks)} blocks")
-
-    def gates(self) -> Iterable[tuple[nn.Module, Value]]:
-        """A block runs where the depth reaches it."""
-        depth = self.values["depth"]
-        return [(block, at_least(depth, i + 1)) for i, block in enumerate(self.blocks)]  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The active blocks one after the other."""
-        for block in itertools.islice(self.blocks, self.choice["depth"]):  # a slice would be a new ModuleList
-            x = block(x)
-        return x
-
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "none": nn.Identity,
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "h_swish": nn.Hardswish,
-    "swish": nn.SiLU,
-    "gelu": nn.GELU,
-}
-
-
-def activation(name: str) -> nn.Module:
-    """A new activation layer by its name in a space file."""
-    cls = ACTIVATIONS[name]
-    return cls() if name in ("none", "gelu") else cls(inplace=True)
-
-
-class ConvNormAct(nn.Sequential):
-    """Convolution, batch norm, activation: children `conv`, `norm` and, unless act is "none", `act`.
-
-    forward: (n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))
-    """
-
-    conv: Conv2dSlice
-    norm: BatchNorm2dSlice
-
-    def __init__(
-        self,
-        inputs: Size,
-        outputs: Size,
-        kernel_size: Value | int = 1,
-        stride: int = 1,
-        groups: Value | int | str = 1,
-        act: str = "relu",
-    ) -> None:
-        super().__init__()
-        self.conv = Conv2dSlice(inputs, outputs, kernel_size, stride, groups, bias=False)
-        self.norm = BatchNorm2dSlice(outputs)
-        if act != "none":
-            self.act = activation(act)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))."""
-        if self.norm.training or torch.is_grad_enabled():
-            return super().forward(input)
-        # Folding spares a pass over the map, and costs less than the copy that a sliced weight needs anyway.
-        x = self.conv(input, self.norm)
-        return self.act(x) if hasattr(self, "act") else x
-
-
-class SqueezeExcitation(nn.Module):
-    """Channel gates from the map's mean (Hu et al. 2018, arXiv:1709.01507), with MobileNetV3's hard sigmoid.
-
-    channels: its width; reduction: the inner width is channels // reduction, made divisible by 8
-    forward: (n, active channels, h, w) -> the same shape
-    """
-
-    def __init__(self, channels: Value | int, reduction: int = 4) -> None:
-        super().__init__()
-        inner = make_divisible(as_value(channels) // reduction, 8)
-        self.reduce = Conv2dSlice(channels, inner, 1)
-        self.act = nn.ReLU(inplace=True)
-        self.expand = Conv2dSlice(inner, channels, 1)
-        self.gate = nn.Hardsigmoid(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, active channels, h, w) -> the same shape."""
-        gates = self.gate(self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True)))))
-        return x * gates

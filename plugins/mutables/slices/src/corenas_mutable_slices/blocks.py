@@ -1,0 +1,246 @@
+"""What is built from layers: a choice among operations, elastic depth, blocks, a network of stages."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from corenas.errors import UserError
+from corenas.mutable import Values, chosen
+from corenas.value import Constant, Dimension, Value, as_value, at_least, equals, make_divisible
+from corenas_mutable_slices.layers import BatchNorm2dSlice, Conv2dSlice, InputResize, Size
+
+
+class MixedOp(nn.Module):
+    """One of several operations, or a sum of all of them with weights (Liu et al. 2019, arXiv:1806.09055).
+
+    candidates: choice -> module; op: a value over these choices
+    forward: what the chosen candidate gives; if the choice in force is a tensor of weights, the weighted sum
+    """
+
+    def __init__(self, candidates: Mapping[Any, nn.Module], op: Value | str | int) -> None:
+        super().__init__()
+        self.candidates = nn.ModuleDict({str(name): module for name, module in candidates.items()})
+        self.names = tuple(candidates)
+        self.values: Values = {"op": as_value(op)}  # type: ignore[arg-type]
+        if missing := [name for name in as_value(op).possible if name not in candidates]:  # type: ignore[arg-type]
+            raise ValueError(f"no candidate for {missing}; there are {list(candidates)}")
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def gates(self) -> Iterable[tuple[nn.Module, Value]]:
+        """Each candidate runs where it is the choice."""
+        return [(self.candidates[str(name)], equals(self.values["op"], name)) for name in self.names]  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the chosen candidate gives, or the weighted sum."""
+        choice = self.choice["op"]
+        if isinstance(choice, Tensor):
+            outputs = (weight * self.candidates[str(n)](x) for n, weight in zip(self.names, choice, strict=True))
+            return functools.reduce(torch.add, outputs)
+        return self.candidates[str(choice)](x)
+
+
+class ElasticDepth(nn.Module):
+    """The first blocks of a stage, as many as its depth says (Cai et al. 2020, arXiv:1908.09791).
+
+    forward: the blocks one after the other
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module], depth: Value | int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.values: Values = {"depth": as_value(depth)}
+        self.choice: Mapping[str, Any] = chosen(self.values)
+        if self.choice["depth"] > len(self.blocks):
+            raise ValueError(f"depth reaches {self.choice['depth']}, there are {len(self.blocks)} blocks")
+
+    def gates(self) -> Iterable[tuple[nn.Module, Value]]:
+        """A block runs where the depth reaches it."""
+        depth = self.values["depth"]
+        return [(block, at_least(depth, i + 1)) for i, block in enumerate(self.blocks)]  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The active blocks one after the other."""
+        for block in itertools.islice(self.blocks, self.choice["depth"]):  # a slice would be a new ModuleList
+            x = block(x)
+        return x
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "none": nn.Identity,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "h_swish": nn.Hardswish,
+    "swish": nn.SiLU,
+    "gelu": nn.GELU,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """A new activation layer by its name in a space file."""
+    cls = ACTIVATIONS[name]
+    return cls() if name in ("none", "gelu") else cls(inplace=True)
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, batch norm, activation: children `conv`, `norm` and, unless act is "none", `act`.
+
+    forward: (n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))
+    """
+
+    conv: Conv2dSlice
+    norm: BatchNorm2dSlice
+
+    def __init__(
+        self,
+        inputs: Size,
+        outputs: Size,
+        kernel_size: Value | int = 1,
+        stride: int = 1,
+        groups: Value | int | str = 1,
+        act: str = "relu",
+        dilation: int = 1,
+        bias: bool = False,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.conv = Conv2dSlice(inputs, outputs, kernel_size, stride, groups, dilation, bias)
+        self.norm = BatchNorm2dSlice(outputs, eps)
+        if act != "none":
+            self.act = activation(act)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))."""
+        if self.norm.training or torch.is_grad_enabled():
+            return super().forward(input)
+        # Folding spares a pass over the map, and costs less than the copy that a sliced weight needs anyway.
+        x = self.conv(input, self.norm)
+        return self.act(x) if hasattr(self, "act") else x
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel gates from the map's mean (Hu et al. 2018, arXiv:1709.01507), with MobileNetV3's hard sigmoid.
+
+    channels: its width; reduction: the inner width is channels // reduction, made divisible by 8
+    forward: (n, active channels, h, w) -> the same shape
+    """
+
+    def __init__(self, channels: Value | int, reduction: int = 4) -> None:
+        super().__init__()
+        inner = make_divisible(as_value(channels) // reduction, 8)
+        self.reduce = Conv2dSlice(channels, inner, 1)
+        self.act = nn.ReLU(inplace=True)
+        self.expand = Conv2dSlice(inner, channels, 1)
+        self.gate = nn.Hardsigmoid(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, active channels, h, w) -> the same shape."""
+        gates = self.gate(self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True)))))
+        return x * gates
+
+
+class Shortcut(nn.Module):
+    """What a block adds to its output: its input, projected where the output has another shape.
+
+    projection: the layers that give the input the output's shape
+    always: whether the block strides, so that shapes differ whatever the widths are
+    forward: (n, active inputs, h, w) -> (n, active outputs, h', w')
+    """
+
+    def __init__(self, inputs: Value | int, outputs: Value | int, projection: nn.Module, always: bool = False) -> None:
+        super().__init__()
+        differs = Constant(1) if always else as_value(1) - equals(inputs, outputs)
+        self.values: Values = {"differs": differs}
+        widest = {key: max(choices) for key, choices in differs.domains.items()}
+        self.choice: Mapping[str, Any] = {"differs": differs(widest)}
+        if differs.largest:
+            self.projection = projection
+
+    def gates(self) -> Iterable[tuple[nn.Module, Value]]:
+        """The projection runs where the widths differ."""
+        return [(child, self.values["differs"]) for child in self.children()]  # type: ignore[misc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, active inputs, h, w) -> (n, active outputs, h', w')."""
+        return self.projection(x) if self.choice["differs"] else x
+
+
+class Residual(nn.Module):
+    """A block of layers, with a shortcut past them unless that is None, and an activation after the sum.
+
+    layers: by their names, in order
+    forward: (n, active inputs, h, w) -> (n, active outputs, h', w')
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], shortcut: nn.Module | None, act: str = "none") -> None:
+        super().__init__()
+        self.body = nn.Sequential(OrderedDict(layers))
+        if shortcut is not None:
+            self.shortcut = shortcut
+        if act != "none":
+            self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, active inputs, h, w) -> (n, active outputs, h', w')."""
+        y = self.body(x)
+        if hasattr(self, "shortcut"):
+            y = y + self.shortcut(x)
+        return self.act(y) if hasattr(self, "act") else y
+
+    def zero_init_last(self) -> None:
+        """Start as the shortcut, where there is one: the last batch norm's weight at zero."""
+        if hasattr(self, "shortcut"):
+            norms = [module for module in self.body.modules() if isinstance(module, nn.BatchNorm2d)]
+            nn.init.zeros_(norms[-1].weight)
+
+
+class Staged(nn.Module):
+    """A network of stages: images are resized or not, pass the stem, the stages and what follows them.
+
+    stages: each with the dimension of its output
+    final: what follows the last stage, with the dimension of its output
+    levels: numbers of stages, from 1, whose outputs are the features, as detection wants them; nothing follows the last
+        of them. Without levels the output of `final` is the only feature.
+    Raises UserError for levels that there are not.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Sequence[tuple[nn.Module, Size]],
+        final: tuple[nn.Module, Size],
+        levels: Sequence[int] = (),
+        resize: InputResize | None = None,
+    ) -> None:
+        super().__init__()
+        if any(not 1 <= level <= len(stages) for level in levels) or [*levels] != sorted({*levels}):
+            text = f"levels {[*levels]}: expected numbers of stages in order, 1 to {len(stages)}"
+            raise UserError(text, hint="an option of the backbone")
+        if resize is not None:
+            self.resize = resize
+        self.stem, self.levels = stem, tuple(levels)
+        kept = stages[: levels[-1]] if levels else stages
+        self.stages = nn.Sequential(*(stage for stage, _ in kept))
+        dims = [stages[level - 1][1] for level in levels]
+        if not levels:
+            self.final, dims = final[0], [final[1]]
+        self.feat_dims = [Dimension.of(dim) for dim in dims]
+        self.segments = [stem, *self.stages, *([] if levels else [final[0]])]
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """(n, channels, h, w) -> the maps of the levels, or what comes out at the end."""
+        if hasattr(self, "resize"):
+            x = self.resize(x)
+        x = self.stem(x)
+        found = []
+        for number, stage in enumerate(self.stages, 1):
+            x = stage(x)
+            if number in self.levels:
+                found.append(x)
+        return found or [self.final(x)]

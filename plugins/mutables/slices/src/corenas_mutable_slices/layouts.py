@@ -1,0 +1,49 @@
+"""What the tables of backbones have in common: limits of values, and blocks that say what their stage leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from corenas.errors import Fault, UserError
+from corenas.value import Value
+
+
+def each(test: Callable[[Any], bool], expected: str) -> Callable[[Any, Any, Value], None]:
+    """A validator for attrs: every number that a value can be passes a test.
+
+    expected: in words, for the message
+    """
+
+    def validator(instance: object, attribute: object, value: Value) -> None:
+        wrong = [n for n in value.possible if isinstance(n, str | bool) or not test(n)]
+        if wrong:
+            raise ValueError(f"expected {expected}, found {wrong[0]!r}")
+
+    return validator
+
+
+positive = each(lambda n: n > 0, "numbers above 0")
+whole = each(lambda n: isinstance(n, int) and n >= 1, "whole numbers of at least 1")
+odd = each(lambda n: isinstance(n, int) and n >= 1 and n % 2 == 1, "odd whole numbers of at least 1")
+
+
+def check_blocks(stage: Any, names: Sequence[str]) -> None:
+    """Raise UserError unless a stage has as many `blocks` as its `depth` reaches, and it or each of them every name.
+
+    stage: an attrs object with `depth`, `blocks` and the names; the blocks may have them, too
+    """
+    reach = stage.depth.largest
+    if stage.blocks and len(stage.blocks) < reach:
+        raise UserError(f"{len(stage.blocks)} blocks, but depth reaches {reach}", key=("blocks",))
+    missing = [name for name in names if any(of_block(stage, i, name) is None for i in range(reach))]
+    if missing:
+        hint = "say it once for the stage, or in `block` or `blocks`"
+        raise UserError(faults=[Fault(f"neither the stage nor each of its blocks has {name!r}", hint=hint)
+                                for name in missing])  # fmt: skip
+
+
+def of_block(stage: Any, i: int, name: str) -> Any:
+    """What the i-th block says of something, or else its stage."""
+    own = getattr(stage.blocks[i], name, None) if stage.blocks else None
+    return getattr(stage, name) if own is None else own
