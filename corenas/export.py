@@ -53,6 +53,8 @@ def export(model: nn.Module, choices: Mapping[str, Any], example: Tensor) -> fx.
                     part = operator.attrgetter(target)(model)
                     parts[names[target]] = part.export() if isinstance(part, Exportable) else copy.deepcopy(part)
                 node.target = names[target]
+                if isinstance(parts[node.target], nn.Parameter):  # what was called is there without a call
+                    node.op, node.args, node.kwargs = "get_attr", (), {}
         plain = fx.GraphModule(parts, graph, "Network")
         plain.train(model.training)
         alien = [type(part).__name__ for part in plain.modules() if not type(part).__module__.startswith("torch.")]

@@ -28,8 +28,8 @@ class Mutable(Protocol):
 class Exportable(Protocol):
     """A mutable that is replaced as a whole on export. One without `export` is traced through instead."""
 
-    def export(self) -> nn.Module:
-        """The chosen part as a module of torch.nn, with a copy of its weights."""
+    def export(self) -> nn.Module | nn.Parameter:
+        """The chosen part as a module of torch.nn, with a copy of its weights; a parameter, where that is all it is."""
         ...
 
 
