@@ -20,7 +20,7 @@ from torch import nn
 
 from corenas.mutable import Gated, Resizing, apply, mutables
 from corenas.space import Codes, SearchSpace
-from corenas.value import LARGEST_TABLE, Constant, Dimension, Value, as_value, at_least, grid, looked_up
+from corenas.value import LARGEST_TABLE, Constant, Dimension, Expression, Value, as_value, at_least, grid, looked_up
 
 METRICS = ("flops", "params", "activations")
 
@@ -101,7 +101,7 @@ class Cost:
     """
 
     def __init__(self, model: nn.Module, space: SearchSpace, example: torch.Tensor) -> None:
-        self._layers = _layer_costs(model, space, example)
+        self._terms = _terms(model, space, example)
         self._tabulate(space)
 
     def on(self, space: SearchSpace) -> Cost:
@@ -121,46 +121,94 @@ class Cost:
 
     def _totals(self, codes: Codes) -> np.ndarray:
         """A row for each arch, a column for each metric."""
-        columns = {v.key: column if v.continuous else column.astype(np.int64)
-                   for v, column in zip(self.space.variables, codes.T, strict=True)}  # fmt: skip
-        keys = {key for layer in self._rest for key in layer.keys}
-        choices = {key: np.array([*map(self.space[key].choice, columns[key])]) for key in keys}
-        totals = _sums(self._rest, choices, len(codes))
-        for keys, table in self._tables:
-            totals += table[tuple(columns[key] for key in keys)]
+        totals = np.zeros((len(codes), len(METRICS)), np.int64)
+        for start in range(0, len(codes), _ROWS):
+            columns = _Columns(self.space, codes[start : start + _ROWS], self._known)
+            part = totals[start : start + _ROWS]
+            for metric, value in self._rest:
+                part[:, metric] += np.asarray(columns(value), np.int64)
+            for keys, table in self._tables:
+                part += table[columns.place(keys)]
         return totals
 
     def _tabulate(self, space: SearchSpace) -> None:
-        """Sum layers over the same variables into one table; what is too large for a table stays as values.
+        """Sum terms over the same variables into one table; what is too large for a table stays as values.
 
-        A table has an axis for each of its variables, and one for the metrics.
+        A table has a row for each combination of its variables' choices, a column for each metric.
         """
         self.space = space
-        self._tables: list[tuple[Sequence[str], np.ndarray]] = []
-        self._rest: list[LayerCost] = []
-        together: dict[tuple[str, ...], list[LayerCost]] = defaultdict(list)
-        for layer in self._layers:
-            together[tuple(sorted(layer.keys))].append(layer)
-        for keys, layers in together.items():
-            domains = {key: space[key].choices for key in keys if not space[key].continuous}
-            sizes = [*map(len, domains.values())]
-            if len(domains) < len(keys) or math.prod(sizes) > LARGEST_TABLE:
-                self._rest += layers
-            else:
-                table = _sums(layers, grid(domains) if domains else {}, math.prod(sizes))
-                self._tables.append((keys, table.reshape(*sizes, len(METRICS))))
+        self._tables: list[tuple[tuple[str, ...], np.ndarray]] = []
+        self._rest: list[tuple[int, Value]] = []
+        self._known: dict[Value, np.ndarray] = {}
+        together: dict[tuple[str, ...], list[tuple[int, Value]]] = defaultdict(list)
+        for metric, value in self._terms:
+            together[tuple(sorted(value.keys))].append((metric, value))
+        for keys, terms in together.items():
+            rows = _combinations(space, keys)
+            if rows is None:
+                self._rest += terms
+                continue
+            choices = grid({key: space[key].choices for key in keys}) if keys else {}
+            table = np.zeros((rows, len(METRICS)), np.int64)
+            for metric, value in terms:
+                table[:, metric] += np.asarray(value(choices), np.int64)
+            self._tables.append((keys, table))
 
 
-def _sums(layers: Iterable[LayerCost], choices: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
-    """What layers cost together under columns of choices, a column for each metric."""
-    sums = np.zeros((rows, len(METRICS)), np.int64)
-    for layer in layers:
-        for metric, value in enumerate((layer.flops, layer.params, layer.activations)):
-            sums[:, metric] += np.asarray(value(choices), np.int64)
-    return sums
+_ROWS = 8192
+"""How many archs are computed at a time: their columns stay in the processor's cache."""
 
 
-def _layer_costs(model: nn.Module, space: SearchSpace, example: torch.Tensor) -> list[LayerCost]:
+def _combinations(space: SearchSpace, keys: Iterable[str]) -> int | None:
+    """How many combinations of choices some variables have; None for more than a table may have."""
+    variables = [space[key] for key in keys]
+    number = math.prod(len(variable.choices) for variable in variables)
+    return None if number > LARGEST_TABLE or any(variable.continuous for variable in variables) else number
+
+
+class _Columns:
+    """Values of many archs as columns, each computed once; those of few variables are looked up in tables.
+
+    known: the tables so far
+    """
+
+    def __init__(self, space: SearchSpace, codes: Codes, known: dict[Value, np.ndarray]) -> None:
+        self._space, self._known = space, known
+        self._codes = {v.key: column if v.continuous else column.astype(np.int64)
+                       for v, column in zip(space.variables, codes.T, strict=True)}  # fmt: skip
+        self._found: dict[Value, np.ndarray] = {}
+        self._places: dict[tuple[str, ...], Any] = {(): 0}
+
+    def __call__(self, value: Value) -> Any:
+        """The column of a value."""
+        if isinstance(value, Constant):
+            return value.number
+        if value not in self._found:
+            self._found[value] = self._computed(value)
+        return self._found[value]
+
+    def place(self, keys: tuple[str, ...]) -> Any:
+        """The row of each arch in a table over variables, of which the last changes fastest."""
+        if keys not in self._places:
+            *before, last = keys
+            before = self.place(tuple(before))
+            self._places[keys] = before * len(self._space[last].choices) + self._codes[last]
+        return self._places[keys]
+
+    def _computed(self, value: Value) -> np.ndarray:
+        if _combinations(self._space, value.keys) is not None:
+            if value not in self._known:
+                choices = grid({key: self._space[key].choices for key in value.keys})
+                self._known[value] = np.asarray(value(choices))
+            return self._known[value][self.place(value.keys)]
+        if isinstance(value, Expression):
+            return value.function(*map(self, value.arguments))
+        (key,) = value.keys
+        return np.array([*map(self._space[key].choice, self._codes[key])])
+
+
+def _terms(model: nn.Module, space: SearchSpace, example: torch.Tensor) -> list[tuple[int, Value]]:
+    """What the costs of all archs are the sums of: numbers of metrics, each with a value."""
     # A twin without weights: it runs on no data, on the meta device, and leaves the model alone.
     weights = itertools.chain(model.parameters(), model.buffers())
     twin = copy.deepcopy(model, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in weights}).eval()
@@ -170,15 +218,19 @@ def _layer_costs(model: nn.Module, space: SearchSpace, example: torch.Tensor) ->
             gates[module].append(gate)
     gates = {module: own if len({*own}) > 1 else own[:1] for module, own in gates.items()}
     calls = _calls(twin, space, example, gates)
-    costs = []
+    # Layers that cost the same under the same variables, as the blocks of a stage do, are counted, not listed.
+    alike: dict[tuple[int, Value, frozenset[str]], list[Value]] = defaultdict(list)
     for module, own in gates.items():
         runs = sum(own[1:], start=own[0])
+        shared = frozenset(runs.keys)
         # What stands in several places is called in each, but has its weights once.
-        costs.append(LayerCost(params=at_least(runs, 1) * _cost(module, Constant(0)).params))
+        alike[METRICS.index("params"), _cost(module, Constant(0)).params, shared].append(at_least(runs, 1))
         for positions in calls[module]:
             once = _cost(module, positions)
-            costs.append(LayerCost(flops=runs * once.flops, activations=runs * once.activations))
-    return costs
+            alike[METRICS.index("flops"), once.flops, shared].append(runs)
+            alike[METRICS.index("activations"), once.activations, shared].append(runs)
+    return [(metric, sum(times[1:], start=times[0]) * once)
+            for (metric, once, _), times in alike.items() if once != Constant(0)]  # fmt: skip
 
 
 def _places(

@@ -392,11 +392,14 @@ def allocated_in_memory(body):
 
 
 def touching_all_weights(body):
-    class Touching(type(body)):
-        def features(self, x):
-            return [super().features(x)[0] + 0 * sum(p.sum() for p in self.parameters())]
+    for layer in [module for module in body.modules() if isinstance(module, nn.Conv2d)]:
 
-    body.__class__ = Touching
+        class Touching(type(layer)):
+            def forward(self, x):
+                whole = self.weight.sum()
+                return super().forward(x) + (whole - whole.detach())
+
+        layer.__class__ = Touching
 
 
 @pytest.mark.parametrize(("change", "check"), [
@@ -407,7 +410,7 @@ def touching_all_weights(body):
     (with_a_wrong_cost, backbones.costs_what_its_exported_networks_cost),
     (with_segments_of_its_own, backbones.runs_its_segments_in_order),
     (allocated_in_memory, backbones.builds_on_the_meta_device_and_costs_the_same_there),
-    (touching_all_weights, backbones.trains_exactly_the_layers_that_an_arch_runs),
+    (touching_all_weights, backbones.trains_exactly_what_an_arch_uses),
 ], ids=lambda part: part.__name__)  # fmt: skip
 def test_a_backbone_that_breaks_a_promise_is_found_out(change, check):
     fails(check, Wrong(change), small.make_space(), image=(1, 8, 8))

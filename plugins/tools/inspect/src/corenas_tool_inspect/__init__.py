@@ -71,9 +71,11 @@ def add_plugins(parser: ArgumentParser) -> Command:
 
 
 def add_show(parser: ArgumentParser) -> Command:
-    """The options of a component, with defaults and what they mean."""
+    """The options of a component, with defaults and what they mean; of a backbone a search space as well."""
     parser.add_argument("kind", nargs="?", metavar="KIND", help="for instance searchers; or a table of a spec: train")
     parser.add_argument("name", nargs="?", metavar="NAME", help="for instance evolution")
+    parser.add_argument("--space", metavar="FILE", help="the space to draw, of a backbone (default: its example)")
+    parser.add_argument("--image", metavar="N", type=int, default=224, help="side of the images that FILE is for")
     return _command("show")
 
 

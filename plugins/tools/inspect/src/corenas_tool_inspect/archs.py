@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import attrs
 import tomli
@@ -12,6 +13,8 @@ from corenas import seeding
 from corenas.contracts import Trial
 from corenas.errors import UserError
 from corenas.space import Arch, SearchSpace
+
+T = TypeVar("T")
 
 
 def named_arch(space: SearchSpace, name: str, trials: Sequence[Trial] = ()) -> Arch:
@@ -35,9 +38,16 @@ def named_arch(space: SearchSpace, name: str, trials: Sequence[Trial] = ()) -> A
             'expected a TOML file, "min", "max", "default", "random:SEED"; of a run, a trial as `corenas trials` has it'
         )
         raise UserError("no such arch", file=name, hint=hint)
+    return from_file(name, space.arch)
+
+
+def from_file(name: str, make: Callable[[dict[str, Any]], T]) -> T:
+    """What is made of the table in a TOML file. Raises UserError, with the file's name."""
     try:
-        return space.arch(tomli.loads(Path(name).read_text(encoding="utf-8")))
+        return make(tomli.loads(Path(name).read_text(encoding="utf-8")))
     except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"this is no TOML: {error}", file=name) from None
+    except OSError as error:
+        raise UserError(f"cannot read this file: {error.strerror}", file=name) from None
     except UserError as error:
         raise UserError(faults=[attrs.evolve(fault, file=name) for fault in error.faults]) from None

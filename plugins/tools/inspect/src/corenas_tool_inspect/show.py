@@ -12,15 +12,21 @@ from typing import Any
 import attrs
 
 from corenas.errors import UserError, did_you_mean
-from corenas.options import expectation, explanations, key_of, to_table
+from corenas.options import expectation, explanations, key_of, structure, to_table
 from corenas.plugins import KINDS, Catalogue, load_catalogue
+from corenas.space import SearchSpace
 from corenas.spec import Spec
+from corenas_tool_inspect.archs import from_file
 from corenas_tool_inspect.table import print_json
 
 
 def command(options: Namespace) -> None:
     """Print it."""
-    found, lines = show(load_catalogue(), options.kind, options.name)
+    catalogue = load_catalogue()
+    found, lines = show(catalogue, options.kind, options.name)
+    if options.name and options.kind.rstrip("s") == "backbone":
+        drawing, more = _drawing(catalogue.find("backbones", options.name).cls, options)
+        found, lines = {**found, "space": drawing}, [*lines, *more]
     if options.json:
         print_json(found)
     else:
@@ -48,6 +54,23 @@ def show(catalogue: Catalogue, kind: str | None, name: str | None) -> tuple[Any,
     for component in components:
         lines += [f"{component.name} ({component.distribution} {component.version})", *_lines(component.cls, "  "), ""]
     return {plural: {component.name: _options(component.cls) for component in components}}, lines
+
+
+def _drawing(cls: Any, options: Namespace) -> tuple[Any, list[str]]:
+    """The space of a file, or else a backbone's example, drawn; nothing where there is none."""
+    from corenas_tool_inspect.drawing import drawn, lines
+
+    example = getattr(cls, "example", None)
+    if options.space is not None:
+        backbone, space = cls(), from_file(options.space, SearchSpace.from_table)
+        title, image = options.space, (getattr(backbone, "in_channels", 3), options.image, options.image)
+    elif example is not None:
+        backbone, space = structure(example["backbone"], cls), SearchSpace.from_table(example["space"])
+        title, image = "an example", (1, 28, 28)
+    else:
+        return None, []
+    drawing = {"title": title, **drawn(backbone, space, image)}
+    return drawing, [f"{title}:", *lines(drawing)]
 
 
 def _options(cls: type) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -16,8 +16,13 @@ def print_json(content: Any) -> None:
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """Rows as columns of text, numbers to the right."""
+    print("\n".join(columns(rows)))
+
+
+def columns(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The lines of a table of rows."""
     if not rows:
-        print("nothing")
+        yield "nothing"
         return
     keys = [*dict.fromkeys(key for row in rows for key in row)]
     cells = [[_cell(row.get(key, "")) for key in keys] for row in rows]
@@ -27,7 +32,7 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         for i, (cell, width) in enumerate(zip(line, widths, strict=True)):
             number = isinstance((values or rows[0]).get(keys[i]), int | float)
             parts.append(cell.rjust(width) if number else cell.ljust(width))
-        print("  ".join(parts).rstrip())
+        yield "  ".join(parts).rstrip()
 
 
 def _cell(value: Any) -> str:

@@ -1,0 +1,79 @@
+"""Every backbone that the catalogue lists keeps its promises on its example; every space that is there is one."""
+
+import re
+from pathlib import Path
+
+import pytest
+import tomli
+import torch
+from torch import nn
+
+from corenas.cost import Cost
+from corenas.mutable import apply
+from corenas.options import structure
+from corenas.plugins import load_catalogue
+from corenas.space import SearchSpace
+from corenas.supernet import Supernet
+from corenas.testing.backbones import backbone_checks, costs_what_its_exported_networks_cost, network
+
+CATALOGUE = load_catalogue()
+NAMES = CATALOGUE.names("backbones")
+SPACES = sorted((Path(__file__).parent.parent / "spec" / "space").glob("*.toml"))
+IMAGE = (1, 28, 28)
+
+
+def example(name):
+    """A backbone and its space, as its options class offers them to be tried."""
+    cls = CATALOGUE.find("backbones", name).cls
+    return structure(cls.example["backbone"], cls), SearchSpace.from_table(cls.example["space"])
+
+
+def test_there_are_backbones():
+    assert "mobilenetv3" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("check", backbone_checks)
+def test_a_backbone_keeps_its_promises(name, check):
+    check(*example(name), image=IMAGE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fifty_archs_cost_what_their_exported_networks_cost(name):
+    costs_what_its_exported_networks_cost(*example(name), image=IMAGE, n=50)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_is_a_space_that_learns(name):
+    backbone, space = example(name)
+    assert space.size > 1
+    model = network(backbone, space).train()
+    images = torch.randn(32, *IMAGE, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(32) % 4
+    with apply(model, space.largest()):
+        head = nn.Linear(model(images)[-1].shape[1], 4)
+        optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=3e-3)
+        losses = []
+        for _ in range(12):
+            features = model(images)[-1].unsqueeze(-1).flatten(2).mean(2)
+            loss = nn.functional.cross_entropy(head(features), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.3, losses
+
+
+@pytest.mark.parametrize("file", SPACES, ids=lambda file: file.stem)
+def test_every_space_builds_for_the_backbone_that_its_first_lines_name(file):
+    text = file.read_text()
+    found = re.search(r'backbone "(\w+)"', text.partition("\n\n")[0])
+    assert found, "the comment at the top says for which backbone it is"
+    space, cls = SearchSpace.from_table(tomli.loads(text)), CATALOGUE.find("backbones", found[1]).cls
+    assert space.size >= 1
+    structure(space.tree, cls.layout)
+    with torch.device("meta"):
+        body = cls().build(space)
+    cost = Cost(Supernet(body, nn.Identity()), space, torch.empty(1, cls().in_channels, 224, 224))
+    low, high = cost.of([space.smallest(), space.largest()])
+    assert all(0 < low[metric] <= high[metric] for metric in low)
