@@ -63,15 +63,16 @@ def outcome(folder):
     )
 
 
-def survive(spec, settings, kills, folder, seed=0):
+def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
     """Kill runs of a spec so many times; every run that ends has to end as the one that was left alone.
 
-    Returns for each kill which files and how many trials there were.
+    Returns for each kill which files and how many trials there were; tells them as they come.
     """
     arguments = ["run", str(spec), *settings, "--out"]
     start = time.monotonic()
     assert ended(begin([*arguments, str(folder / "whole")]), 3600) == 0
     whole, length = outcome(folder / "whole"), time.monotonic() - start
+    tell(f"left alone it takes {length:.0f} s")
     draw, moments, run = random.Random(seed), [], folder / "killed"
     while len(moments) < kills or run.exists():
         child = begin([*arguments, str(run)])
@@ -82,10 +83,12 @@ def survive(spec, settings, kills, folder, seed=0):
             names = sorted(path.name for path in run.iterdir()) if run.exists() else []
             trials = len(Store(run / "run.sqlite").trials()) if "spec.toml" in names else 0
             moments.append((names, trials))
+            tell(f"kill {len(moments)}: {trials} trials, {', '.join(names)}")
             continue
         assert status == 0, f"ended with {status} after {len(moments)} kills"
         assert all(map(same, outcome(run), whole)), f"another outcome after {len(moments)} kills"
         shutil.rmtree(run)
+        tell(f"the same outcome, bit for bit, after {len(moments)} kills")
     return moments
 
 
@@ -97,8 +100,5 @@ if __name__ == "__main__":
     parser.add_argument("--set", action="append", default=[])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        for names, trials in survive(
-            given.spec, [f"--set={item}" for item in given.set], given.kills, Path(place), given.seed
-        ):
-            print(f"{trials} trials, {', '.join(names)}")
-    print(f"{given.kills} kills, the same outcome bit for bit")
+        settings = [f"--set={item}" for item in given.set]
+        survive(given.spec, settings, given.kills, Path(place), given.seed, tell=lambda line: print(line, flush=True))
