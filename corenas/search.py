@@ -63,7 +63,7 @@ def search(
         told = dict.fromkeys((trial.arch, trial.fidelity) for trial in trials[: saved["told"]])
         clock = _Clock(saved["seconds"])
     emit(StageStarted("search", budget, "trials", math.floor(_spent(stored) + _LITTLE)))
-    idle, spent = 0, _spent(stored)
+    idle, spent, best = 0, _spent(stored), _best(objectives, trials)
     while (left := budget - _spent(told)) > _LITTLE and idle < _PATIENCE and not clock.over(seconds):
         # A run that was killed between a trial and its `tell` asks again for what it had asked for.
         asked = _asked(searcher, name, min(batch, math.ceil(left - _LITTLE)), space)
@@ -82,7 +82,8 @@ def search(
             if distributed.rank() == 0:
                 store.add(trial, number)
             emit(TrialDone(trial))
-            emit(Progress("search", math.floor(spent + _LITTLE), _figures(trials, objectives)))
+            best = _best(objectives, [*best, trial])
+            emit(Progress("search", math.floor(spent + _LITTLE), _figures(best, objectives)))
             if spent > budget - _LITTLE or clock.over(seconds):
                 break
         if any(key not in stored for key in asked):
@@ -100,7 +101,7 @@ def search(
     failed = [trial for trial in trials if trial.state == "failed"]
     if failed and len(failed) == len(trials):
         raise UserError(f"all {len(trials)} trials failed", hint=f"the first: {failed[0].error}")
-    emit(StageDone("search", clock.session, _figures(trials, objectives)))
+    emit(StageDone("search", clock.session, _figures(best, objectives)))
     return trials
 
 
@@ -181,6 +182,9 @@ def _trial(measure: Callable[..., Trial | Mapping[str, float]], arch: Arch, fide
     return Trial(arch, metrics, "done", seconds, None, fidelity)
 
 
-def _figures(trials: Sequence[Trial], objectives: Objectives | None) -> dict[str, float]:
-    best = objectives.best([t for t in trials if t.fidelity == 1], 1) if objectives else []
+def _best(objectives: Objectives | None, trials: Sequence[Trial]) -> list[Trial]:
+    return objectives.best([trial for trial in trials if trial.fidelity == 1], 1) if objectives else []
+
+
+def _figures(best: Sequence[Trial], objectives: Objectives | None) -> dict[str, float]:
     return {goal.metric: best[0].metrics[goal.metric] for goal in objectives.objectives} if best and objectives else {}
