@@ -78,7 +78,7 @@ class Prepared:
 
         return EvaluatorContext(
             spec.space, self.cost, task, device, supernet, self.evaluation(supernet) if supernet else None,
-            lambda arch: subnet(spec, task, arch).to(device), alone,
+            lambda arch: subnet(spec.overridden(arch), task, arch).to(device), alone,
             lambda arch: seeding.generator(spec.seed, f"measure:{arch.digest}"),
         )  # fmt: skip
 

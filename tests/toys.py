@@ -70,10 +70,15 @@ class TaskOptions:
 
 @frozen
 class BackboneOptions:
-    """The toy network."""
+    """The toy network.
+
+    norm: whether it has batch norm
+    """
+
+    norm: bool = True
 
     def build(self, space):
-        return Body(space.tree)
+        return Body(space.tree, self.norm)
 
 
 @frozen

@@ -5,11 +5,13 @@ from typing import ClassVar
 import pytest
 import toys
 from attrs import frozen
+from torch import nn
 
 from corenas.calibrate import measure
 from corenas.contracts import Metric
 from corenas.errors import UserError
 from corenas.loading import Batches
+from corenas.prepare import prepare
 from corenas.run import run
 from corenas.store import Store
 
@@ -78,3 +80,12 @@ def test_a_variable_that_overrides_nothing_is_a_mistake_with_its_place(tmp_path,
             toys.make_spec(tmp_path, catalogue, **settings(space={**toys.TABLE, key: [1, 2]}))
     with pytest.raises(UserError, match="epochs"):
         toys.make_spec(tmp_path, catalogue, **settings(space={**toys.TABLE, "spec:train.epochs": [-1, 2]}))
+
+
+def test_a_subnet_without_training_is_built_with_the_options_of_its_arch(tmp_path, catalogue):
+    table = {**SPACE, "spec:backbone.norm": [True, False]}
+    prepared = prepare(toys.make_spec(tmp_path, catalogue, **settings(space=table)))
+    context = prepared.evaluator_context(None)
+    for norm in (True, False):
+        network = context.subnet(prepared.spec.space.arch({"spec:backbone.norm": norm}))
+        assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules()) == norm
