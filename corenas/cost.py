@@ -273,6 +273,9 @@ def _calls(
 
     for module in gates:
         module.register_forward_hook(note)
+    for module in twin.modules():
+        if isinstance(module, _ELEMENTWISE):  # on the meta device they take longer than a convolution
+            module.forward = _same  # type: ignore[method-assign, assignment]
     seen: dict[tuple[nn.Module, tuple[Any, ...]], list[int]] = {}
     covering = _covering_archs(space, itertools.chain(*gates.values()))
     # The smallest arch opens nothing new: it shows what changes sizes without saying so.
@@ -280,7 +283,7 @@ def _calls(
         arch = {**base, **dict(zip(resizing, sizes, strict=True))}
         found.clear()
         apply(twin, arch)
-        with torch.no_grad():
+        with torch.enable_grad():  # without gradient layers may take short cuts; these weights want none
             twin(torch.empty_like(example, device="meta"))
         for module, positions in found.items():
             places = sum(gate(arch) for gate in gates[module])
@@ -298,6 +301,17 @@ def _calls(
     return calls
 
 
+_ELEMENTWISE = (
+    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.ReLU, nn.Hardtanh, nn.Hardswish, nn.SiLU, nn.GELU,
+    nn.Sigmoid, nn.Hardsigmoid, nn.modules.dropout._DropoutNd,
+)  # fmt: skip
+"""Layers whose output has the shape of their input."""
+
+
+def _same(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
 def _covering_archs(space: SearchSpace, gates: Iterable[Value]) -> list[dict[str, Any]]:
     """Archs under which every gate that some arch opens is open at least once, the largest arch first."""
     largest = dict(space.largest())
@@ -305,10 +319,18 @@ def _covering_archs(space: SearchSpace, gates: Iterable[Value]) -> list[dict[str
     for gate in dict.fromkeys(gate for gate in gates if gate.keys):
         opened: dict[str, Any] = {}
         for held in (*archs, opened):  # the first arch that can open it without closing another
-            columns = grid({key: [held[key]] if key in held else space[key].choices for key in gate.keys})
+            free = {key: [held[key]] if key in held else space[key].choices for key in gate.keys}
+            most = int(LARGEST_TABLE ** (1 / len(free)))
+            columns = grid({key: _spread(choices, most) for key, choices in free.items()})
             if len(rows := np.flatnonzero(gate(columns))):
                 held |= {key: column[rows[-1]].item() for key, column in columns.items()}
                 break
         if opened:
             archs.append(opened)
     return [largest | held for held in archs]
+
+
+def _spread(choices: Sequence[Any], most: int) -> Sequence[Any]:
+    """All choices, or so many of them from the first to the last."""
+    places = np.linspace(0, len(choices) - 1, most).astype(int) if len(choices) > most else range(len(choices))
+    return [choices[place] for place in places]

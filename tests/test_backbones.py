@@ -69,7 +69,7 @@ def test_an_example_is_a_space_that_learns(name):
 @pytest.mark.parametrize("file", SPACES, ids=lambda file: file.stem)
 def test_every_space_builds_for_the_backbone_that_its_first_lines_name(file):
     text = file.read_text()
-    found = re.search(r'backbone "(\w+)"', text.partition("\n\n")[0])
+    found = re.search(r'backbone[\s#]+["`](\w+)', text.partition("\n\n")[0])
     assert found, "the comment at the top says for which backbone it is"
     space, cls = SearchSpace.from_table(tomli.loads(text)), CATALOGUE.find("backbones", found[1]).cls
     assert space.size >= 1
