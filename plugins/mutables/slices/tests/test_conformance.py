@@ -6,7 +6,15 @@ from torch import nn
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.mutables import mutable_checks
 from corenas.value import Variable, make_divisible
-from corenas_mutable_slices import BatchNorm2dSlice, Conv2dSlice, ElasticDepth, InputResize, LinearSlice, MixedOp
+from corenas_mutable_slices import (
+    BatchNorm2dSlice,
+    Conv2dSlice,
+    ElasticDepth,
+    InputResize,
+    LinearSlice,
+    MixedOp,
+    Shortcut,
+)
 
 IN, OUT, KERNEL, GROUPS = (Variable(key, choices) for key, choices in
                            {"i": (2, 4, 6), "o": (4, 6, 8), "k": (1, 3, 5), "g": (1, 2)}.items())  # fmt: skip
@@ -20,6 +28,8 @@ LAYERS = {
     "parts": lambda: Conv2dSlice([IN, 3, OUT], [OUT, IN], 3),
     "norm": lambda: BatchNorm2dSlice(OUT),
     "norm of parts": lambda: BatchNorm2dSlice([OUT, 3, IN], affine=False),
+    "switched norm": lambda: BatchNorm2dSlice(OUT, switch=OUT),
+    "switched norm of parts": lambda: BatchNorm2dSlice([OUT, 3, IN], switch=KERNEL),
     "mixed": lambda: MixedOp(
         {"conv": nn.Conv2d(4, 4, 1), "skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)},
         Variable("op", ("conv", "skip", "pool")),
@@ -39,6 +49,19 @@ def test_conforms(layer, check):
 @pytest.mark.parametrize("between", [(), (5,)], ids=["features", "tokens"])
 def test_a_linear_layer_conforms(between, check):
     check(lambda: LinearSlice(IN, OUT), shape=lambda arch: (2, *between, arch["i"]))
+
+
+SHORTCUTS = {
+    "widths": lambda: Shortcut(IN, OUT, Conv2dSlice(IN, OUT, 1)),
+    "stride": lambda: Shortcut(6, 6, nn.Conv2d(6, 6, 1, 2), always=True),
+    "same": lambda: Shortcut(IN, IN, nn.Identity()),
+}
+
+
+@pytest.mark.parametrize("check", mutable_checks)
+@pytest.mark.parametrize("shortcut", SHORTCUTS.values(), ids=SHORTCUTS)
+def test_a_shortcut_conforms(shortcut, check):
+    check(shortcut, shape=lambda arch: (2, arch.get("i", 6), 6, 6))
 
 
 @pytest.mark.parametrize("check", distribution_checks)

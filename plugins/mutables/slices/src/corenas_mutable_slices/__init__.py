@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from corenas_mutable_slices.blocks import SqueezeExcitation as SqueezeExcitation
     from corenas_mutable_slices.blocks import Staged as Staged
     from corenas_mutable_slices.blocks import activation as activation
+    from corenas_mutable_slices.blocks import basic_layers as basic_layers
+    from corenas_mutable_slices.blocks import bottleneck_layers as bottleneck_layers
     from corenas_mutable_slices.layers import BatchNorm2dSlice as BatchNorm2dSlice
     from corenas_mutable_slices.layers import Conv2dSlice as Conv2dSlice
     from corenas_mutable_slices.layers import InputResize as InputResize
     from corenas_mutable_slices.layers import LinearSlice as LinearSlice
+    from corenas_mutable_slices.layers import per_width_statistics as per_width_statistics
 
 _MODULES = {
     "blocks": (
@@ -31,8 +34,10 @@ _MODULES = {
         "SqueezeExcitation",
         "Staged",
         "activation",
+        "basic_layers",
+        "bottleneck_layers",
     ),
-    "layers": ("BatchNorm2dSlice", "Conv2dSlice", "InputResize", "LinearSlice"),
+    "layers": ("BatchNorm2dSlice", "Conv2dSlice", "InputResize", "LinearSlice", "per_width_statistics"),
 }
 
 

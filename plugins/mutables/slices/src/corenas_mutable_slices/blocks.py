@@ -108,9 +108,10 @@ class ConvNormAct(nn.Sequential):
         dilation: int = 1,
         bias: bool = False,
         eps: float = 1e-5,
+        transforms: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = Conv2dSlice(inputs, outputs, kernel_size, stride, groups, dilation, bias)
+        self.conv = Conv2dSlice(inputs, outputs, kernel_size, stride, groups, dilation, bias, transforms)
         self.norm = BatchNorm2dSlice(outputs, eps)
         if act != "none":
             self.act = activation(act)
@@ -125,19 +126,27 @@ class ConvNormAct(nn.Sequential):
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel gates from the map's mean (Hu et al. 2018, arXiv:1709.01507), with MobileNetV3's hard sigmoid.
+    """Channel gates from the map's mean (Hu et al. 2018, arXiv:1709.01507); without options those of MobileNetV3.
 
     channels: its width; reduction: the inner width is channels // reduction, made divisible by 8
+    inner: the inner width, if it is another; act: activation there; gate: "h_sigmoid" or "sigmoid"
     forward: (n, active channels, h, w) -> the same shape
     """
 
-    def __init__(self, channels: Value | int, reduction: int = 4) -> None:
+    def __init__(
+        self,
+        channels: Value | int,
+        reduction: int = 4,
+        inner: Value | int | None = None,
+        act: str = "relu",
+        gate: str = "h_sigmoid",
+    ) -> None:
         super().__init__()
-        inner = make_divisible(as_value(channels) // reduction, 8)
+        inner = make_divisible(as_value(channels) // reduction, 8) if inner is None else inner
         self.reduce = Conv2dSlice(channels, inner, 1)
-        self.act = nn.ReLU(inplace=True)
+        self.act = activation(act)
         self.expand = Conv2dSlice(inner, channels, 1)
-        self.gate = nn.Hardsigmoid(inplace=True)
+        self.gate = nn.Sigmoid() if gate == "sigmoid" else nn.Hardsigmoid(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, active channels, h, w) -> the same shape."""
@@ -198,6 +207,33 @@ class Residual(nn.Module):
         if hasattr(self, "shortcut"):
             norms = [module for module in self.body.modules() if isinstance(module, nn.BatchNorm2d)]
             nn.init.zeros_(norms[-1].weight)
+
+
+def basic_layers(
+    inputs: Size, inner: Size, outputs: Size, kernel_size: Value | int, stride: int = 1, eps: float = 1e-5
+) -> dict[str, nn.Module]:
+    """The layers of a basic block: two convolutions, the stride in the first (He et al. 2016, arXiv:1512.03385)."""
+    return {
+        "conv1": ConvNormAct(inputs, inner, kernel_size, stride, eps=eps),
+        "conv2": ConvNormAct(inner, outputs, kernel_size, act="none", eps=eps),
+    }
+
+
+def bottleneck_layers(
+    inputs: Size,
+    inner: Size,
+    outputs: Size,
+    kernel_size: Value | int,
+    stride: int = 1,
+    groups: Value | int | str = 1,
+    eps: float = 1e-5,
+) -> dict[str, nn.Module]:
+    """The layers of a bottleneck block, inverted or not: a convolution, with the stride, between two of 1x1."""
+    return {
+        "conv1": ConvNormAct(inputs, inner, eps=eps),
+        "conv2": ConvNormAct(inner, inner, kernel_size, stride, groups, eps=eps),
+        "conv3": ConvNormAct(inner, outputs, act="none", eps=eps),
+    }
 
 
 class Staged(nn.Module):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from corenas.errors import UserError
 from corenas.mutable import Exportable, Gated, apply
@@ -21,29 +22,37 @@ def load(model: nn.Module, arch: Mapping[str, Any], state: Mapping[str, Tensor],
     """Give the weights of a published network to the subnet of a supernet that is that network.
 
     model: a supernet; what of its weights the arch does not use stays as it is
-    state: the published network's state dict
-    Raises UserError for weights that are missing, have another number of elements, or are left over.
+    state: the published network's state dict; counts of batches, which old files lack, may be missing
+    Raises UserError for weights that are missing, have another shape (axes of length 1 apart) or are left over, and if
+    the subnet has weights that are computed rather than a part of the supernet's; the model is then as it was.
     """
-    left, missing, writes = dict(state), [], []
+    left, wrong, writes = dict(state), [], []
     with apply(model, arch):
-        for name, whole, places in _tensors(model, arch):
-            given = left.pop(rename(name), None)
-            if given is None or given.numel() != places.numel():
-                shape = "no" if given is None else f"{[*given.shape]} as"
-                missing.append(f"{shape} {rename(name)} for {name}, {[*places.shape]}")
+        for name, whole, numbers in _tensors(model, arch):
+            theirs = rename(name)
+            given = left.pop(theirs, None)
+            if given is None and theirs.endswith("num_batches_tracked"):
+                continue
+            places = numbers.long()
+            if not _are_places(numbers, whole):
+                wrong.append(f"{name} is computed from the supernet's weights")
+            elif given is None or _shape(given) != _shape(places):
+                found = "nothing" if given is None else f"{[*given.shape]}"
+                wrong.append(f"{found} under {theirs} for {name}, {[*places.shape]}")
             else:
                 writes.append((whole, places, given))
-    if wrong := [*missing, *(f"no layer for {name}" for name in left)]:
+    wrong += [f"no layer for {name}" for name in left]
+    if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(f"these are not the weights of this subnet: {'; '.join(wrong[:5])}{more}")
     for whole, places, given in writes:
         # Not through a view: a supernet may keep its weights channels-last.
-        flat = whole.detach().clone(memory_format=torch.contiguous_format).view(-1)
+        flat = whole.clone(memory_format=torch.contiguous_format).view(-1)
         flat[places.reshape(-1)] = given.reshape(-1).to(flat)
         whole.copy_(flat.view(whole.shape))
 
 
-def published(network: nn.Module, rename: Rename, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def published(network: nn.Module, rename: Rename = str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The state dict of an exported network under published names.
 
     like: a state dict whose shapes its tensors take, where a linear layer stands for a convolution of one pixel
@@ -54,33 +63,53 @@ def published(network: nn.Module, rename: Rename, like: Mapping[str, Tensor] | N
     return state
 
 
+def _shape(tensor: Tensor) -> list[int]:
+    return [n for n in tensor.shape if n > 1]
+
+
+def _are_places(numbers: Tensor, whole: Tensor) -> bool:
+    """Whether they are whole numbers, each once, of elements that there are."""
+    if not ((numbers == numbers.floor()) & (numbers >= 0) & (numbers < whole.numel())).all():
+        return False
+    seen = torch.zeros(whole.numel(), dtype=torch.bool)
+    seen[numbers.long().reshape(-1)] = True
+    return int(seen.sum()) == numbers.numel()
+
+
 def _tensors(
     module: nn.Module, arch: Mapping[str, Any], path: str = "", shut: frozenset[nn.Module] = frozenset()
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """The tensors that an exported network has: name there, the whole tensor, the places of the chosen part in it."""
-    flat = path.removeprefix("backbone.").replace(".", "_")
-    own = _own(module)
+    """The tensors that an exported network has: name there, the whole tensor, the places of the chosen part in it.
+
+    arch: in force; shut: what does not run under it
+    """
+    own, prefix = module.state_dict(), f"{_flat(path)}."
     if isinstance(module, Exportable):
         exported = _numbered(module).export()
         if isinstance(exported, nn.Parameter):
-            yield flat, *own.values(), exported.data.long()
+            yield _flat(path), *own.values(), exported.data
         else:
-            for name, numbers in exported.state_dict().items():
-                yield f"{flat}.{name}", own[name], numbers.long()
-        return
-    for name, tensor in own.items():
-        yield f"{flat}.{name}", tensor, _numbers(tensor).long()
-    if isinstance(module, Gated):
-        shut |= {child for child, gate in module.gates() if not gate(arch)}
-    for name, child in module.named_children():
-        if child not in shut:
-            yield from _tensors(child, arch, f"{path}.{name}" if path else name, shut)
+            yield from ((prefix + name, own[name], numbers) for name, numbers in exported.state_dict().items())
+    elif _is_leaf(module):
+        yield from ((prefix + name, tensor, _numbers(tensor)) for name, tensor in own.items())
+    else:
+        bare = [name for name in own if "." not in name]
+        yield from ((_flat(f"{path}.{name}"), own[name], _numbers(own[name])) for name in bare)
+        if isinstance(module, Gated):
+            shut |= {child for child, gate in module.gates() if not gate(arch)}
+        for name, child in module.named_children():
+            if child not in shut:
+                yield from _tensors(child, arch, f"{path}.{name}", shut)
 
 
-def _own(module: nn.Module) -> dict[str, Tensor]:
-    persistent = module.state_dict().keys()
-    own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
-    return {name: tensor for name, tensor in own.items() if name in persistent}
+def _flat(path: str) -> str:
+    """The name that `corenas.export` gives to a part."""
+    return re.sub(r"\W", "_", path.removeprefix(".").removeprefix("backbone."))
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether export takes it as one layer: it is torch's own, and no mere list of others."""
+    return fx.Tracer().is_leaf_module(module, "") and not isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 
 def _numbers(tensor: Tensor) -> Tensor:
@@ -89,8 +118,5 @@ def _numbers(tensor: Tensor) -> Tensor:
 
 def _numbered(module: nn.Module) -> Any:
     """A layer whose weights are the numbers of their places: what it exports are the places of the chosen part."""
-    twin = copy.copy(module)
-    twin._parameters = {name: None if p is None else nn.Parameter(_numbers(p), requires_grad=False)
-                        for name, p in module._parameters.items()}  # fmt: skip
-    twin._buffers = {name: None if b is None else _numbers(b) for name, b in module._buffers.items()}
-    return twin
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): _numbers(tensor) for tensor in tensors})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -33,11 +34,40 @@ def parts(tensor: Tensor, axis: int, dimension: Dimension, active: Sequence[int]
     return [tensor.narrow(axis, start, n) for start, n in zip(starts, active, strict=True)]
 
 
+class KernelTransform(nn.Module):
+    """Makes a smaller kernel of a larger one's centre by a matrix for all channels, at first the centre itself.
+
+    It belongs to the supernet alone: an exported network has the smaller kernel (Cai et al. 2020, arXiv:1908.09791).
+    forward: (outputs, inputs, larger, larger) -> (outputs, inputs, size, size)
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.matrix = nn.Parameter(torch.eye(size * size))
+
+    def forward(self, kernels: Tensor) -> Tensor:
+        """(outputs, inputs, larger, larger) -> (outputs, inputs, size, size)."""
+        centre = centred(kernels, self.size).flatten(2)
+        return F.linear(centre, self.matrix).unflatten(2, (self.size, self.size))
+
+    def cost(self, positions: Value) -> LayerCost:
+        """Nothing: no arch has it."""
+        return LayerCost()
+
+
+def centred(kernels: Tensor, size: int) -> Tensor:
+    """The centre of kernels, as a view."""
+    start = (kernels.shape[-1] - size) // 2
+    return kernels[:, :, start : start + size, start : start + size]
+
+
 class Conv2dSlice(nn.Conv2d):
     """A convolution of which the first channels are active (Yu et al. 2019, arXiv:1812.08928).
 
     inputs, outputs: its channels; kernel_size: odd, a smaller one is the centre of the largest; groups: a number, a
         value, or "depthwise" (as many as channels); the padding keeps the map's size at stride 1
+    transforms: whether a smaller kernel comes from the next larger one by a learnt matrix, and is not its mere centre
     forward: (n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))
     """
 
@@ -50,6 +80,7 @@ class Conv2dSlice(nn.Conv2d):
         groups: Value | int | str = 1,
         dilation: int = 1,
         bias: bool = True,
+        transforms: bool = False,
     ) -> None:
         dims = {"inputs": Dimension.of(inputs), "outputs": Dimension.of(outputs)}
         kernel = as_value(kernel_size)
@@ -68,6 +99,9 @@ class Conv2dSlice(nn.Conv2d):
         self.values: Values = dims | {"kernel": kernel}
         if not self.depthwise and groups != 1:
             self.values = {**self.values, "groups": as_value(groups), "per_group": per_group}  # type: ignore[arg-type]
+        self.transforms: nn.ModuleList | None = None
+        if transforms and len(kernel.possible) > 1:  # from the largest down: each begins with what the last one gave
+            self.transforms = nn.ModuleList(KernelTransform(size) for size in kernel.possible[-2::-1])
         self.choice: Mapping[str, Any] = chosen(self.values)
 
     def active(self) -> tuple[Tensor, Tensor | None]:
@@ -79,9 +113,11 @@ class Conv2dSlice(nn.Conv2d):
         elif not self.depthwise:
             weight = take(weight, 1, self.values["inputs"], self.choice["inputs"])  # type: ignore[arg-type]
         kernel = self.choice["kernel"]
-        if kernel < self.kernel_size[0]:
-            start = (self.kernel_size[0] - kernel) // 2
-            weight = weight[:, :, start : start + kernel, start : start + kernel]
+        for transform in self.transforms or ():
+            if transform.size >= kernel:
+                weight = transform(weight)
+        if kernel < weight.shape[-1]:
+            weight = centred(weight, kernel)
         return weight, None if self.bias is None else take(self.bias, 0, *outputs)  # type: ignore[arg-type]
 
     def _shape(self) -> dict[str, Any]:
@@ -151,20 +187,55 @@ class LinearSlice(nn.Linear):
         return _filled(nn.Linear(inputs, outputs, self.bias is not None, device="meta"), self, *self.active())
 
 
+def _in_force(name: str) -> Any:
+    def get(norm: BatchNorm2dSlice) -> Tensor | None:
+        whole: Any = nn.Module.__getattr__(norm, name)
+        return whole[norm.rows[norm.choice["switch"]]] if norm.rows else whole
+
+    return property(get)
+
+
 class BatchNorm2dSlice(nn.BatchNorm2d):
     """A batch norm of which the first features are active; their statistics are views of the whole's.
 
+    switch: a value for each number of which statistics are kept apart, as `keep_apart` does
     sync: whether training sees the images of all processes under torchrun
     forward: (n, active features, h, w) -> the same shape
     """
 
     sync = False
+    rows: Mapping[Any, int] = MappingProxyType({})
+    # Whoever reads or writes statistics (recalibration, an evaluator) finds those of the arch in force.
+    running_mean, running_var, num_batches_tracked = map(
+        _in_force, ("running_mean", "running_var", "num_batches_tracked")
+    )
 
-    def __init__(self, features: Size, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True) -> None:
+    def __init__(
+        self,
+        features: Size,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        switch: Value | None = None,
+    ) -> None:
         outputs = Dimension.of(features)
         super().__init__(outputs.allocated, eps, momentum, affine)
         self.values: Values = {"outputs": outputs}
         self.choice: Mapping[str, Any] = chosen(self.values)
+        if switch is not None:
+            self.keep_apart(switch)
+
+    def keep_apart(self, switch: Value) -> None:
+        """Keep statistics of their own for each number of a value; all begin as copies of the present ones.
+
+        The statistics of switchable batch norm (Yu et al. 2019, arXiv:1812.08928); weight and bias stay shared. In a
+        state dict `running_mean` and `running_var` then have one row for each number, in order.
+        """
+        rows = {number: row for row, number in enumerate(switch.possible)}
+        self._buffers.update({name: torch.stack([getattr(self, name)] * len(rows)) for name in self._buffers})
+        self.values = {**self.values, "switch": switch}
+        self.choice = {**self.choice, "switch": switch.largest}
+        self.rows = rows
 
     def active(self) -> list[Tensor | None]:
         """Weight, bias, running mean and running variance of the chosen part."""
@@ -187,10 +258,10 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         else:
             normed = F.batch_norm(input, mean, var, weight, bias, True, momentum, self.eps)
         outputs = self.values["outputs"], self.choice["outputs"]
-        for whole, active in ((self.running_mean, mean), (self.running_var, var)):
-            assert whole is not None
-            assert active is not None
-            if len(outputs[1]) > 1 and active is not whole:  # several parts were copied: write their statistics back
+        if 1 < len(outputs[1]) and sum(outputs[1]) < self.num_features:  # several parts were copied: write them back
+            for whole, active in ((self.running_mean, mean), (self.running_var, var)):
+                assert whole is not None
+                assert active is not None
                 for part, new in zip(parts(whole, 0, *outputs), active.split(outputs[1]), strict=True):  # type: ignore[arg-type]
                     part.copy_(new)
         return normed
@@ -219,6 +290,19 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         plain.num_batches_tracked = self.num_batches_tracked.detach().clone()
         return plain
+
+
+def per_width_statistics(model: nn.Module, width: Value | None = None) -> None:
+    """Let every batch norm of a model keep statistics apart for each of its widths (`BatchNorm2dSlice.keep_apart`).
+
+    width: a value of the whole network instead, as slimmable networks have one: norms whose own width is fixed see
+        inputs that differ, too
+    """
+    for norm in model.modules():
+        if isinstance(norm, BatchNorm2dSlice):
+            switch = norm.values["outputs"].size if width is None else width  # type: ignore[union-attr]
+            if len(switch.possible) > 1:
+                norm.keep_apart(switch)
 
 
 def _synchronised_norm(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from corenas.errors import Fault, UserError
@@ -19,6 +19,17 @@ def each(test: Callable[[Any], bool], expected: str) -> Callable[[Any, Any, Valu
         wrong = [n for n in value.possible if isinstance(n, str | bool) or not test(n)]
         if wrong:
             raise ValueError(f"expected {expected}, found {wrong[0]!r}")
+
+    return validator
+
+
+def one_of(names: Collection[str]) -> Callable[[Any, Any, Any], None]:
+    """A validator for attrs: a string, or every string that a variable can be, is one of these names."""
+
+    def validator(instance: object, attribute: object, value: Value | str) -> None:
+        wrong = [name for name in (value.possible if isinstance(value, Value) else [value]) if name not in names]
+        if wrong:
+            raise ValueError(f"expected {', '.join(names)}, found {wrong[0]!r}")
 
     return validator
 
