@@ -46,7 +46,8 @@ class Backbone(Protocol):
     def build(self, space: SearchSpace) -> nn.Module:
         """A module with `features(x) -> [Tensor, …]` and `feat_dims`, the dimension of each of these tensors.
 
-        Optional: `segments`, its parts in order. Raises UserError if the space is not one for this backbone.
+        Optional: `segments`, its parts in order; `set_progress(share)`, of any module in it, called as each epoch
+        begins with the share of a phase's epochs that is done. Raises UserError if the space is none for it.
         """
 
 

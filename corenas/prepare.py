@@ -15,7 +15,7 @@ from torch import nn
 from corenas import goals, seeding
 from corenas.alone import stand_alone, subnet
 from corenas.calibrate import Evaluation
-from corenas.constrained import Constrained
+from corenas.constrained import Constrained, reachable
 from corenas.contracts import AlgorithmContext, EvaluatorContext, LiveTask, Metric
 from corenas.cost import METRICS, Cost
 from corenas.errors import Fault, UserError, collecting, refuse
@@ -119,7 +119,7 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
         metrics = goals.metrics_of(spec.evaluators, task)
         if "search" in spec.algorithm.stages:
             objectives = goals.read_objectives(spec.search, metrics)
-    largest = cost.of([spec.space.largest()])[0]
+    largest = {metric: reachable(cost, metric)[1] for metric in METRICS} if any(spec.search.bounds) else {}
     several = isinstance(spec.search.constraints, tuple)
     for i, bounds in enumerate(spec.search.bounds if metrics else ()):
         place = ("search", "constraints", i) if several else ("search", "constraints")

@@ -131,6 +131,7 @@ def train(
             kept.load(parts)
             kept.found = {}  # it takes as much memory as the model and its optimizer
         for epoch in range(at_epoch, settings.epochs):
+            _tell_progress(model, epoch / settings.epochs)
             for step, cut in enumerate(stream.epoch(epoch, at_step), at_step):
                 if index == limit:
                     return model
@@ -201,6 +202,12 @@ class _Streams:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self.taken = Counter(state)
+
+
+def _tell_progress(model: nn.Module, share: float) -> None:
+    for module in model.modules():
+        if hasattr(module, "set_progress"):
+            module.set_progress(share)  # type: ignore[operator]
 
 
 @torch.no_grad()

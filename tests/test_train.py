@@ -69,6 +69,14 @@ def test_the_loss_goes_down_and_everything_is_told():
     assert [index for index, _, _ in live.seen] == [*range(36)]
 
 
+def test_modules_are_told_as_each_epoch_begins_how_far_the_training_is():
+    model, _, go = setup(settings(epochs=4))
+    told = []
+    model.backbone.set_progress = told.append
+    go()
+    assert told == [0, 0.25, 0.5, 0.75]
+
+
 def test_a_step_is_torchs_step():
     """One path without batch norm: the same arithmetic by hand."""
     task = Task()

@@ -1,28 +1,66 @@
 """What slicing costs: a supernet under an arch against the exported network, run by hand.
 
-    OMP_NUM_THREADS=1 uv run python tests/benchmarks/slicing.py [ROUNDS]
+    OMP_NUM_THREADS=1 uv run python tests/benchmarks/slicing.py [--rounds N] [CASE …]
 
-Paired: each round times both, in alternating order; printed is the median of the rounds' ratios of processor time.
+Paired: each round times both, in alternating order; printed is the median of the rounds' ratios of processor time. For
+each backbone its largest and its smallest arch, forward in evaluation without gradient, forward-backward in training.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import tomli
 import torch
+from attrs import field, frozen
 from torch import Tensor, nn
 
 from corenas.export import export
 from corenas.mutable import apply
 from corenas.plugins import load_catalogue
-from corenas.prepare import prepare
-from corenas.spec import load_spec
+from corenas.space import SearchSpace
+from corenas.supernet import Supernet
+from corenas.testing.backbones import AllFeatures
 
-SETTINGS = ((8, 224), (32, 64), (64, 32))
+IMAGENET = ((8, 224), (32, 64), (64, 32))
+
+
+@frozen
+class Case:
+    """A supernet and the images that it is timed on.
+
+    settings: (batch, side)
+    """
+
+    backbone: str
+    space: str
+    options: Mapping[str, Any] = field(factory=dict)
+    narrow: Mapping[str, Any] = field(factory=dict)
+    settings: tuple[tuple[int, int], ...] = IMAGENET
+
+
+CASES = {
+    "mobilenetv3": Case("mobilenetv3", "ofa-mobilenetv3", narrow={"resolution": [224]}),
+    "mobilenetv3, kernel transforms": Case(
+        "mobilenetv3", "ofa-mobilenetv3", {"transforms": True}, {"resolution": [224]}
+    ),
+    "attentivenas": Case("mobilenetv3", "attentivenas", narrow={"resolution": [224]}),
+    "fairnas": Case("mobilenetv3", "fairnas"),
+    "shufflenetv2": Case("shufflenetv2", "spos-shufflenetv2"),
+    "shufflenetv2, channels": Case("shufflenetv2", "spos-shufflenetv2-channels"),
+    "resnet": Case("resnet", "ofa-resnet50d", narrow={"resolution": [224]}),
+    "genet": Case("genet", "genet", narrow={"resolution": [224]}),
+    "zennet": Case("zennet", "zennet-cifar", narrow={"stages.*.width": [64, 128], "stages.*.bottleneck": [16, 32]},
+                   settings=((32, 32),)),
+    "darts": Case("darts", "darts", settings=((8, 32),)),
+    "vit": Case("vit", "autoformer-tiny", settings=((4, 224),)),
+}  # fmt: skip
 
 
 def ratio(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float]:
@@ -48,29 +86,39 @@ def forward(model: nn.Module, images: Tensor) -> None:
 
 def forward_backward(model: nn.Module, images: Tensor) -> None:
     model.zero_grad(set_to_none=True)
-    model(images).sum().backward()
+    sum(feature.sum() for feature in model(images)).backward()  # type: ignore[union-attr]
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*", choices=[[], *CASES])
+    parser.add_argument("--rounds", type=int, default=15)
+    given = parser.parse_args()
     torch.set_num_threads(1)
     catalogue = load_catalogue()
-    spec, _ = load_spec("spec/ofa-mobilenetv3.toml", catalogue, ["space.narrow.resolution=[224]"])
-    prepared = prepare(spec, data=False)
-    supernet = prepared.supernet.to(memory_format=torch.channels_last)
-    supernet.backbone.resize = nn.Identity()  # images come in the size that is timed
-    print(f"{'arch':<10}{'batch':>6}{'size':>6}{'mode':>18}{'ratio':>8}{'exported, ms':>14}")
-    for name, arch in (("default", spec.space.default()), ("smallest", spec.space.smallest())):
-        plain = export(supernet, arch, torch.zeros(1, 3, 64, 64)).to(memory_format=torch.channels_last)
-        with apply(supernet, arch):
-            for batch, size in SETTINGS:
-                images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
-                for mode, run in (("forward", forward), ("forward-backward", forward_backward)):
-                    for model in (supernet, plain):
-                        model.train(mode != "forward")
-                    ours, theirs = partial(run, supernet, images), partial(run, plain, images)
-                    found, spent = ratio(ours, theirs, rounds)
-                    print(f"{name:<10}{batch:>6}{size:>6}{mode:>18}{found:>8.3f}{spent:>14.1f}", flush=True)
+    print(f"{'case':<32}{'arch':<10}{'batch':>6}{'size':>6}{'mode':>18}{'ratio':>8}{'exported, ms':>14}")
+    for name in given.cases or CASES:
+        case = CASES[name]
+        space = SearchSpace.from_table(tomli.loads(Path(f"spec/space/{case.space}.toml").read_text())).narrow(
+            case.narrow
+        )
+        backbone = catalogue.find("backbones", case.backbone).cls(**case.options)
+        supernet = Supernet(backbone.build(space), AllFeatures()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if hasattr(supernet.backbone, "resize"):
+            supernet.backbone.resize = nn.Identity()  # images come in the size that is timed
+        for label, arch in (("largest", space.largest()), ("smallest", space.smallest())):
+            plain = export(supernet, arch, torch.zeros(1, 3, *case.settings[-1][1:] * 2))
+            plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            with apply(supernet, arch):
+                for batch, size in case.settings:
+                    images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+                    for mode, run in (("forward", forward), ("forward-backward", forward_backward)):
+                        for model in (supernet, plain):
+                            model.train(mode != "forward")
+                        ours, theirs = partial(run, supernet, images), partial(run, plain, images)
+                        found, spent = ratio(ours, theirs, given.rounds)
+                        row = f"{label:<10}{batch:>6}{size:>6}{mode:>18}{found:>8.3f}{spent:>14.1f}"
+                        print(f"{name:<32}{row}", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from corenas.testing.distributions import distribution_checks
-from corenas.testing.mutables import mutable_checks
+from corenas.testing.mutables import mutable_checks, trains_the_active_part_alone
 from corenas.value import Variable, make_divisible
 from corenas_mutable_slices import (
     BatchNorm2dSlice,
@@ -43,6 +43,12 @@ LAYERS = {
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_conforms(layer, check):
     check(layer)
+
+
+@pytest.mark.parametrize("check", [check for check in mutable_checks if check is not trains_the_active_part_alone])
+def test_a_convolution_with_transforms_conforms_but_for_its_matrices(check):
+    # They have gradients and are no part of the exported layer: see test_layers.py.
+    check(lambda: Conv2dSlice(INNER, INNER, KERNEL, groups="depthwise", transforms=True))
 
 
 @pytest.mark.parametrize("check", mutable_checks)

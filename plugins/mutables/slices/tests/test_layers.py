@@ -143,6 +143,53 @@ def test_a_depthwise_convolution_of_several_parts_takes_the_first_of_each(arch):
     same_as(plain, layer, arch, torch.randn(2, len(channels), 5, 5), at)
 
 
+def transformed(weight, matrices, kernel):
+    """A kernel made step by step, as Once-for-All writes it: each centre times the transposed matrix of its size."""
+    for size, matrix in matrices.items():
+        if size >= kernel:
+            start = (weight.shape[-1] - size) // 2
+            centre = weight[:, :, start : start + size, start : start + size]
+            weight = (centre.reshape(*weight.shape[:2], -1) @ matrix.T).reshape(centre.shape)
+    return weight
+
+
+@CHOICES
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_smaller_kernels_come_from_larger_ones_by_learnt_matrices(arch, depthwise):
+    inputs, outputs = (OUT, OUT) if depthwise else (IN, OUT)
+    layer = Conv2dSlice(inputs, outputs, K, 2, "depthwise" if depthwise else 1, transforms=True)
+    steps = {int(len(step.matrix) ** 0.5): step.matrix for step in layer.transforms}
+    assert [*steps] == [3, 1]
+    assert all(torch.equal(matrix, torch.eye(len(matrix))) for matrix in steps.values())
+    for matrix in steps.values():
+        nn.init.normal_(matrix)
+    i, o, k = inputs(arch), outputs(arch), arch["k"]
+    x = torch.randn(2, i, 7, 7)
+    with apply(layer, arch):
+        ours, exported = layer(x), layer.export()
+    kernels = transformed(layer.weight[:o] if depthwise else layer.weight[:o, :i], steps, k)
+    theirs = F.conv2d(x, kernels, layer.bias[:o], 2, k // 2, groups=o if depthwise else 1)
+    assert_close(ours, theirs)
+    assert_close(exported(x), theirs)
+    assert exported.state_dict().keys() == {"weight", "bias"}
+    grads = [
+        torch.autograd.grad(out.square().sum(), [*layer.parameters()], allow_unused=True) for out in (ours, theirs)
+    ]
+    for own, expected in zip(*grads, strict=True):
+        assert (own is None) == (expected is None)
+        if own is not None:
+            assert_close(own, expected)
+    assert [grad is not None for grad in grads[0][2:]] == [size >= k for size in steps]
+
+
+def test_a_transform_costs_nothing_and_a_fixed_kernel_has_none():
+    conv = Conv2dSlice(3, OUT, K, transforms=True)
+    net, plain = (nn.Sequential(c, nn.Flatten(), nn.AdaptiveAvgPool1d(1)) for c in (conv, Conv2dSlice(3, OUT, K)))
+    space, example = SearchSpace([OUT, K]), torch.zeros(1, 3, 8, 8)
+    assert Cost(net, space, example).of(space) == Cost(plain, space, example).of(space)
+    assert Conv2dSlice(3, OUT, 5, transforms=True).transforms is None
+
+
 def test_mistakes_of_a_convolution_are_told_when_it_is_made():
     with pytest.raises(ValueError, match="kernel sizes are odd"):
         Conv2dSlice(IN, OUT, Variable("k", (3, 4)))
@@ -385,6 +432,17 @@ def test_squeeze_and_excitation_is_mobilenetv3s():
     inner = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), layer.reduce.weight[:8, :16], layer.reduce.bias[:8]))
     gates = F.hardsigmoid(F.conv2d(inner, layer.expand.weight[:16, :8], layer.expand.bias[:16]))
     assert_close(layer(x), x * gates)
+
+
+def test_squeeze_and_excitation_can_be_efficientnets():
+    models = pytest.importorskip("torchvision.ops")
+    theirs, x = models.SqueezeExcitation(96, 4, activation=nn.SiLU), torch.randn(2, 96, 5, 5)
+    ours = SqueezeExcitation(Variable("i", (32, 96, 144)), inner=4, act="swish", gate="sigmoid")
+    with apply(ours, {"i": 96}):
+        for own, plain in ((ours.reduce, theirs.fc1), (ours.expand, theirs.fc2)):
+            for whole, part in zip(own.active(), plain.parameters(), strict=True):
+                whole.data.copy_(part)
+        assert_close(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch import fx, nn
 
+from corenas.cost import Cost
+from corenas.export import export
 from corenas.mutable import apply
+from corenas.space import SearchSpace
 from corenas.value import Dimension, Variable
 from corenas_mutable_slices import LinearSlice
 from corenas_task_vision import Classification
@@ -101,6 +104,51 @@ def test_the_head_can_be_traced_and_sliced():
             x = torch.randn(3, width, 6, 6)
             assert torch.equal(traced(x), net(x))
             assert net(x).shape == (3, 10)
+
+
+class Levels(nn.Module):
+    """Pixels as features, twice."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x):
+        return self.head([x.flatten(1)[:, :5], x.flatten(1)])
+
+
+def test_auxiliary_classifiers_count_in_the_training_loss_alone():
+    task = start(auxiliary=0.4, label_smoothing=0.1)
+    model = Levels(task.head([Dimension.of(5), Dimension.of(64)]))
+    batch = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    outputs = task.forward(model, batch)
+    main, aux = (nn.functional.cross_entropy(part, batch[1], label_smoothing=0.1) for part in outputs)
+    torch.testing.assert_close(task.loss(outputs, batch), main + 0.4 * aux)
+    task.loss(outputs, batch).backward()
+    assert model.head.auxiliary[0].weight.grad.abs().max() > 0
+    meters = [task.meter(), task.meter()]
+    meters[0].update(outputs, batch)
+    evaluated = task.forward(model.eval(), batch)
+    meters[1].update(evaluated, batch)
+    assert torch.equal(task.logits(outputs), evaluated)
+    assert torch.equal(task.logits(evaluated), evaluated)
+    assert meters[0].compute() == meters[1].compute()
+    torch.testing.assert_close(task.loss(evaluated, batch), main)
+
+
+def test_auxiliary_classifiers_are_neither_exported_nor_part_of_the_cost():
+    example, space = torch.zeros(1, 1, 8, 8), SearchSpace([])
+    networks = [Levels(start(auxiliary=weight).head([Dimension.of(5), Dimension.of(64)])).eval() for weight in (0, 0.4)]
+    costs = [Cost(network, space, example).of([space.default()]) for network in networks]
+    assert costs[0] == costs[1] == [{"flops": 640, "params": 650, "activations": 10}]
+    assert [sum(p.numel() for p in n.parameters()) for n in networks] == [650, 710]
+    for network in networks:
+        assert sum(p.numel() for p in export(network, {}, example).parameters()) == 650
+
+
+def test_without_features_before_the_last_there_is_no_auxiliary_classifier():
+    head = start(auxiliary=0.4).head([Dimension.of(8)])
+    assert isinstance(head([torch.zeros(2, 8)]), torch.Tensor)
 
 
 def test_the_model_sees_the_images_of_a_batch():

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from corenas.value import Value
-from corenas_mutable_slices import ConvNormAct, ElasticDepth, InputResize, MixedOp, Residual, Shortcut, Staged
+from corenas_mutable_slices import (
+    ConvNormAct,
+    ElasticDepth,
+    InputResize,
+    MixedOp,
+    Residual,
+    Shortcut,
+    Staged,
+    basic_layers,
+    bottleneck_layers,
+)
 from corenas_mutable_slices.layouts import of_block
 
 if TYPE_CHECKING:
@@ -48,31 +58,13 @@ def _blocks(kind: str, stage: Blocks, inputs: Value, stride: int, pool: bool) ->
     for i in range(stage.depth.largest):
         kernel, inner = of_block(stage, i, "kernel"), stage.inner(i)
         if kind == "basic":
-            layers = basic(inputs, stage.width, inner, kernel, stride)
+            layers = basic_layers(inputs, inner, stage.width, kernel, stride)
         else:
-            layers = bottleneck(inputs, stage.width, inner, kernel, stride, stage.groups)
+            groups = stage.groups if stage.groups.keys else stage.groups.largest
+            layers = bottleneck_layers(inputs, inner, stage.width, kernel, stride, groups)
         blocks.append(Residual(layers, shortcut(inputs, stage.width, stride, pool), act="relu"))
         inputs, stride = stage.width, 1
     return ElasticDepth(blocks, stage.depth)
-
-
-def basic(inputs: Value, width: Value, inner: Value, kernel: Value, stride: int) -> dict[str, nn.Module]:
-    """Two convolutions, the stride in the first (He et al. 2016, figure 5, left)."""
-    return {
-        "conv1": ConvNormAct(inputs, inner, kernel, stride),
-        "conv2": ConvNormAct(inner, width, kernel, act="none"),
-    }
-
-
-def bottleneck(
-    inputs: Value, width: Value, inner: Value, kernel: Value, stride: int, groups: Value
-) -> dict[str, nn.Module]:
-    """A convolution between two 1x1 ones (figure 5, right), the stride in it rather than in the first, as nowadays."""
-    return {
-        "conv1": ConvNormAct(inputs, inner),
-        "conv2": ConvNormAct(inner, inner, kernel, stride, groups if groups.keys else groups.largest),
-        "conv3": ConvNormAct(inner, width, act="none"),
-    }
 
 
 def shortcut(inputs: Value, width: Value, stride: int, pool: bool) -> Shortcut:

@@ -86,6 +86,7 @@ class Conv2dSlice(nn.Conv2d):
         kernel = as_value(kernel_size)
         if any(k % 2 == 0 for k in kernel.possible):
             raise ValueError(f"kernel sizes are odd, not {kernel.possible}")
+        groups = groups.number if isinstance(groups, Constant) else groups
         self.depthwise = groups == "depthwise"
         if self.depthwise and dims["inputs"] != dims["outputs"]:
             raise ValueError("a depthwise convolution has the same dimension on both sides")
@@ -136,7 +137,11 @@ class Conv2dSlice(nn.Conv2d):
             scale, shift = norm.affine_map()
             weight = weight * scale[:, None, None, None]
             bias = shift if bias is None else bias * scale + shift
-        return F.conv2d(input, weight, bias, **self._shape())
+        shape = self._shape()
+        if self.choice["kernel"] == 1 and self.stride != (1, 1) and input.shape[1] < 16 and torch.is_grad_enabled():
+            # The same by a stride of 1: on CPUs the gradient of such a layer writes beyond its memory (torch 2.15).
+            input, shape["stride"] = input[:, :, :: self.stride[0], :: self.stride[1]], 1
+        return F.conv2d(input, weight, bias, **shape)
 
     def cost(self, positions: Value) -> LayerCost:
         """Its cost at `positions` pixels."""
@@ -258,7 +263,7 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         else:
             normed = F.batch_norm(input, mean, var, weight, bias, True, momentum, self.eps)
         outputs = self.values["outputs"], self.choice["outputs"]
-        if 1 < len(outputs[1]) and sum(outputs[1]) < self.num_features:  # several parts were copied: write them back
+        if len(outputs[1]) > 1 and sum(outputs[1]) < self.num_features:  # several parts were copied: write them back
             for whole, active in ((self.running_mean, mean), (self.running_var, var)):
                 assert whole is not None
                 assert active is not None

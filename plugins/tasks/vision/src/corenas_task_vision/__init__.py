@@ -82,6 +82,8 @@ class Classification:
         with `type` and the arguments
     label_smoothing: share of the labels that is spread over all classes in the loss
     dropout: share of the features that is dropped before the classifier
+    auxiliary: what the loss of a linear classifier on each of the features before the last is worth, in training alone
+        (Szegedy et al. 2015, arXiv:1409.4842); 0 builds none
     """
 
     data: Literal["mnist5k", "digits"] | Data
@@ -96,6 +98,7 @@ class Classification:
     augment: tuple[str | Mapping[str, Any], ...] = field(default=(), hash=False)
     label_smoothing: float = field(default=0.0, validator=[ge(0), le(1)])
     dropout: float = field(default=0.0, validator=[ge(0), lt(1)])
+    auxiliary: float = field(default=0.0, validator=[ge(0), lt(math.inf)])
 
     def __attrs_post_init__(self) -> None:
         channels = self.channels or self.source.known.channels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional
 
 from corenas.contracts import Metric
 from corenas.errors import UserError
-from corenas.value import Dimension
+from corenas.value import Constant, Dimension, Value
 from corenas_mutable_slices import LinearSlice
 from corenas_task_vision.augment import Augment
 from corenas_task_vision.data import Split, Stack, class_names, fingerprint, read, ready_splits
@@ -72,21 +72,41 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 class Head(nn.Module):
-    """Pooling, dropout and a linear classifier.
+    """Pooling, dropout and a linear classifier; in training auxiliary ones too.
 
-    forward: features, the last of them (n, c, h, w) or (n, c) -> logits (n, classes)
+    auxiliary: the features before the last, if they are to be classified
+    forward: features, the last of them (n, c, h, w) or (n, c) -> logits (n, classes); in training, where there are
+        auxiliary classifiers, a tuple of these logits and theirs
     """
 
-    def __init__(self, features: Dimension, classes: int, dropout: float) -> None:
+    def __init__(self, features: Dimension, classes: int, dropout: float, auxiliary: Sequence[Dimension] = ()) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.classifier = LinearSlice(features, classes)
+        if auxiliary:
+            self.auxiliary = nn.ModuleList(LinearSlice(dim, classes) for dim in auxiliary)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Features, the last of them (n, c, h, w) or (n, c) -> logits (n, classes)."""
-        # A map's mean, and of a vector the vector itself: to ask which of the two it is could not be traced.
-        pooled = features[-1].unsqueeze(-1).flatten(2).mean(2)
-        return self.classifier(self.dropout(pooled))
+    def gates(self) -> Iterable[tuple[nn.Module, Value]]:
+        """Auxiliary classifiers run under no arch, as far as costs are concerned."""
+        return [(self.auxiliary, Constant(0))] if hasattr(self, "auxiliary") else []
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        """Features, the last of them (n, c, h, w) or (n, c) -> logits (n, classes), in training with auxiliary ones."""
+        logits = self.classifier(self.dropout(_pooled(features[-1])))
+        if not self.training or not hasattr(self, "auxiliary"):
+            return logits
+        others = zip(self.auxiliary, features[:-1], strict=True)
+        return logits, *(classifier(_pooled(feature)) for classifier, feature in others)
+
+
+def _pooled(feature: Tensor) -> Tensor:
+    """A map's mean, and of a vector the vector itself: to ask which of the two it is could not be traced."""
+    return feature.unsqueeze(-1).flatten(2).mean(2)
+
+
+def _parts(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A head's logits, then those of its auxiliary classifiers."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 class Accuracies:
@@ -96,11 +116,11 @@ class Accuracies:
         self.tops = tops
         self.counts = torch.zeros(1 + len(tops), dtype=torch.int64)  # all, then right ones
 
-    def update(self, outputs: Tensor, batch: Any) -> None:
+    def update(self, outputs: Tensor | tuple[Tensor, ...], batch: Any) -> None:
         """Count a batch: logits (n, classes) and (images, labels). Nothing waits for the device."""
-        labels = batch[1][:, None]
-        best = outputs.topk(self.tops[-1], dim=1).indices == labels
-        best &= outputs.isfinite().all(1, keepdim=True)  # of a net that has diverged nothing is right
+        logits, labels = _parts(outputs)[0], batch[1][:, None]
+        best = logits.topk(self.tops[-1], dim=1).indices == labels
+        best &= logits.isfinite().all(1, keepdim=True)  # of a net that has diverged nothing is right
         found = [best[:, :top].sum() for top in self.tops]
         counts = torch.stack([torch.full_like(found[0], len(labels)), *found])
         self.counts = self.counts.to(counts.device) + counts
@@ -168,20 +188,23 @@ class LiveClassification:
         return Images(self._splits[split], self.finish, self.augment if augmented and split != "test" else None)
 
     def head(self, feat_dims: Sequence[Dimension]) -> Head:
-        """A linear classifier of the last features."""
-        return Head(feat_dims[-1], self.classes, self.options.dropout)
+        """A linear classifier of the last features, and auxiliary ones of the others if the options want them."""
+        auxiliary = feat_dims[:-1] if self.options.auxiliary else ()
+        return Head(feat_dims[-1], self.classes, self.options.dropout, auxiliary)
 
-    def forward(self, model: nn.Module, batch: Any) -> Tensor:
-        """Logits (n, classes)."""
+    def forward(self, model: nn.Module, batch: Any) -> Tensor | tuple[Tensor, ...]:
+        """Logits (n, classes); in training with those of auxiliary classifiers after them, if there are some."""
         return model(batch[0])
 
-    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
-        """Cross entropy with label smoothing."""
-        return F.cross_entropy(outputs, batch[1], label_smoothing=self.options.label_smoothing)
+    def loss(self, outputs: Tensor | tuple[Tensor, ...], batch: Any) -> Tensor:
+        """Cross entropy with label smoothing; that of auxiliary classifiers counts as much as the options say."""
+        smoothing = self.options.label_smoothing
+        loss, *others = (F.cross_entropy(part, batch[1], label_smoothing=smoothing) for part in _parts(outputs))
+        return loss + self.options.auxiliary * sum(others) if others else loss
 
-    def logits(self, outputs: Tensor) -> Tensor:
-        """The outputs themselves."""
-        return outputs
+    def logits(self, outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """The outputs themselves, without those of auxiliary classifiers."""
+        return _parts(outputs)[0]
 
     def meter(self) -> Accuracies:
         """A new count."""
