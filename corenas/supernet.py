@@ -42,8 +42,9 @@ def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Su
     supernet = Supernet(body, task.head(body.feat_dims))  # type: ignore[arg-type]
     used = keys_used(supernet)
     parents = {condition.key for variable in space.variables for condition in variable.when}
-    # No layer need use the variables of a block that no depth reaches, as narrowing a depth leaves them.
-    reached = {variable.key for variable in space.variables if all(c.choices for c in variable.when)}
+    # No layer need use what is held at one choice, nor, as narrowing a depth leaves them, variables of blocks that no
+    # depth reaches.
+    reached = {v.key for v in space.variables if len(v.choices) > 1 and all(c.choices for c in v.when)}
     unused = [key for key in space.keys if key in reached - parents - used and not key.startswith(OVERRIDE)]
     hint = did_you_mean(unused[0], used, "variables in use") if unused else None
     refuse(Fault("no layer uses this variable", ("space", *_path(key)), hint=hint) for key in unused)

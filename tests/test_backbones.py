@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import attrs
 import pytest
 import tomli
 import torch
@@ -14,7 +15,13 @@ from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
 from corenas.supernet import Supernet
-from corenas.testing.backbones import backbone_checks, costs_what_its_exported_networks_cost, network
+from corenas.testing.backbones import (
+    backbone_checks,
+    costs_what_its_exported_networks_cost,
+    exports_random_archs,
+    gives_the_features_that_it_states,
+    network,
+)
 
 CATALOGUE = load_catalogue()
 NAMES = CATALOGUE.names("backbones")
@@ -64,6 +71,22 @@ def test_an_example_is_a_space_that_learns(name):
             optimizer.step()
             losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.3, losses
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_levels_of_features_are_maps_that_become_smaller(name):
+    backbone, space = example(name)
+    if not hasattr(backbone, "levels"):
+        pytest.skip(f"{name} gives no levels")
+    largest = space.largest()
+    fixed = space.fix({key: largest[key] for key in space.keys if key.startswith(("head.", "stages.2."))})
+    stages = len(space.tree["stages"]) if "stages" in space.tree else 2
+    backbone = attrs.evolve(backbone, levels=(1, 2)[:stages])
+    gives_the_features_that_it_states(backbone, fixed, image=IMAGE)
+    exports_random_archs(backbone, fixed, image=IMAGE)
+    sides = [level.shape[2] for level in network(backbone, fixed)(torch.zeros(1, *IMAGE))]
+    assert sides == sorted(sides, reverse=True)
+    assert sides[-1] > 1
 
 
 @pytest.mark.parametrize("file", SPACES, ids=lambda file: file.stem)
