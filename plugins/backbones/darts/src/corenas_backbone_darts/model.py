@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from corenas.mutable import Values, chosen
 from corenas.value import Constant, Dimension, Value, equals
 from corenas_backbone_darts import OPERATIONS
-from corenas_mutable_slices import BatchNorm2dSlice, Conv2dSlice, InputResize, MixedOp
+from corenas_mutable_slices import BatchNorm2dSlice, Conv2dSlice, DropPath, InputResize, MixedOp
 
 if TYPE_CHECKING:
     from corenas_backbone_darts import Cell, Darts, Edge, Layout, Node
@@ -86,24 +86,6 @@ class FactorizedReduce(nn.Module):
         # One row and column less in front; those behind are seen only where the map's side is odd.
         shifted = F.pad(x, (-1, 1, -1, 1))
         return self.norm(torch.cat([self.even(x), self.odd(shifted)], 1))
-
-
-class DropPath(nn.Module):
-    """Drops whole images of a batch in training, and makes up for them in the others (Larsson et al. 2017,
-    arXiv:1605.07648).
-
-    probability: of an image to be dropped
-    """  # fmt: skip
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) -> the same shape."""
-        if not self.training or self.probability == 0:
-            return x
-        return x * F.dropout(torch.ones_like(x[:, :1, :1, :1]), self.probability)
 
 
 # -- the cell ---------------------------------------------------------------------------------------------------------
@@ -307,7 +289,7 @@ class CellNetwork(nn.Module):
         """
         for module in self.modules():
             if isinstance(module, DropPath):
-                module.probability = self.drop_path * share
+                module.drop.p = self.drop_path * share
 
     def features(self, x: Tensor) -> list[Tensor]:
         """(n, channels, h, w) -> the maps of the levels, or of the last cell; in training the auxiliary ones first."""

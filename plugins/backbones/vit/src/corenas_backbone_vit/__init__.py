@@ -1,0 +1,125 @@
+"""Vision transformers as a supernet: its options and the tables of its spaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from attrs import Factory, field, frozen
+from attrs.validators import ge, gt, lt, optional
+
+from corenas.errors import UserError
+from corenas.hookspecs import hookimpl
+from corenas.space import SearchSpace
+from corenas.value import Constant, Value
+from corenas_mutable_slices.layouts import check_blocks, positive, whole
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@frozen
+class Block:
+    """What differs from block to block; where it says nothing, the stage's counts.
+
+    heads: number of attention heads
+    head_dim: features of a head's queries, keys and values
+    mlp_ratio: inner features of the MLP over the width, rounded down
+    """
+
+    heads: Value | None = field(default=None, validator=optional(whole))
+    head_dim: Value | None = field(default=None, validator=optional(whole))
+    mlp_ratio: Value | None = field(default=None, validator=optional(positive))
+
+
+@frozen
+class Stage:
+    """Transformer blocks one after the other.
+
+    heads, head_dim, mlp_ratio: as in a block, for all that say nothing of their own; head_dim is 64 where neither does
+    blocks: one table a block, or `block`, one for all
+    depth: number of blocks, at least 1; without it as many as `blocks` has, else one
+    """
+
+    heads: Value | None = field(default=None, validator=optional(whole))
+    head_dim: Value = field(default=Constant(64), validator=whole)
+    mlp_ratio: Value | None = field(default=None, validator=optional(positive))
+    blocks: tuple[Block, ...] = ()
+    depth: Value = field(default=Factory(lambda self: Constant(len(self.blocks) or 1), takes_self=True),
+                         validator=whole)  # fmt: skip
+
+    def __attrs_post_init__(self) -> None:
+        check_blocks(self, ("heads", "mlp_ratio"))
+
+
+@frozen
+class Layout:
+    """The tables of a space file for this backbone.
+
+    width: features of every token
+    stages: blocks in order; one stage, unless features of several levels are wanted
+    resolution: side of the square that images are resized to
+    patch: side of a patch
+    pool: what the features are after the last norm: the class token ("token"), or the mean of all others ("mean")
+    relative_position: largest distance of the blocks' relative position tables (14 in AutoFormer); 0 for none
+    norm_eps: of all layer norms
+    """
+
+    width: Value = field(validator=whole)
+    stages: tuple[Stage, ...]
+    resolution: int = field(default=224, validator=ge(1))
+    patch: int = field(default=16, validator=ge(1))
+    pool: Literal["token", "mean"] = "token"
+    relative_position: int = field(default=0, validator=ge(0))
+    norm_eps: float = field(default=1e-6, validator=gt(0))
+
+    def __attrs_post_init__(self) -> None:
+        if self.resolution % self.patch:
+            text = f"images of {self.resolution} pixels have no whole number of patches of {self.patch}"
+            raise UserError(text, key=("resolution",))
+
+
+@frozen
+class VisionTransformer:
+    """Transformers with searchable width, depth, heads and MLP ratio.
+
+    The supernet of AutoFormer (Chen et al. 2021, arXiv:2107.00651) on ViT (Dosovitskiy et al. 2021, arXiv:2010.11929)
+    and DeiT (Touvron et al. 2021, arXiv:2012.12877).
+
+    in_channels: channels of the images
+    levels: stages, counted from 1, whose outputs are the features, as maps without the class token; without, the
+        network's end is
+    dropout: probability, in training, of features after the position embedding, attention and the MLP's two layers
+    drop_path: probability, in training, of the last block's residual branches; it grows from 0 with the blocks
+    resize_mode: how images of another size are resized: "nearest", "bilinear" or "bicubic"
+    """
+
+    in_channels: int = field(default=3, validator=ge(1))
+    levels: tuple[int, ...] = ()
+    dropout: float = field(default=0.0, validator=[ge(0), lt(1)])
+    drop_path: float = field(default=0.0, validator=[ge(0), lt(1)])
+    resize_mode: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+
+    layout = Layout
+    example: ClassVar[Mapping[str, Any]] = {
+        "backbone": {"in_channels": 1},
+        "space": {
+            "width": [32, 48],
+            "resolution": 28,
+            "patch": 7,
+            "stages": [{"depth": [1, 2, 3], "head_dim": 16, "block": {"heads": [1, 2, 3], "mlp_ratio": [1, 2]}}],
+        },
+    }
+
+    def build(self, space: SearchSpace) -> nn.Module:
+        """The supernet of a space; raises UserError if its tables are not those of `Layout`."""
+        from corenas.options import structure
+        from corenas_backbone_vit.model import supernet
+
+        return supernet(structure(space.tree, Layout), self)
+
+
+@hookimpl
+def corenas_backbones() -> dict[str, type]:
+    """The backbone "vit"."""
+    return {"vit": VisionTransformer}

@@ -1,0 +1,124 @@
+"""What transformers need beside linear layers: layer norm, bare parameters, patch embedding."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from corenas.cost import LayerCost, conv_cost, norm_cost
+from corenas.mutable import Values, chosen
+from corenas.value import Dimension, Value
+from corenas_mutable_slices.layers import Size, take
+
+Plain = TypeVar("Plain", bound=nn.Module)
+
+
+def _filled(plain: Plain, source: nn.Module, **tensors: Tensor) -> Plain:
+    """A plain layer (on the meta device, so nothing was drawn for it) with copies of weights, in the source's mode."""
+    copies = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    plain.load_state_dict(copies, assign=True)
+    return plain.train(source.training)
+
+
+class LayerNormSlice(nn.LayerNorm):
+    """A layer norm of which the first features are active: only they are in its mean and variance.
+
+    forward: (…, active features) -> the same shape
+    """
+
+    def __init__(self, features: Size, eps: float = 1e-5) -> None:
+        outputs = Dimension.of(features)
+        super().__init__(outputs.allocated, eps)
+        self.values: Values = {"outputs": outputs}
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def active(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the chosen part."""
+        outputs = self.values["outputs"], self.choice["outputs"]
+        return take(self.weight, 0, *outputs), take(self.bias, 0, *outputs)  # type: ignore[arg-type]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, active features) -> the same shape."""
+        weight, bias = self.active()
+        return F.layer_norm(input, weight.shape, weight, bias, self.eps)
+
+    def cost(self, positions: Value) -> LayerCost:
+        """Two parameters a feature."""
+        return norm_cost(self.values["outputs"].size, affine=True)  # type: ignore[union-attr]
+
+    def export(self) -> nn.LayerNorm:
+        """The chosen part as a plain layer norm."""
+        weight, bias = self.active()
+        return _filled(nn.LayerNorm(weight.shape, self.eps, device="meta"), self, weight=weight, bias=bias)
+
+
+class ParameterSlice(nn.Module):
+    """A bare parameter, a position embedding for instance, of which the first elements along each axis are active.
+
+    sizes: of its axes, each a dimension; it begins as zeros
+    forward: nothing -> the active part
+    """
+
+    def __init__(self, *sizes: Size) -> None:
+        super().__init__()
+        self.axes = tuple(map(Dimension.of, sizes))
+        self.weight = nn.Parameter(torch.zeros([axis.allocated for axis in self.axes]))
+        self.values: Values = {f"axis{i}": axis for i, axis in enumerate(self.axes)}
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def forward(self) -> Tensor:
+        """The active part: a view where each dimension has one part."""
+        active = self.weight
+        for i, axis in enumerate(self.axes):
+            active = take(active, i, axis, self.choice[f"axis{i}"])
+        return active
+
+    def cost(self, positions: Value) -> LayerCost:
+        """Its active elements."""
+        return LayerCost(params=functools.reduce(operator.mul, (axis.size for axis in self.axes)))
+
+    def export(self) -> nn.Parameter:
+        """The active part as a plain parameter."""
+        return nn.Parameter(self().detach().clone(memory_format=torch.contiguous_format))
+
+
+class PatchEmbedding(nn.Conv2d):
+    """A convolution that sees each pixel once: its stride is its kernel's size (Dosovitskiy et al. 2021).
+
+    forward: (n, active inputs, h, w) -> (n, active outputs, h // patch, w // patch)
+    """
+
+    def __init__(self, inputs: Size, outputs: Size, patch: int) -> None:
+        dims = {"inputs": Dimension.of(inputs), "outputs": Dimension.of(outputs)}
+        super().__init__(dims["inputs"].allocated, dims["outputs"].allocated, patch, patch)
+        self.values: Values = dims
+        self.choice: Mapping[str, Any] = chosen(self.values)
+
+    def active(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the chosen part."""
+        assert self.bias is not None
+        outputs = self.values["outputs"], self.choice["outputs"]
+        weight = take(take(self.weight, 0, *outputs), 1, self.values["inputs"], self.choice["inputs"])  # type: ignore[arg-type]
+        return weight, take(self.bias, 0, *outputs)  # type: ignore[arg-type]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(n, active inputs, h, w) -> (n, active outputs, h // patch, w // patch)."""
+        return F.conv2d(input, *self.active(), self.stride)
+
+    def cost(self, positions: Value) -> LayerCost:
+        """Its cost at `positions` patches."""
+        inputs, outputs = (self.values[name].size for name in ("inputs", "outputs"))  # type: ignore[union-attr]
+        return conv_cost(inputs, outputs, self.kernel_size[0] ** 2, positions, 1, bias=True)
+
+    def export(self) -> nn.Conv2d:
+        """The chosen part as a plain convolution."""
+        weight, bias = self.active()
+        outputs, inputs, *kernel = weight.shape
+        plain = nn.Conv2d(inputs, outputs, kernel, self.stride, device="meta")  # type: ignore[arg-type]
+        return _filled(plain, self, weight=weight, bias=bias)
