@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli
+import tomli_w
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,6 +18,7 @@ from corenas.mutable import apply, keys_used
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
+from corenas.spec import load_spec
 from corenas.testing.backbones import backbone_checks
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
@@ -30,25 +32,6 @@ OFA = tomli.loads((SPACES / "ofa-mobilenetv3.toml").read_text())
 SMALL = tomli.loads((SPACES / "mobilenetv3-small-images.toml").read_text())
 OFA_TINY = {**OFA, "resolution": {"type": "int", "low": 32, "high": 64, "step": 16}}  # the same on quick images
 IMAGE = {"ofa": (1, 3, 64, 64), "small": (1, 1, 28, 28)}
-
-# Table 1 of Howard et al. 2019: kernel, inner channels, output channels, squeeze-and-excitation, activation, stride.
-LARGE = [
-    (3, 16, 16, False, "relu", 1),
-    (3, 64, 24, False, "relu", 2),
-    (3, 72, 24, False, "relu", 1),
-    (5, 72, 40, True, "relu", 2),
-    (5, 120, 40, True, "relu", 1),
-    (5, 120, 40, True, "relu", 1),
-    (3, 240, 80, False, "h_swish", 2),
-    (3, 200, 80, False, "h_swish", 1),
-    (3, 184, 80, False, "h_swish", 1),
-    (3, 184, 80, False, "h_swish", 1),
-    (3, 480, 112, True, "h_swish", 1),
-    (3, 672, 112, True, "h_swish", 1),
-    (5, 672, 160, True, "h_swish", 2),
-    (5, 960, 160, True, "h_swish", 1),
-    (5, 960, 160, True, "h_swish", 1),
-]  # fmt: skip
 
 
 class Network(nn.Module):
@@ -165,50 +148,6 @@ def test_the_space_of_once_for_all_has_the_size_that_its_file_says(once_for_all)
     assert space.size == (9**2 + 9**3 + 9**4) ** 5 * 25
     assert space.size / 25 == pytest.approx(2e19, rel=0.1)
     assert 140 in space["resolution"].choices
-
-
-def large_table():
-    """MobileNetV3-Large as a space without a variable, every block a stage of its own."""
-    inputs = [16, *(width for _, _, width, _, _, _ in LARGE)]
-    return {
-        "stem": {"width": 16},
-        "stages": [
-            {"width": width, "kernel": kernel, "expand": inner / n, "se": se, "act": act, "stride": stride}
-            for n, (kernel, inner, width, se, act, stride) in zip(inputs, LARGE, strict=False)
-        ],
-        "head": {"expand": 960, "width": 1280},
-    }
-
-
-def test_a_space_of_fixed_numbers_is_mobilenetv3_large():
-    model, space = network(large_table(), 1000)
-    assert (space.size, space.keys) == (1, ())
-    assert [stage.blocks[0].body.depthwise.conv.out_channels for stage in model.backbone.stages] == [
-        row[1] for row in LARGE
-    ]
-    expected = {"flops": 216_589_760, "params": 5_481_752}  # Once-for-All's MobileNetV3Large
-    assert without_activations(Cost(model, space, torch.zeros(1, 3, 224, 224)).of([space.default()])[0]) == expected
-    assert counted(export(model, space.default(), torch.zeros(1, 3, 32, 32)), (1, 3, 224, 224)) == expected
-
-
-def test_mobilenetv3_large_computes_what_torchvision_computes_with_the_same_weights():
-    models = pytest.importorskip("torchvision.models")
-    torch.manual_seed(1)
-    theirs = models.mobilenet_v3_large().double().eval()
-    for module in theirs.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-5  # 1e-3 there
-            nn.init.uniform_(module.running_mean, -0.1, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    nn.init.zeros_(theirs.classifier[0].bias)  # Once-for-All's layer has none
-    state = {k: v for k, v in theirs.state_dict().items() if k != "classifier.0.bias"}
-    model, _ = network(large_table(), 1000)
-    own = model.double().eval().state_dict()
-    assert len(own) == len(state)
-    model.load_state_dict({name: tensor.reshape(own[name].shape) for name, tensor in zip(own, state.values())})  # noqa: B905
-    x = torch.randn(2, 3, 96, 96, dtype=torch.float64)
-    with torch.no_grad():
-        torch.testing.assert_close(model(x), theirs(x), rtol=1e-9, atol=1e-9)
 
 
 # -- any width, any arch ----------------------------------------------------------------------------------------------
@@ -487,13 +426,20 @@ def test_options_are_a_backbone_under_its_name():
     assert isinstance(MobileNetV3(), Backbone)
 
 
-def test_the_readme_shows_a_spec_that_is_right():
-    (spec,) = spec_fragments(Path(__file__).parents[1] / "README.md")
-    backbone = load_catalogue().options("backbones", spec["backbone"])
-    space = SearchSpace.from_table(spec["space"])
-    model = Network(backbone.build(space), 10)
-    assert keys_used(model) == {*space.keys}
-    assert export(model.eval(), space.default(), torch.zeros(1, 1, 28, 28))(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+def test_the_readme_shows_a_spec_that_is_right(tmp_path):
+    (table,) = spec_fragments(Path(__file__).parents[1] / "README.md")
+    table["space"] = str(SPACES.parent / table["space"])
+    (tmp_path / "spec.toml").write_text(tomli_w.dumps(table))
+    spec, _ = load_spec(tmp_path / "spec.toml", load_catalogue())
+    assert isinstance(spec.backbone, MobileNetV3)
+    assert keys_used(Network(spec.backbone.build(spec.space), 10)) == {*spec.space.keys}
+
+
+def test_the_example_stands_as_a_file_too():
+    table = MobileNetV3.example["space"]
+    tiny = tomli.loads((SPACES / "mobilenetv3-tiny.toml").read_text())
+    assert SearchSpace.from_table(table).to_table() == SearchSpace.from_table(tiny).to_table()
+    assert structure(MobileNetV3.example["backbone"], MobileNetV3) == MobileNetV3(in_channels=1)
 
 
 def changed(key, value):
@@ -543,6 +489,15 @@ BLOCKS = [{"kernel": 3, "expand": 2}, {"kernel": 5, "expand": 2}]
     ("stages.1.stride", [1, 2], "stages[1].stride", "cannot be searched"),
     ("stages.1.act", "sigmoid", "stages[1].act", "h_swish"),
     ("stages.1.se", 1, "stages[1].se", "true or false"),
+    ("stages.1.se", {"ratio": 0}, "stages[1].se.ratio", "> 0"),
+    ("stages.1.se", {"of": "outputs"}, "stages[1].se.of", "'inner' or 'inputs'"),
+    ("stages.1.shortcut", "conv", "stages[1].shortcut", "'identity' or 'pool' or 'none'"),
+    ("stages.1.op", "k3e2", "stages[1].op", "`op` says kernel and expansion in one"),
+    ("stages.1", {"width": 8, "op": ["k3e2", "k4e2"]}, "stages[1].op", "found 'k4e2'"),
+    ("stages.1", {"width": 8, "op": 3}, "stages[1].op", 'such as "k3e6"'),
+    ("stages.1", {"width": 8, "blocks": [{"op": "k3e2"}, {}]}, "stages[1]", "has 'op'"),
+    ("stages.1", {"width": 8, "op": ["k3e2", "skip"]}, "stages[1].blocks[0].op", "changes the shape"),
+    ("head.ratio", 6, "head.ratio", "`expand` says it already"),
     ("stages.1.ratio", 4, "stages[1].ratio", "unknown key"),
     ("stages", None, "stages", "required key is missing"),
     ("stem.width", -16, "stem.width", "numbers above 0"),
@@ -594,10 +549,33 @@ def test_what_a_block_leaves_out_its_stage_says():
     assert [block.body.expand.conv.out_channels for block in blocks] == [48, 72]
 
 
+def test_an_operation_is_a_kernel_and_an_expansion():
+    named = {"width": 24, "stride": 2, "depth": 2, "op": "k5e3"}
+    plain = {"width": 24, "stride": 2, "depth": 2, "kernel": 5, "expand": 3}
+    found = [network(changed("stages.1", stage), in_channels=1) for stage in (named, plain)]
+    costs = [Cost(model, space, torch.zeros(1, 1, 28, 28)).of([space.largest()]) for model, space in found]
+    assert costs[0] == costs[1]
+
+
+@pytest.mark.parametrize(("head", "features", "params"), [
+    ({}, 56, 0),
+    ({"width": 96}, 96, 56 * 96),
+    ({"width": 96, "bias": True}, 96, 57 * 96),
+    ({"expand": 200}, 200, 56 * 200 + 400),
+    ({"ratio": 6, "width": 96}, 96, 56 * 336 + 672 + 336 * 96),
+])  # fmt: skip
+def test_a_head_may_leave_out_what_comes_before_or_after_pooling(head, features, params):
+    model, space = network({**SMALL, "head": head}, in_channels=1)
+    assert sum(p.numel() for p in model.backbone.final.parameters()) == params
+    with torch.no_grad(), apply(model, space.largest()):
+        assert model.backbone.features(noise("small", 2))[0].shape == (2, features)
+
+
 @pytest.mark.parametrize(("table", "key"), [
     ({"width_mult": 0}, "width_mult"),
     ({"width_mult": float("inf")}, "width_mult"),
     ({"in_channels": 0}, "in_channels"),
+    ({"norm_eps": 0}, "norm_eps"),
     ({"resize_mode": "area"}, "resize_mode"),
     ({"width": 1}, "width"),
 ])  # fmt: skip

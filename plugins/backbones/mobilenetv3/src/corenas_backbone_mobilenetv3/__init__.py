@@ -1,13 +1,16 @@
-"""MobileNetV3 as a supernet: its options and the tables of its spaces."""
+"""Networks of inverted residual blocks, MobileNetV3's family, as supernets: options and the tables of their spaces."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import Factory, field, frozen
 from attrs.validators import ge, gt, lt, optional
 
+from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value
@@ -17,6 +20,21 @@ if TYPE_CHECKING:
     from corenas_mutable_slices import Staged
 
 Act = Literal["none", "relu", "relu6", "h_swish", "swish", "gelu"]
+
+
+def kernel_and_expand(op: str) -> tuple[int, int] | None:
+    """What the name of an operation says: (3, 6) for "k3e6", nothing for "skip". Raises ValueError for no name."""
+    if op == "skip":
+        return None
+    match = re.fullmatch(r"k(\d*[13579])e([1-9]\d*)", op)
+    if match is None:
+        raise ValueError(f'expected names such as "k3e6", an odd kernel and an expansion, or "skip", found {op!r}')
+    return int(match[1]), int(match[2])
+
+
+def _operations(instance: object, attribute: object, value: Value | str) -> None:
+    for op in value.possible if isinstance(value, Value) else [value]:
+        kernel_and_expand(str(op))
 
 
 @frozen
@@ -39,10 +57,30 @@ class Block:
 
     kernel: size of the depthwise kernel, odd
     expand: inner channels over input channels
+    op: both by name, "k3e6" for kernel 3 and expansion 6, each with weights of its own; "skip" leaves the block out
     """
 
     kernel: Value | None = field(default=None, validator=optional(odd))
     expand: Value | None = field(default=None, validator=optional(positive))
+    op: Value | str | None = field(default=None, validator=optional(_operations))
+
+
+@frozen
+class Excitation:
+    """Squeeze-and-excitation, where it is not MobileNetV3's: gates from a map's mean by way of fewer channels.
+
+    of: which channels are reduced, "inner" (those it gates) or "inputs" (those of the block)
+    ratio: fewer channels over those
+    divisor: what their number is made divisible by
+    act: activation of the fewer channels
+    gate: "h_sigmoid" or "sigmoid"
+    """
+
+    of: Literal["inner", "inputs"] = "inner"
+    ratio: float = field(default=0.25, validator=[gt(0), lt(math.inf)])
+    divisor: int = field(default=8, validator=ge(1))
+    act: Act = "relu"
+    gate: Literal["h_sigmoid", "sigmoid"] = "h_sigmoid"
 
 
 @frozen
@@ -50,40 +88,55 @@ class Stage:
     """Inverted residual blocks of one width.
 
     width: output channels
-    kernel, expand: as in a block, for all that say nothing of their own
+    kernel, expand, op: as in a block, for all that say nothing of their own
     blocks: one table a block, or `block`, one for all
     depth: number of blocks, at least 1; without it as many as `blocks` has, else one
     stride: of the first block
     act: activation
-    se: whether blocks have squeeze-and-excitation
+    se: whether blocks have squeeze-and-excitation; a table for one that is not MobileNetV3's
+    shortcut: "identity" past blocks of stride 1 and one width; "pool" past all, with average pooling and a 1x1
+        convolution where shapes differ; or "none"
     """
 
     width: Value = field(validator=positive)
     kernel: Value | None = field(default=None, validator=optional(odd))
     expand: Value | None = field(default=None, validator=optional(positive))
+    op: Value | str | None = field(default=None, validator=optional(_operations))
     blocks: tuple[Block, ...] = ()
     depth: Value = field(default=Factory(lambda self: Constant(len(self.blocks) or 1), takes_self=True),
                          validator=whole)  # fmt: skip
     stride: int = field(default=1, validator=ge(1))
     act: Act = "relu"
-    se: bool = False
+    se: bool | Excitation = False
+    shortcut: Literal["identity", "pool", "none"] = "identity"
 
     def __attrs_post_init__(self) -> None:
-        check_blocks(self, ("kernel", "expand"))
+        said = {name for part in (self, *self.blocks) for name in ("kernel", "expand", "op") if getattr(part, name)}
+        if "op" in said and len(said) > 1:
+            raise UserError("`op` says kernel and expansion in one, and in all blocks of a stage", key=("op",))
+        check_blocks(self, ("op",) if "op" in said else ("kernel", "expand"))
 
 
 @frozen
 class Head:
-    """What follows the last stage: a 1x1 convolution, pooling, and a 1x1 convolution without batch norm.
+    """What follows the last stage: a 1x1 convolution, pooling, and a linear layer without batch norm.
 
-    expand: channels before pooling
-    width: channels after it, the features that the task's head sees
+    expand: channels of the convolution before pooling; without it, and without `ratio`, there is none
+    ratio: the same, as a multiple of the last stage's width
+    width: features after pooling, which the task's head sees; without it those are what was pooled
+    bias: whether the linear layer has one
     act: activation of both
     """
 
-    expand: Value = field(validator=positive)
-    width: Value = field(validator=positive)
+    expand: Value | None = field(default=None, validator=optional(positive))
+    ratio: Value | None = field(default=None, validator=optional(positive))
+    width: Value | None = field(default=None, validator=optional(positive))
+    bias: bool = False
     act: Act = "h_swish"
+
+    def __attrs_post_init__(self) -> None:
+        if self.expand and self.ratio:
+            raise UserError("`expand` says it already", key=("ratio",))
 
 
 @frozen
@@ -104,23 +157,40 @@ class Layout:
 
 @frozen
 class MobileNetV3:
-    """Inverted residual blocks with searchable kernel, expansion, depth, width and resolution.
+    """Inverted residual blocks with searchable kernel, expansion, depth, width, resolution, or operation.
 
-    The supernet of Once-for-All (Cai et al. 2020, arXiv:1908.09791) on MobileNetV3 (Howard et al. 2019,
-    arXiv:1905.02244); smaller kernels are the centre of larger ones.
+    MobileNetV3 (Howard et al. 2019, arXiv:1905.02244) and its family; the supernets of Once-for-All (Cai et al. 2020,
+    arXiv:1908.09791), BigNAS, AttentiveNAS, FairNAS and Cream.
 
     width_mult: factor of all widths, which are then made divisible by 8
     in_channels: channels of the images
     levels: stages, counted from 1, whose outputs are the features, for detection; without, the network's end is
+    transforms: whether smaller kernels come from larger ones by learnt matrices, as in Once-for-All, and are not mere
+        centres of them; the matrices are no part of a subnet
+    norm_eps: what batch norms add to the variance
     resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"
     """
 
     width_mult: float = field(default=1.0, validator=[gt(0), lt(math.inf)])
     in_channels: int = field(default=3, validator=ge(1))
     levels: tuple[int, ...] = ()
+    transforms: bool = False
+    norm_eps: float = field(default=1e-5, validator=[gt(0), lt(1)])
     resize_mode: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
 
     layout = Layout
+    example: ClassVar[Mapping[str, Any]] = {
+        "backbone": {"in_channels": 1},
+        "space": {
+            "stem": {"width": 8},
+            "stages": [
+                {"width": 8, "depth": [1, 2], "stride": 2, "block": {"kernel": [3, 5], "expand": [2, 3]}},
+                {"width": [16, 24], "depth": [1, 2], "stride": 2, "act": "h_swish", "se": True,
+                 "block": {"kernel": [3, 5], "expand": [2, 3]}},
+            ],
+            "head": {"expand": 64, "width": 64},
+        },
+    }  # fmt: skip
 
     def build(self, space: SearchSpace) -> Staged:
         """The supernet of a space; raises UserError if its tables are not those of `Layout`."""

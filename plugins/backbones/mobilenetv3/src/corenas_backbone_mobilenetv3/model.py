@@ -1,19 +1,26 @@
-"""MobileNetV3 as a supernet: a stem, stages of inverted residual blocks, a head."""
+"""MobileNetV3 and its family as a supernet: a stem, stages of inverted residual blocks, a head."""
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from corenas.errors import UserError
 from corenas.value import Constant, Value, make_divisible, rounded
+from corenas_backbone_mobilenetv3 import Excitation, kernel_and_expand
 from corenas_mutable_slices import (
     Conv2dSlice,
     ConvNormAct,
     ElasticDepth,
     InputResize,
+    LinearSlice,
+    MixedOp,
     Residual,
+    Shortcut,
     SqueezeExcitation,
     Staged,
     activation,
@@ -21,49 +28,74 @@ from corenas_mutable_slices import (
 from corenas_mutable_slices.layouts import of_block
 
 if TYPE_CHECKING:
-    from corenas_backbone_mobilenetv3 import Layout, MobileNetV3, Stage
+    from corenas_backbone_mobilenetv3 import Head, Layout, MobileNetV3, Stage
 
 
 def supernet(layout: Layout, options: MobileNetV3) -> Staged:
-    """The supernet of one space: (n, in_channels, h, w) -> [(n, head width, 1, 1)]."""
+    """The supernet of one space: (n, in_channels, h, w) -> [(n, features)], or the maps of the levels."""
 
     def wide(width: Value) -> Value:
         return make_divisible(width * options.width_mult, 8)
 
     resize = None if layout.resolution is None else InputResize(layout.resolution, options.resize_mode)
     width = wide(layout.stem.width)
-    stem = ConvNormAct(options.in_channels, width, 3, layout.stem.stride, act=layout.stem.act)
+    stem = ConvNormAct(options.in_channels, width, 3, layout.stem.stride, act=layout.stem.act, eps=options.norm_eps)
     stages = []
-    for stage in layout.stages:
-        stages.append((_stage(stage, width, wide(stage.width)), wide(stage.width)))
+    for number, stage in enumerate(layout.stages):
+        try:
+            stages.append((_stage(stage, width, wide(stage.width), options), wide(stage.width)))
+        except UserError as error:
+            raise error.under("stages", number) from None
         width = wide(stage.width)
     head = layout.head
-    expanded, features = wide(head.expand), wide(head.width)
-    final = nn.Sequential(
-        ConvNormAct(width, expanded, 1, act=head.act),
-        nn.AdaptiveAvgPool2d(1),
-        Conv2dSlice(expanded, features, 1, bias=False),
-        activation(head.act),
-    )
-    model = Staged(stem, stages, (final, features), options.levels, resize)
+    expanded = make_divisible(rounded(width * head.ratio), 8) if head.ratio else head.expand and wide(head.expand)
+    features = head.width and wide(head.width)
+    final = _final(head, width, expanded, features, options.norm_eps)
+    model = Staged(stem, stages, (final, features or expanded or width), options.levels, resize)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):  # fan-out of the whole layer, depthwise or not, as in Once-for-All's code
-            taps = math.prod(module.kernel_size)
-            nn.init.normal_(module.weight, std=math.sqrt(2 / (taps * module.out_channels)))
+        if isinstance(module, nn.Conv2d | nn.Linear):  # fan-out of the whole layer, depthwise or not, as in OFA's code
+            outputs, _, *kernel = module.weight.shape
+            nn.init.normal_(module.weight, std=math.sqrt(2 / (outputs * math.prod(kernel))))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return model
 
 
-def _stage(stage: Stage, inputs: Value, width: Value) -> ElasticDepth:
+def _final(head: Head, width: Value, expanded: Value | None, features: Value | None, eps: float) -> nn.Module:
+    before = [ConvNormAct(width, expanded, 1, act=head.act, eps=eps)] if expanded else []
+    after = [LinearSlice(expanded or width, features, head.bias), activation(head.act)] if features else []
+    return nn.Sequential(*before, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *after)
+
+
+def _stage(stage: Stage, inputs: Value, width: Value, options: MobileNetV3) -> ElasticDepth:
     blocks = []
     for i in range(stage.depth.largest):
-        kernel, expand = (of_block(stage, i, name) for name in ("kernel", "expand"))
-        blocks.append(
-            inverted_residual(inputs, width, kernel, expand, stage.stride if i == 0 else 1, stage.act, stage.se)
-        )
+        kernel, expand, op = (of_block(stage, i, name) for name in ("kernel", "expand", "op"))
+        block = functools.partial(
+            inverted_residual, inputs, width, stride=stage.stride if i == 0 else 1, act=stage.act,
+            se=stage.se, shortcut=stage.shortcut, eps=options.norm_eps, transforms=options.transforms,
+        )  # fmt: skip
+        try:
+            blocks.append(block(kernel=kernel, expand=expand) if op is None else _one_of(op, block))
+        except UserError as error:
+            raise error.under("blocks", i) from None
         inputs = width
     return ElasticDepth(blocks, stage.depth)
+
+
+def _one_of(op: Value | str, block: Any) -> MixedOp:
+    """One of several blocks by their names, each with weights of its own."""
+    op = op if isinstance(op, Value) else Constant(op)
+    candidates: dict[str, nn.Module] = {}
+    for name in op.possible:
+        said = kernel_and_expand(name)
+        if said is not None:
+            candidates[name] = block(kernel=Constant(said[0]), expand=Constant(said[1]))
+        elif block.keywords["stride"] > 1 or block.args[0] != block.args[1]:
+            raise UserError('"skip" in a block that changes the shape of its input', key=("op",))
+        else:
+            candidates[name] = nn.Identity()
+    return MixedOp(candidates, op)
 
 
 def inverted_residual(
@@ -73,15 +105,47 @@ def inverted_residual(
     expand: Value,
     stride: int = 1,
     act: str = "relu",
-    se: bool = False,
+    se: bool | Excitation = False,
+    shortcut: str = "identity",
+    eps: float = 1e-5,
+    transforms: bool = False,
 ) -> Residual:
     """1x1 expansion, depthwise convolution, squeeze-and-excitation, 1x1 projection (Sandler et al. 2018)."""
+    conv = functools.partial(ConvNormAct, eps=eps)
     inner = inputs if expand == Constant(1) else make_divisible(rounded(inputs * expand), 8)
     layers: dict[str, nn.Module] = {}
     if expand != Constant(1):
-        layers["expand"] = ConvNormAct(inputs, inner, 1, act=act)
-    layers["depthwise"] = ConvNormAct(inner, inner, kernel, stride, groups="depthwise", act=act)
+        layers["expand"] = conv(inputs, inner, 1, act=act)
+    layers["depthwise"] = conv(inner, inner, kernel, stride, groups="depthwise", act=act, transforms=transforms)
     if se:
-        layers["se"] = SqueezeExcitation(inner)
-    layers["project"] = ConvNormAct(inner, width, 1, act="none")
-    return Residual(layers, nn.Identity() if stride == 1 and inputs == width else None)
+        own = se if isinstance(se, Excitation) else Excitation()
+        reduced = make_divisible((inner if own.of == "inner" else inputs) * own.ratio, own.divisor)
+        layers["se"] = SqueezeExcitation(inner, inner=reduced, act=own.act, gate=own.gate)
+    layers["project"] = conv(inner, width, 1, act="none")
+    return Residual(layers, _shortcut(inputs, width, stride, shortcut))
+
+
+def _shortcut(inputs: Value, width: Value, stride: int, kind: str) -> nn.Module | None:
+    if kind != "none" and stride == 1 and inputs == width:
+        return nn.Identity()
+    if kind != "pool":
+        return None
+    projected = Shortcut(inputs, width, Conv2dSlice(inputs, width, 1, bias=False))
+    return projected if stride == 1 else nn.Sequential(Pooled(stride), projected)
+
+
+class Pooled(nn.Module):
+    """The means of squares of a map; a row and a column of zeros come first where its side is odd, as in AttentiveNAS.
+
+    stride: side of the squares
+    forward: (n, c, h, w) -> (n, c, ceil(h / stride), ceil(w / stride))
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c, ceil(h / stride), ceil(w / stride))."""
+        left, top = -x.shape[-1] % self.stride, -x.shape[-2] % self.stride
+        return F.avg_pool2d(F.pad(x, (left, 0, top, 0)), self.stride)
