@@ -33,11 +33,6 @@ class LayerCost:
     params: Value = Constant(0)
     activations: Value = Constant(0)
 
-    @property
-    def keys(self) -> set[str]:
-        """The keys of the variables it depends on."""
-        return {*self.flops.keys, *self.params.keys, *self.activations.keys}
-
 
 @runtime_checkable
 class Costed(Protocol):
@@ -221,7 +216,7 @@ def _terms(model: nn.Module, space: SearchSpace, example: torch.Tensor) -> list[
     # Layers that cost the same under the same variables, as the blocks of a stage do, are counted, not listed.
     alike: dict[tuple[int, Value, frozenset[str]], list[Value]] = defaultdict(list)
     for module, own in gates.items():
-        runs = sum(own[1:], start=own[0])
+        runs = _added(own)
         shared = frozenset(runs.keys)
         # What stands in several places is called in each, but has its weights once.
         alike[METRICS.index("params"), _cost(module, Constant(0)).params, shared].append(at_least(runs, 1))
@@ -229,8 +224,15 @@ def _terms(model: nn.Module, space: SearchSpace, example: torch.Tensor) -> list[
             once = _cost(module, positions)
             alike[METRICS.index("flops"), once.flops, shared].append(runs)
             alike[METRICS.index("activations"), once.activations, shared].append(runs)
-    return [(metric, sum(times[1:], start=times[0]) * once)
-            for (metric, once, _), times in alike.items() if once != Constant(0)]  # fmt: skip
+    return [(metric, _added(times) * once) for (metric, once, _), times in alike.items() if once != Constant(0)]
+
+
+def _added(values: Sequence[Value]) -> Value:
+    """The sum of values, pair by pair: a chain of hundreds would nest too deeply."""
+    if len(values) == 1:
+        return values[0]
+    middle = len(values) // 2
+    return _added(values[:middle]) + _added(values[middle:])
 
 
 def _places(

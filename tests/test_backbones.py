@@ -13,7 +13,7 @@ from corenas.cost import Cost
 from corenas.mutable import apply
 from corenas.options import structure
 from corenas.plugins import load_catalogue
-from corenas.space import SearchSpace
+from corenas.space import MOST_BLOCKS, SearchSpace
 from corenas.supernet import Supernet
 from corenas.testing.backbones import (
     backbone_checks,
@@ -102,3 +102,15 @@ def test_every_space_builds_for_the_backbone_that_its_first_lines_name(file):
     cost = Cost(Supernet(body, nn.Identity()), space, torch.empty(1, cls().in_channels, 224, 224))
     low, high = cost.of([space.smallest(), space.largest()])
     assert all(0 < low[metric] <= high[metric] for metric in low)
+
+
+def test_the_deepest_stage_that_a_space_may_have_has_a_cost():
+    stage = {"width": [16, 24], "depth": {"type": "int", "low": 1, "high": MOST_BLOCKS}, "kernel": 3, "expand": 2}
+    table = {"stem": {"width": 16}, "stages": [stage], "head": {"expand": 64, "width": 64}}
+    space = SearchSpace.from_table(table)
+    with torch.device("meta"):
+        model = Supernet(CATALOGUE.find("backbones", "mobilenetv3").cls().build(space), nn.Identity())
+    small, large = Cost(model, space, torch.empty(1, 3, 32, 32)).of([space.smallest(), space.largest()])
+    own = sum(p.numel() for p in model.backbone.stages[0].blocks[1].parameters())
+    assert large["params"] - small["params"] > (MOST_BLOCKS - 1) * own
+    assert large["params"] == sum(p.numel() for p in model.parameters())
