@@ -36,8 +36,10 @@ def export(model: nn.Module, choices: Mapping[str, Any], example: Tensor) -> fx.
     """
     with apply(model, choices):
         try:
-            with torch.enable_grad():  # without gradient layers may take short cuts that are not to be exported
-                graph = _Tracer().trace(model)
+            # Without gradient layers may take short cuts that are not to be exported; in training a model may have
+            # outputs that the network has not.
+            with torch.enable_grad(), statistics_kept(model):
+                graph = _Tracer().trace(model.eval())
         except Exception as error:  # whatever a forward may do with a value that it takes for a tensor
             hint = "forward must not branch on the values of tensors; put such a part into a mutable with `export`"
             reason = str(error).strip().split("\n")[0]
@@ -49,7 +51,7 @@ def export(model: nn.Module, choices: Mapping[str, Any], example: Tensor) -> fx.
             if node.op in ("call_module", "get_attr"):
                 target = str(node.target)
                 if target not in names:
-                    names[target] = _flat(target, [*reserved, *parts])
+                    names[target] = _unique(target, [*reserved, *parts])
                     part = operator.attrgetter(target)(model)
                     parts[names[target]] = part.export() if isinstance(part, Exportable) else copy.deepcopy(part)
                 node.target = names[target]
@@ -67,9 +69,14 @@ def export(model: nn.Module, choices: Mapping[str, Any], example: Tensor) -> fx.
     return plain
 
 
-def _flat(name: str, taken: Collection[str]) -> str:
+def flat_name(name: str) -> str:
+    """How an exported network calls a part of its model, `backbone.stem.conv` for instance, where that name is free."""
     flat = re.sub(r"\W", "_", name.removeprefix("backbone."))
-    flat = flat if flat.isidentifier() else f"layer_{flat}"
+    return flat if flat.isidentifier() else f"layer_{flat}"
+
+
+def _unique(name: str, taken: Collection[str]) -> str:
+    flat = flat_name(name)
     while flat in taken or keyword.iskeyword(flat):
         flat += "_"
     return flat

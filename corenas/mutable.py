@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from corenas.value import Constant, Dimension, Value
+from corenas.value import Constant, Dimension, Value, largest_of
 
 Values = Mapping[str, Value | Dimension]
 
@@ -50,9 +50,11 @@ class Resizing(Protocol):
 
 
 def chosen(values: Values) -> dict[str, Any]:
-    """The choice of a new mutable: every number at its largest, every other value at its first choice."""
-    return {name: tuple(part.largest for part in value.parts) if isinstance(value, Dimension) else value.largest
-            for name, value in values.items()}  # fmt: skip
+    """The choice of a new mutable, that of the largest arch: numbers at their largest, all else at its first choice."""
+    parts = [part for value in values.values() for part in (value.parts if isinstance(value, Dimension) else (value,))]
+    domains = {key: choices for part in parts for key, choices in part.domains.items()}
+    largest = {key: largest_of(choices) for key, choices in domains.items()}
+    return {name: value(largest) for name, value in values.items()}
 
 
 def mutables(model: nn.Module) -> Iterator[Mutable]:

@@ -21,6 +21,7 @@ from corenas.cost import METRICS, Cost
 from corenas.errors import Fault, UserError, collecting, refuse
 from corenas.measure import Stand, stand
 from corenas.objectives import Constraint, Objectives
+from corenas.settings import Retrain
 from corenas.space import Arch, SearchSpace
 from corenas.spec import Spec
 from corenas.supernet import build_supernet, pick_device, supernet_cost
@@ -119,6 +120,8 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
         metrics = goals.metrics_of(spec.evaluators, task)
         if "search" in spec.algorithm.stages:
             objectives = goals.read_objectives(spec.search, metrics)
+    if "retrain" not in spec.algorithm.stages and spec.retrain != Retrain():
+        faults.append(Fault("this algorithm has no retraining", ("retrain",), hint="leave this table out"))
     largest = {metric: reachable(cost, metric)[1] for metric in METRICS} if any(spec.search.bounds) else {}
     several = isinstance(spec.search.constraints, tuple)
     for i, bounds in enumerate(spec.search.bounds if metrics else ()):

@@ -12,6 +12,7 @@ from corenas.cost import Cost
 from corenas.errors import Fault, UserError, did_you_mean, refuse
 from corenas.mutable import keys_used
 from corenas.space import OVERRIDE, SearchSpace
+from corenas.value import TooManyCombinationsError
 
 
 class Supernet(nn.Module):
@@ -33,12 +34,14 @@ class Supernet(nn.Module):
 def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Supernet:
     """The supernet of a space for a task, freshly initialised from torch's global generator.
 
-    Raises UserError, keys under "space", if the space does not fit the backbone or has variables that no layer uses.
+    Raises UserError, keys under "space" or "backbone", if they do not fit each other or a variable is used by no layer.
     """
     try:
         body = backbone.build(space)
-    except UserError as error:
-        raise error.under("space") from None
+    except UserError as error:  # about the space, unless it says that it is about the backbone's options
+        raise UserError(faults=[f if f.key[:1] == ("backbone",) else f.under("space") for f in error.faults]) from None
+    except TooManyCombinationsError as error:
+        raise UserError(str(error), key=("space",), hint="larger steps, or fewer choices") from None
     supernet = Supernet(body, task.head(body.feat_dims))  # type: ignore[arg-type]
     used = keys_used(supernet)
     parents = {condition.key for variable in space.variables for condition in variable.when}

@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def train(
                             archs, optimizer, index, part, rng=seeding.generator(seed, f"step:{index}:{part}"),
                             share=share, scale=scaler.scale, more=others.more,
                         )  # fmt: skip
-                        with precision:
+                        with precision, _explained():
                             told = trainer.train_step(batch, lent)
                         for name, figure in told.items():
                             shown[name] = shown.get(name, 0.0) + share / stream.share * figure
@@ -202,6 +202,19 @@ class _Streams:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self.taken = Counter(state)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What batch norm raises for maps of one pixel of one image is a mistake in the spec."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        text = "a batch norm sees one value of each channel and cannot tell their variance"
+        hint = "more images in each part of a batch, larger images, or fewer strides"
+        raise UserError(text, key=("train", "batch_size"), hint=hint) from error
 
 
 def _tell_progress(model: nn.Module, share: float) -> None:

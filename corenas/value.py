@@ -22,6 +22,10 @@ LARGEST_TABLE = 1 << 16
 """The largest number of combinations of choices that is tabulated for one value."""
 
 
+class TooManyCombinationsError(ValueError):
+    """The variables of a value have more combinations of choices than are tabulated."""
+
+
 class Value:
     """A number that may depend on the arch; called with choices it gives that number, with columns a column.
 
@@ -45,7 +49,7 @@ class Value:
     def possible(self) -> tuple[Any, ...]:
         """All numbers it can be, in order.
 
-        Raises ValueError if its variables have more than 65,536 combinations.
+        Raises TooManyCombinationsError if its variables have more than 65,536.
         """
         return tuple(np.unique(np.asarray(self(grid(self.domains)))).tolist())
 
@@ -149,7 +153,7 @@ class Variable(Value):
     @property
     def largest(self) -> Any:
         """The largest of numbers, the first of strings."""
-        return self.choices[0] if isinstance(self.choices[0], str) else max(self.choices)
+        return largest_of(self.choices)
 
     def __call__(self, choices: Choices) -> Any:
         """The number, or the column, of some choices."""
@@ -187,6 +191,11 @@ class Variable(Value):
         return f"the choices {', '.join(c if isinstance(c, str) else json.dumps(c) for c in self.choices)}"
 
 
+def largest_of(choices: Sequence[Any]) -> Any:
+    """The largest of a variable's choices if they are numbers, of strings the first."""
+    return choices[0] if isinstance(choices[0], str) else max(choices)
+
+
 def _kind(choice: Any) -> type | None:
     """Strings, truth values and numbers do not mix as choices; None stands for what can be none."""
     if isinstance(choice, str | bool):
@@ -215,8 +224,8 @@ class Expression(Value):
         return self.function(*(argument(choices) for argument in self.arguments))
 
 
-def as_value(value: Value | float) -> Value:
-    """A number as a value; a value as it is."""
+def as_value(value: Value | float | str) -> Value:
+    """A number, or a string, as a value; a value as it is."""
     return value if isinstance(value, Value) else Constant(value)
 
 
@@ -231,11 +240,11 @@ def combine(function: Callable[..., Any], *arguments: Any) -> Value:
 def grid(domains: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
     """Every combination of choices as columns, the last key changing fastest.
 
-    Raises ValueError beyond 65,536 rows.
+    Raises TooManyCombinationsError beyond 65,536 rows.
     """
     sizes = [len(choices) for choices in domains.values()]
-    if math.prod(sizes) > LARGEST_TABLE:
-        raise ValueError(f"{math.prod(sizes):,} combinations of {', '.join(domains)} are too many to tabulate")
+    if (number := math.prod(sizes)) > LARGEST_TABLE:
+        raise TooManyCombinationsError(f"{number:,} combinations of {', '.join(domains)} are too many to tabulate")
     indices = np.indices(sizes).reshape(len(sizes), -1)
     return {key: np.asarray(domains[key])[index] for key, index in zip(domains, indices, strict=True)}
 

@@ -209,6 +209,19 @@ class Mine(nn.Conv2d):
     """No layer of torch."""
 
 
+class Auxiliary(Parts):
+    def forward(self, x):
+        return (x, self.conv(x)) if self.training else self.conv(x)
+
+
+def test_what_a_model_gives_in_training_alone_is_not_exported():
+    model = Auxiliary().train()
+    plain = export(model, {"width": 8}, TASK.example)
+    assert model.training
+    assert plain.training
+    close(plain(IMAGES), model(IMAGES)[1])
+
+
 def test_an_export_that_is_no_layer_of_torch_is_refused():
     class Careless(Conv):
         def export(self):

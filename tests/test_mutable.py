@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from corenas.mutable import apply, chosen, keys_used, mutables
-from corenas.value import Constant, Dimension, Variable, as_value
+from corenas.value import Constant, Dimension, Variable, as_value, equals
 
 WIDTH, OP = Variable("width", (4, 8)), Variable("op", ("skip", "double"))
 
@@ -50,6 +50,12 @@ FIRST = [{"outputs": (8,)}, {"op": "skip"}, {"outputs": (8, 1)}]
 def test_a_new_mutable_has_the_largest_numbers_and_the_first_of_all_else():
     assert choices(make()) == FIRST
     assert chosen({"a": Variable("a", (False, True)), "b": Constant("x")}) == {"a": True, "b": "x"}
+
+
+def test_a_new_mutable_has_what_the_largest_arch_gives_even_where_another_gives_more():
+    groups, wide = Variable("groups", (1, 4)), Variable("wide", ("no", "yes"))
+    values = {"per_group": as_value(16) // groups, "outputs": Dimension.of([equals(wide, "yes") * 8 + 8, groups])}
+    assert chosen(values) == {"per_group": 4, "outputs": (8, 4)}
 
 
 def test_a_call_gives_every_mutable_its_part_of_an_arch():

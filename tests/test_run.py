@@ -180,6 +180,14 @@ class Baseline(toys.AlgorithmOptions):
     needs: ClassVar = ()
 
 
+def test_a_retraining_that_the_algorithm_does_not_have_is_refused(tmp_path):
+    catalogue = toys.make_catalogue()
+    spec = toys.make_spec(tmp_path, catalogue, retrain={"train": {"epochs": 2}})
+    with pytest.raises(UserError, match="no retraining") as caught:
+        run(spec, catalogue, tmp_path / "run", lambda event: None)
+    assert caught.value.faults[0].dotted == "retrain"
+
+
 def test_a_baseline_is_the_default_arch_trained_alone(tmp_path):
     catalogue = toys.make_catalogue(algorithms=Baseline)
     spec = toys.make_spec(tmp_path, catalogue, searcher=None, mutator=None, evaluators=[])

@@ -77,6 +77,17 @@ def test_modules_are_told_as_each_epoch_begins_how_far_the_training_is():
     assert told == [0, 0.25, 0.5, 0.75]
 
 
+def test_batch_norm_of_a_single_value_is_a_mistake_in_the_spec():
+    class OnePixel(Trainer):
+        def train_step(self, batch, step):
+            return super().train_step((batch[0][:1, :, :1, :1], batch[1][:1]), step)
+
+    _, _, go = setup(settings(), trainer=OnePixel)
+    with pytest.raises(UserError, match="one value of each channel") as caught:
+        go()
+    assert caught.value.faults[0].dotted == "train.batch_size"
+
+
 def test_a_step_is_torchs_step():
     """One path without batch norm: the same arithmetic by hand."""
     task = Task()

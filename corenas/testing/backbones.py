@@ -106,6 +106,15 @@ def gives_the_features_that_it_states(backbone: Backbone, space: SearchSpace, im
         assert all(f.isfinite().all() for f in features), arch
 
 
+def begins_with_its_largest_arch(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
+    """Before any arch is put in force it computes what it does under the largest."""
+    model = network(backbone, space).eval()
+    with torch.no_grad():
+        first = model(noise(image))
+        apply(model, space.largest())
+        assert same(first, model(noise(image)))
+
+
 def uses_the_variables_of_its_space_and_no_others(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
     """Every variable is one that some layer looks at (`build_supernet` sees to it), and the other way round."""
     assert keys_used(network(backbone, space)) <= {*space.keys}
@@ -275,6 +284,7 @@ backbone_checks = [
     *checks_of_any_component,
     states_the_layout_of_its_spaces,
     gives_the_features_that_it_states,
+    begins_with_its_largest_arch,
     uses_the_variables_of_its_space_and_no_others,
     answers_a_foreign_space_with_a_user_error,
     exports_random_archs,

@@ -147,6 +147,7 @@ def test_auxiliary_classifiers_are_neither_exported_nor_part_of_the_cost():
 
 
 def test_without_features_before_the_last_there_is_no_auxiliary_classifier():
+    # One spec may search without auxiliary features and retrain with them.
     head = start(auxiliary=0.4).head([Dimension.of(8)])
     assert isinstance(head([torch.zeros(2, 8)]), torch.Tensor)
 
