@@ -130,7 +130,30 @@ PC_DARTS_IMAGENET = """Genotype(
             ('sep_conv_3x3', 3), ('sep_conv_3x3', 1), ('dil_conv_5x5', 4)], normal_concat=range(2, 6),
     reduce=[('sep_conv_3x3', 0), ('skip_connect', 1), ('dil_conv_5x5', 2), ('max_pool_3x3', 1), ('sep_conv_3x3', 2),
             ('sep_conv_3x3', 1), ('sep_conv_5x5', 0), ('sep_conv_3x3', 3)], reduce_concat=range(2, 6))"""
-PUBLISHED = [DARTS_V1, DARTS_V2, NASNET, AMOEBANET, ENAS, SNAS, GDAS, PDARTS, PC_DARTS, PC_DARTS_IMAGENET]
+DARTS_ABS = """Genotype(
+    normal=[('sep_conv_3x3', 1), ('dil_conv_3x3', 0), ('sep_conv_5x5', 1), ('sep_conv_3x3', 2), ('dil_conv_3x3', 2),
+            ('sep_conv_5x5', 1), ('dil_conv_3x3', 4), ('dil_conv_5x5', 2)], normal_concat=range(2, 6),
+    reduce=[('dil_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_5x5', 0), ('sep_conv_3x3', 2), ('dil_conv_3x3', 0),
+            ('dil_conv_5x5', 3), ('dil_conv_3x3', 0), ('dil_conv_3x3', 2)], reduce_concat=range(2, 6))"""
+MMRAZOR = """Genotype(
+    normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('skip_connect', 0), ('sep_conv_5x5', 1), ('sep_conv_3x3', 0),
+            ('skip_connect', 1), ('skip_connect', 0), ('skip_connect', 1)], normal_concat=range(2, 6),
+    reduce=[('max_pool_3x3', 0), ('sep_conv_3x3', 1), ('max_pool_3x3', 0), ('dil_conv_5x5', 2), ('max_pool_3x3', 0),
+            ('skip_connect', 2), ('max_pool_3x3', 0), ('skip_connect', 2)], reduce_concat=range(2, 6))"""
+PUBLISHED = [
+    DARTS_V1,
+    DARTS_V2,
+    NASNET,
+    AMOEBANET,
+    ENAS,
+    SNAS,
+    GDAS,
+    PDARTS,
+    PC_DARTS,
+    PC_DARTS_IMAGENET,
+    DARTS_ABS,
+    MMRAZOR,
+]
 
 FIGURES = [  # genotype, whether for ImageNet, params and flops of networks of quark0/darts's own code as far as known
     (DARTS_V2, False, 3_349_342, 528_359_040),
@@ -150,6 +173,8 @@ ROUNDED = [  # genotype, whether for ImageNet, millions of params and flops as p
     (PDARTS, True, 4.9, None),  # Chen et al. 2019, arXiv:1904.12760, table 2
     (PC_DARTS, False, 3.63, None),
     (PC_DARTS_IMAGENET, True, 5.3, None),  # Xu et al. 2020, arXiv:1907.05737, table 2
+    (DARTS_ABS, True, None, 619),  # megvii-model/AngleNAS (Hu et al. 2020, arXiv:2004.13431)
+    (MMRAZOR, False, 2.95, None),  # DARTS_SUBNET_CIFAR_MMRAZOR_97.32.yaml: 3.42M, of which 0.476M auxiliary
 ]
 
 
@@ -581,6 +606,15 @@ def test_auxiliary_features_are_those_of_the_reference_on_maps_of_8x8_and_there_
         assert out.shape == (2, 768, 1, 1)
 
 
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_auxiliary_features_of_maps_that_are_too_small_are_refused_with_the_option(stem):
+    trunk = Auxiliary(TINY.build(space_of("darts-tiny")).feat_dims[-1], stem).eval()
+    channels = trunk.layers[2].in_channels
+    assert trunk(torch.zeros(2, channels, 6, 6)).shape == (2, 768, 1, 1)
+    with pytest.raises(UserError, match=r"backbone\.auxiliary: .* at least 6x6, found 2x5"):
+        trunk(torch.zeros(2, channels, 2, 5))
+
+
 def test_the_exported_network_has_no_auxiliary_layers():
     space = space_of("darts-tiny")
     options = Darts(channels=4, layers=3, in_channels=1, auxiliary=True)
@@ -740,6 +774,7 @@ def test_a_space_that_is_none_for_it_is_answered_with_the_key(nodes, named, says
     ({"levels": [3, 1]}, "levels"),
     ({"levels": [0]}, "levels"),
     ({"levels": [1], "auxiliary": True}, "auxiliary"),
+    ({"channels": 1, "stem": "imagenet"}, "channels"),
     ({"resize_mode": "area"}, "resize_mode"),
 ])  # fmt: skip
 def test_wrong_options_are_named(table, key):

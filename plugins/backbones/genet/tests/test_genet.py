@@ -18,7 +18,7 @@ from corenas.mutable import apply
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
 from corenas.spec import load_spec
-from corenas.testing.backbones import backbone_checks
+from corenas.testing.backbones import backbone_checks, network
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas_backbone_genet import GENet, corenas_backbones
@@ -280,6 +280,13 @@ def test_a_mistake_in_a_stage_is_answered(stage, message):
     table = {"stem": {"width": 8}, "stages": [stage], "head": {"width": 8}}
     with pytest.raises(UserError, match=message):
         GENet().build(SearchSpace.from_table(table))
+
+
+def test_widths_that_are_too_many_to_compare_are_answered():
+    many = {"type": "int", "low": 8, "high": 1024}
+    table = {"stem": {"width": many}, "stages": [{"op": "XX", "width": many}], "head": {"width": 8}}
+    with torch.device("meta"), pytest.raises(UserError, match="too many to tabulate"):
+        network(GENet(), SearchSpace.from_table(table))
 
 
 # -- the distribution -------------------------------------------------------------------------------------------------

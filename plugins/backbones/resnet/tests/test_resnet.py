@@ -294,11 +294,14 @@ def nearest_eight(x):
     return below + 8 if below < 0.9 * x else below
 
 
-def plain_resnet50d(arch, classes):
-    """The network of an arch, written down with torch alone after the reference code."""
+def plain_resnet50d(arch, classes, middle=Skip):
+    """The network of an arch, written down with torch alone after the reference code.
+
+    middle: what becomes of a convolution in the middle of the stem
+    """
     inner, width = arch["stem.inner"], arch["stem.width"]
     layers = [conv_norm(3, inner, 3, 2)]
-    layers += [Skip(conv_norm(inner, inner, 3))] * arch["stem.depth"]
+    layers += [middle(conv_norm(inner, inner, 3))] * arch["stem.depth"]
     layers += [conv_norm(inner, width, 3), nn.MaxPool2d(3, 2, 1)]
     for i in range(4):
         inputs, width = width, arch[f"stages.{i}.bottleneck.width"]
@@ -324,7 +327,7 @@ def test_figures_of_once_for_all_come_out_to_the_last_digit(once_for_all, settin
     assert counted(exported) == expected
 
 
-def test_resnet50d_itself_is_an_arch_of_it(once_for_all):
+def test_resnet50d_but_for_its_stems_shortcut_is_an_arch_of_it(once_for_all):
     space, _, cost = once_for_all
     arch = of_reference(space, [2, 1, 2, 2, 1], [0.25] * 18, [2] * 6)
     assert [arch[f"stages.{i}.bottleneck.depth"] for i in range(4)] == [3, 4, 6, 3]
@@ -350,6 +353,46 @@ def test_subnets_of_once_for_all_compute_what_its_networks_compute(resolution):
         plain.load_state_dict(dict(zip(own, state.values(), strict=True)))  # both in the order of the computation
         with torch.no_grad(), apply(ours, arch):
             torch.testing.assert_close(ours(x), plain(x), rtol=1e-9, atol=1e-9)
+
+
+# -- ResNet-D ---------------------------------------------------------------------------------------------------------
+
+RESNET_D = {  # kind and depths of blocks, ratio, groups, whether shortcuts pool; resolution, params, flops: timm 1.0.31
+    "resnet18d": ("basic", (2, 2, 2, 2), 1, 1, True, 224, 11_708_744, 2_053_713_920),
+    "resnet34d": ("basic", (3, 4, 6, 3), 1, 1, True, 224, 21_816_904, 3_903_401_984),
+    "resnet26d": ("bottleneck", (2, 2, 2, 2), 0.25, 1, True, 224, 16_014_408, 2_581_897_216),
+    "resnet50c": ("bottleneck", (3, 4, 6, 3), 0.25, 1, False, 224, 25_576_264, 4_328_824_832),
+    "resnet50d": ("bottleneck", (3, 4, 6, 3), 0.25, 1, True, 224, 25_576_264, 4_328_824_832),
+    "resnet101d": ("bottleneck", (3, 4, 23, 3), 0.25, 1, True, 256, 44_568_392, 10_501_963_776),
+    "resnet152d": ("bottleneck", (3, 8, 36, 3), 0.25, 1, True, 256, 60_212_040, 15_350_579_200),
+    "resnet200d": ("bottleneck", (3, 24, 36, 3), 0.25, 1, True, 256, 64_693_064, 19_913_981_952),
+    "resnext50d_32x4d": ("bottleneck", (3, 4, 6, 3), 0.5, 32, True, 224, 25_048_136, 4_470_120_448),
+}
+DEEP_STEM = {"width": 64, "kernel": 3, "inner": 32, "depth": 1, "shortcut": False}
+
+
+@pytest.mark.parametrize("name", RESNET_D)
+def test_networks_with_a_stem_of_three_convolutions_are_tables(name):
+    kind, depths, ratio, groups, pool, side, params, flops = RESNET_D[name]
+    widths = (64, 128, 256, 512) if kind == "basic" else (256, 512, 1024, 2048)
+    stages = [{kind: {"width": width, "depth": depth, "ratio": ratio, "groups": groups}, "stride": min(i, 1) + 1}
+              for i, (width, depth) in enumerate(zip(widths, depths, strict=True))]  # fmt: skip
+    space = SearchSpace.from_table({"stem": DEEP_STEM, "stages": stages, "shortcut": "pool" if pool else "conv"})
+    model = network(space)
+    found = Cost(model, space, torch.empty(1, 3, side, side)).of([space.default()])[0]
+    assert (found["params"], found["flops"]) == (params, flops)
+    assert sum(p.numel() for p in model.parameters()) == params
+
+
+def test_resnet_ds_stem_has_no_shortcuts():
+    space = SearchSpace.from_table({**OFA, "resolution": 64, "stem": {**OFA["stem"], "shortcut": False}})
+    ours, x = random_state(network(space, 10)), double_noise(64)
+    arch = space.arch({"stem": {"depth": 1}})
+    plain = plain_resnet50d(arch, 10, middle=nn.Sequential).double().eval()
+    state, own = export(ours, arch, x[:1]).state_dict(), plain.state_dict()
+    plain.load_state_dict(dict(zip(own, state.values(), strict=True)))
+    with torch.no_grad(), apply(ours, arch):
+        torch.testing.assert_close(ours(x), plain(x), rtol=1e-9, atol=1e-9)
 
 
 # -- what every backbone keeps to -------------------------------------------------------------------------------------
@@ -482,6 +525,7 @@ def changed(key, value):
     ("stages.0.op", "bottleneck", "stages[0].op", "the stage has basic blocks"),
     ("stages.1.op", None, "stages[1].op", "the stage has basic and bottleneck blocks"),
     ("stages.1.op", ["basic", "ghost"], "stages[1].op", "the stage has basic and bottleneck blocks"),
+    ("stages.1.op", ["basic", "ghost"], "stages[1].op", "needs a table of its name: basic, ghost"),
     ("stages.1.op", "ghost", "stages[1].op", "'basic' or 'bottleneck', found 'ghost'"),
     ("stages.1.op", [1, 2], "stages[1].op", "the stage has basic and bottleneck blocks"),
     ("stages.1.bottleneck.groups", [1, 3], "stages[1].bottleneck.groups", "inner channels can be [16], groups [1, 3]"),
@@ -491,6 +535,7 @@ def changed(key, value):
     ("stem.depth", 1, "stem.depth", "a stem of one convolution has no `depth`"),
     ("stem.inner", 0, "stem.inner", "found 0"),
     ("stem.pool", 1, "stem.pool", "true or false"),
+    ("stem.shortcut", "none", "stem.shortcut", "true or false"),
     ("shortcut", "avg", "shortcut", "'conv' or 'pool'"),
     ("stages", None, "stages", "required key is missing"),
     ("resolution", 0, "resolution", "whole numbers of at least 1"),

@@ -102,6 +102,8 @@ PUBLISHED = (2, 1, 0, 1, 2, 0, 2, 0, 2, 0, 2, 3, 0, 0, 0, 0, 3, 2, 3, 3)  # READ
 WITH_CHANNELS = (0, 0, 3, 1, 1, 1, 0, 0, 2, 0, 2, 1, 1, 0, 2, 0, 2, 1, 3, 2)  # the paper's: 328M, 3.4M
 ITS_RATIOS = (6, 5, 3, 5, 2, 6, 3, 4, 2, 5, 7, 5, 4, 6, 7, 4, 4, 5, 4, 3)
 MMRAZOR = (2, 0, 2, 0, 3, 1, 1, 0, 0, 1, 0, 1, 0, 3, 1, 2, 2, 0, 1, 3)  # SPOS_SUBNET.yaml: 0.33G, 3.35M
+DETNAS = (1, 0, 0, 0, 3, 0, 3, 2, 2, 2, 3, 3, 0, 2, 1, 3, 2, 2, 2, 1)  # mmrazor's DETNAS_SUBNET.yaml: 0.34G, 3.35M
+DSNAS = (0, 2, 0, 1, 0, 0, 0, 2, 3, 0, 0, 1, 0, 1, 2, 2, 3, 0, 2, 0)  # DSNAS_SUBNET_…_ALIAS.yaml: 0.299G, 3.33M
 
 FIGURES = {  # table, choices, bias of the classifier, flops, params
     "published": (SPOS, blocks(PUBLISHED), False, 322_918_720, 3_558_464),
@@ -110,6 +112,8 @@ FIGURES = {  # table, choices, bias of the classifier, flops, params
     "all xception": (SPOS, blocks([3] * 20), False, 358_825_920, 3_870_816),
     "with channels": (CHANNELS, blocks(WITH_CHANNELS, ITS_RATIOS), False, 327_857_920, 3_432_579),
     "mmrazor": (halves(SPOS), blocks(MMRAZOR), True, 316_019_520, 3_353_592),
+    "mmrazor, DetNAS": (halves(SPOS), blocks(DETNAS), True, 324_919_488, 3_348_600),
+    "mmrazor, DSNAS": (halves(SPOS), blocks(DSNAS), True, 287_883_328, 3_330_600),
 }
 
 
@@ -123,6 +127,33 @@ def test_figures_of_spos_come_out_to_the_last_digit(table, choices, bias, flops,
     space = full.fix(arch)  # the arch alone: its weights are quicker drawn than the supernet's
     model = Network(ShuffleNetV2().build(space), 1000, bias).eval()
     assert counted(export(model, arch, torch.zeros(1, 3, 32, 32))) == expected
+
+
+# Chen et al. 2019, arXiv:1903.10979, networks of DetNAS in megvii-model/ShuffleNet-Series: operations; widths of stem,
+# stages, head; flops and params of the reference code, which has biases before the batch norms of stem and head.
+SMALL = (16, 64, 160, 320, 640, 1024)
+LARGE = "00312102031233202113202221310333 13333333"
+DETNAS_ZOO = {
+    "COCO_FPN_3.8G": (LARGE, (72, 172, 432, 864, 1728, 1728), 4_085_874_080, 31_444_596),
+    "COCO_FPN_1.3G": (LARGE, (48, 96, 240, 480, 960, 1024), 1_318_374_496, 10_426_328),
+    "COCO_FPN_300M": ("2120 2112 33130031 3132", SMALL, 321_219_008, 3_533_112),
+    "COCO_RetinaNet_300M": ("2311 3213 31113320 3333", SMALL, 324_342_464, 3_725_320),
+    "VOC_FPN_300M": ("2103 1303 20113333 3331", SMALL, 349_524_544, 3_651_128),
+    "VOC_RetinaNet_300M": ("1300 2333 23333220 2311", SMALL, 360_625_984, 3_479_480),
+}
+
+
+@pytest.mark.parametrize("name", DETNAS_ZOO)
+def test_networks_of_detnas_are_tables_of_wider_and_deeper_stages_too(name):
+    text, (stem, *widths, head), flops, params = DETNAS_ZOO[name]
+    ops = iter([OPS[int(op)] for op in text.replace(" ", "")])
+    deeper = 2 if text == LARGE else 1
+    stages = [{"width": width, "blocks": [{"op": op} for op in itertools.islice(ops, depth * deeper)]}
+              for width, depth in zip(widths, DEPTHS, strict=True)]  # fmt: skip
+    with torch.device("meta"):
+        model, space = network({"stem": {"width": stem}, "stages": stages, "head": {"width": head}}, 1000, bias=True)
+    (cost,) = Cost(model, space, torch.empty(1, 3, 224, 224)).of([space.default()])
+    assert without_activations(cost) == {"flops": flops, "params": params - stem - head}
 
 
 def test_mmrazors_flops_are_ours_and_those_of_batch_norms_activations_and_pooling():

@@ -165,6 +165,56 @@ def test_torchvisions_published_figures_come_out_to_the_last_digit(weights):
     assert counted(export_unchecked(model, space.default(), resolution), resolution) == (params, flops)
 
 
+SIZES = {  # width, depth, heads, MLP ratio
+    "tiny": (192, 12, 3, 4), "small": (384, 12, 6, 4), "base": (768, 12, 12, 4), "large": (1024, 24, 16, 4),
+    "huge": (1280, 32, 16, 4), "giant": (1408, 40, 16, 48 / 11), "gigantic": (1664, 48, 16, 64 / 13),
+}  # fmt: skip
+TIMM = [  # params and flops with 1000 classes, measured on the networks of timm 1.0.31 with attention written out
+    ("deit_base_patch16_384", 86_859_496, 55_484_350_464),
+    ("vit_tiny_patch16_224", 5_717_416, 1_253_683_200),
+    ("vit_tiny_patch16_384", 5_790_376, 4_682_219_520),
+    ("vit_small_patch16_224", 22_050_664, 4_598_882_304),
+    ("vit_small_patch16_384", 22_196_584, 15_490_351_104),
+    ("vit_small_patch32_224", 22_878_952, 1_142_909_952),
+    ("vit_small_patch32_384", 22_915_432, 3_442_900_992),
+    ("vit_small_patch8_224", 22_055_272, 22_405_742_592),
+    ("vit_base_patch16_224", 86_567_656, 17_563_828_224),
+    ("vit_base_patch16_384", 86_859_496, 55_484_350_464),
+    ("vit_base_patch32_224", 88_224_232, 4_409_186_304),
+    ("vit_base_patch32_384", 88_297_192, 13_043_564_544),
+    ("vit_base_patch8_224", 86_576_872, 78_148_337_664),
+    ("vit_large_patch16_224", 304_326_632, 61_554_712_576),
+    ("vit_large_patch16_384", 304_715_752, 191_066_300_416),
+    ("vit_large_patch32_224", 306_535_400, 15_377_539_072),
+    ("vit_large_patch32_384", 306_632_680, 45_275_963_392),
+    ("vit_large_patch14_224", 304_203_752, 81_013_006_336),
+    ("vit_huge_patch14_224", 632_045_800, 167_295_109_120),
+    ("vit_giant_patch14_224", 1_012_611_432, 267_031_491_584),
+    ("vit_gigantic_patch14_224", 1_844_440_680, 483_747_550_208),
+]
+
+
+@pytest.mark.parametrize(("name", "params", "flops"), TIMM)
+def test_timms_transformers_of_all_sizes_and_patches_are_tables(name, params, flops):
+    _, size, patch_size, resolution = name.split("_")
+    width, depth, heads, ratio = SIZES[size]
+    stage = {"depth": depth, "heads": heads, "head_dim": width // heads, "mlp_ratio": ratio}
+    patch_size = int(patch_size.removeprefix("patch"))
+    table = {"width": width, "resolution": int(resolution), "patch": patch_size, "stages": [stage]}
+    space, model = alone(table)
+    assert costed(model, space, space.default()) == (params, flops)
+
+
+def test_mmrazors_autoformer_is_an_arch_of_autoformers_space():
+    heads, ratios = (10, 10, 10, 8, 10, 9, 8, 8, 9, 8, 10, 10, 9, 10), [3.5] * 3 + [4, 3, 3, 3.5, 3.5] + [4] * 6
+    blocks = [{"heads": h, "mlp_ratio": ratio} for h, ratio in zip(heads, ratios, strict=True)]
+    space = SearchSpace.from_table(table_of("autoformer-base"))
+    model = network(space, device="meta")
+    params, _ = costed(model, space, space.arch({"width": 576, "stages": [{"depth": 14, "blocks": blocks}]}))
+    bare = 197 * 576 + 14 * 4 * 30 * 64  # its counter leaves out position embedding and relative position tables
+    assert round((params - bare) / 1e6, 3) == 54.319  # README of its configs/nas/mmcls/autoformer
+
+
 # microsoft/Cream, AutoFormer/experiments/subnet: width, heads and MLP ratio of each block; params by its own code.
 RELEASED = {
     "tiny": (192, "3333333333433", (3.5, 3.5, 3, 3.5, 3, 3, 4, 4, 3.5, 4, 3.5, 4, 3.5), 5_867_944),
@@ -486,6 +536,7 @@ def test_the_spec_of_the_readme_is_right(tmp_path):
     ({"stages": [{"depth": 2, "block": {"heads": 0.5, "mlp_ratio": 1}}]}, "stages[0].blocks[0].heads", "found 0.5"),
     ({"stages": [{"heads": 1, "head_dim": "wide", "mlp_ratio": 1}]}, "stages[0].head_dim", "a number or a variable"),
     ({"stages": [{"heads": 1, "mlp_ratio": [0, 1]}]}, "stages[0].mlp_ratio", "numbers above 0, found 0"),
+    ({"stages": [{"heads": 1, "mlp_ratio": [0.01, 1]}]}, "stages[0].mlp_ratio", "an MLP would have 0."),
     ({"stages": [{"mlp_ratio": 1}]}, "stages[0]", "neither the stage nor each of its blocks has 'heads'"),
     ({"stages": [{"heads": 1}]}, "stages[0]", "neither the stage nor each of its blocks has 'mlp_ratio'"),
 ])  # fmt: skip

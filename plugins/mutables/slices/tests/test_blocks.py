@@ -19,7 +19,6 @@ from corenas_mutable_slices import (
     ConvNormAct,
     DropPath,
     ElasticDepth,
-    InputResize,
     LinearSlice,
     Residual,
     Shortcut,
@@ -139,8 +138,8 @@ def network(levels=(), resize=False):
         (ConvNormAct(IN, 5), 5),
     ]
     final = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), LinearSlice(5, OUT))
-    resize = InputResize(Variable("r", (8, 12))) if resize else None
-    return lively(Staged(ConvNormAct(3, IN, 3, stride=2), stages, (final, OUT), levels, resize))
+    resolution = Variable("r", (8, 12)) if resize else None
+    return lively(Staged(ConvNormAct(3, IN, 3, stride=2), stages, (final, OUT), levels, resolution))
 
 
 def test_without_levels_a_network_gives_what_its_end_gives():

@@ -160,3 +160,21 @@ def test_a_weight_that_is_computed_has_no_place_to_load_into():
     model = nn.Sequential(Doubled(WIDTH))
     with pytest.raises(UserError, match=r"0\.weight is computed"):
         load(model, SPACE.largest(), {"0.weight": torch.zeros(4, 4), "0.bias": torch.zeros(4)})
+
+
+class Placed(nn.Module):
+    """A layer with a buffer that its state dict leaves out, as it is the same whatever the weights are."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3))
+        self.register_buffer("places", torch.tensor([2, 0, 1]), persistent=False)
+
+    def forward(self, x):
+        return x + self.weight[self.places]
+
+
+def test_buffers_that_are_no_part_of_a_state_dict_are_passed_over():
+    ours, theirs = nn.Sequential(Placed()).eval(), nn.Sequential(Placed()).eval()
+    load(ours, {}, export(theirs, {}, torch.zeros(1, 3)).state_dict())
+    assert torch.equal(ours[0].weight, theirs[0].weight)

@@ -30,12 +30,12 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("validator", "choices"), [(v, c) for v, *c in GOOD], ids=str)
+@pytest.mark.parametrize(("validator", "choices"), [(v, c) for v, *c in GOOD])
 def test_numbers_within_the_limits_are_accepted(validator, choices):
     accepts(validator, *choices)
 
 
-@pytest.mark.parametrize(("validator", "message", "choices"), [(v, m, c) for v, m, *c in BAD], ids=str)
+@pytest.mark.parametrize(("validator", "message", "choices"), [(v, m, c) for v, m, *c in BAD])
 def test_one_number_beyond_the_limits_is_told_with_what_was_expected(validator, message, choices):
     with pytest.raises(ValueError, match=f"^expected {message}$"):
         accepts(validator, *choices)

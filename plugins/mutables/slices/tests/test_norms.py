@@ -139,7 +139,7 @@ def test_a_published_network_loads_into_the_statistics_of_its_arch_alone():
         recalibrate(other, Task, batches(2))
     plain = export(other, {"o": 6}, batches(0)[0])
     before = copy.deepcopy(net.state_dict())
-    load(net, {"o": 6}, plain.state_dict(), "layer_{}".format)
+    load(net, {"o": 6}, plain.state_dict())
     with apply(net, {"o": 6}):
         assert_close(net(batches(0)[0]), plain(batches(0)[0]))
     for name, tensor in net.state_dict().items():

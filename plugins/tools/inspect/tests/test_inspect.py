@@ -33,9 +33,29 @@ def test_show_draws_the_space_of_a_backbone_with_its_size_and_the_costs_of_its_e
     text = capsys.readouterr().out
     assert re.search(r"^stages\.1 +24 +2 \| 3 \| 4 +2$", text, re.MULTILINE)
     assert re.search(r"^stages\.1\.blocks\.0-3 +3 \| 5 \| 7 +3 \| 4 \| 6$", text, re.MULTILINE)
-    assert "46 variables, 5.44e+20 archs; without a head, on 3x224x224:" in text
+    assert "46 variables, 5.44e+20 archs; without the task's head, on 3x224x224:" in text
     # Once-for-All's figures without its classifier of 1280 x 1000 weights and 1000 biases
     assert f"max: flops {566_170_656 - 1_280_000:,}, params {7_664_760 - 1_281_000:,}," in text
+
+
+@pytest.mark.parametrize("name", ["darts", "nasnet-cells"])
+def test_show_folds_a_table_that_is_wider_than_the_terminal(name, capsys, monkeypatch):
+    draw = ["show", "backbone", "darts", "--space", str(SPACES / f"{name}.toml"), "--image", "32"]
+    assert main(draw) == 0
+    whole = capsys.readouterr().out.partition(".toml:\n")[2].splitlines()
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(draw) == 0
+    folded = capsys.readouterr().out.partition(".toml:\n")[2].splitlines()
+    assert max(map(len, whole)) > 130
+    assert max(map(len, folded)) <= 100
+    assert " ".join(folded).count("dil_conv_3x3 |") == " ".join(whole).count("dil_conv_3x3 |")
+    assert whole[-4:] == folded[-4:]  # size and costs
+
+
+def test_show_says_what_the_extremes_are_where_choices_have_names(capsys):
+    for name, named in (("fairnas", True), ("attentivenas", False)):
+        assert main(["show", "backbone", "mobilenetv3", "--space", str(SPACES / f"{name}.toml")]) == 0
+        assert ("of what is chosen by name, the first" in capsys.readouterr().out) is named
 
 
 def test_show_as_json_has_the_space_as_data(capsys):
@@ -53,3 +73,17 @@ def test_show_names_the_file_that_is_no_space(tmp_path, capsys):
     assert "space.toml" in capsys.readouterr().err
     assert main(["show", "backbone", "mobilenetv3", "--space", str(tmp_path / "none.toml")]) == 2
     assert "none.toml" in capsys.readouterr().err
+
+
+def test_show_names_the_lines_of_a_space_that_is_another_backbones(capsys):
+    space = SPACES / "genet-tiny.toml"
+    assert main(["show", "backbone", "vit", "--space", str(space)]) == 2
+    line = space.read_text().splitlines().index("[head]") + 1
+    assert f"genet-tiny.toml:{line}: head: unknown key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("side", ["0", "-3"])
+def test_show_refuses_images_without_pixels(side, capsys):
+    space = str(SPACES / "darts-tiny.toml")
+    assert main(["show", "backbone", "darts", "--space", space, "--image", side]) == 2
+    assert "--image" in capsys.readouterr().err

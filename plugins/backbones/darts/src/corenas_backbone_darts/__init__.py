@@ -12,7 +12,7 @@ from corenas.errors import Fault, UserError, did_you_mean, refuse
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value, as_value
-from corenas_mutable_slices.layouts import each, whole
+from corenas_mutable_slices.layouts import ResizeMode, each, whole
 
 if TYPE_CHECKING:
     from corenas_backbone_darts.model import CellNetwork
@@ -32,10 +32,6 @@ OPERATIONS = (
 """What an edge can do; the first eight in the order in which DARTS keeps their weights."""
 
 
-def _value(given: Any) -> Value:
-    return as_value(given)  # a string too
-
-
 def _operations(instance: object, attribute: object, value: Any) -> None:
     for name in as_value(value).possible:
         if name not in OPERATIONS:
@@ -51,7 +47,7 @@ class Edge:
         edge's own place among its node's, so that a node's edges come from all states in order
     """
 
-    op: Value | str = field(converter=_value, validator=_operations)
+    op: Value | str = field(converter=as_value, validator=_operations)
     input: Value | None = field(
         default=None, validator=optional(each(lambda n: isinstance(n, int) and n >= 0, "whole numbers from 0"))
     )
@@ -72,7 +68,7 @@ class Node:
 
     edges: tuple[Edge, ...]
     take: Value | str = field(
-        default=Factory(lambda self: " ".join(map(str, range(len(self.edges)))), takes_self=True), converter=_value
+        default=Factory(lambda self: " ".join(map(str, range(len(self.edges)))), takes_self=True), converter=as_value
     )
     out: Value = field(default=Constant(1), validator=each(lambda n: n in (0, 1), "0 or 1"))
 
@@ -160,7 +156,7 @@ class Darts:
     drop_path: float = field(default=0.0, validator=[ge(0), le(1)])
     in_channels: int = field(default=3, validator=ge(1))
     levels: tuple[int, ...] = ()
-    resize_mode: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    resize_mode: ResizeMode = "bilinear"
 
     layout = Layout
     example: ClassVar[Mapping[str, Any]] = {
@@ -173,6 +169,8 @@ class Darts:
             raise UserError(f"expected numbers of stages in order, 1 to 3, found {[*self.levels]}", key=("levels",))
         if self.auxiliary and self.levels and self.levels[-1] < 3:
             raise UserError("auxiliary features come from the third stage: `levels` has to hold it", key=("auxiliary",))
+        if self.stem == "imagenet" and self.channels < 2:
+            raise UserError("the first cell halves with two convolutions: expected at least 2", key=("channels",))
 
     def build(self, space: SearchSpace) -> CellNetwork:
         """The network of a space; raises UserError if its tables are not those of `Layout`."""

@@ -159,7 +159,7 @@ def _taken(node: Node, pair: Sequence[Pair]) -> dict[str, Any] | None:
             wanted: list[tuple[Value, Any]] = [(take, choice)]
             for place, (op, state) in zip(order, pair, strict=True):
                 edge = node.edges[place]
-                wanted += [(edge.op, op), (edge.source(place), state)]  # type: ignore[list-item]
+                wanted += [(edge.op, op), (edge.source(place), state)]
             if all(number in value.possible for value, number in wanted):
                 return {key: number for value, number in wanted for key in value.keys}
     return None

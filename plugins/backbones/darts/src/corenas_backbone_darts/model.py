@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from corenas.errors import UserError
 from corenas.mutable import Values, chosen
 from corenas.value import Constant, Dimension, Value, equals
 from corenas_backbone_darts import OPERATIONS
@@ -213,6 +214,7 @@ class Auxiliary(nn.Module):
     """What an auxiliary classifier sees, in training alone; no part of the network that is measured.
 
     forward: (n, active inputs, h, w) -> (n, 768, h', w'), 1x1 of a map of 7x7 or 8x8
+    Raises UserError, as it runs, for maps of less than 6x6.
     """
 
     def __init__(self, inputs: Dimension, stem: str) -> None:
@@ -231,6 +233,10 @@ class Auxiliary(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, active inputs, h, w) -> (n, 768, h', w')."""
+        if min(x.shape[-2:]) < 6:  # two windows of 5 are needed for the last convolution
+            text = f"auxiliary features need maps of at least 6x6, found {x.shape[-2]}x{x.shape[-1]}"
+            hint = 'images of at least 24 pixels with the stem "cifar", 96 with "imagenet"'
+            raise UserError(text, key=("backbone", "auxiliary"), hint=hint)
         return self.layers(x)
 
 
@@ -248,7 +254,7 @@ class CellNetwork(nn.Module):
 
     def __init__(self, layout: Layout, options: Darts) -> None:
         super().__init__()
-        width, self.levels = options.channels, options.levels
+        width = options.channels
         if layout.resolution is not None:
             self.resize = InputResize(layout.resolution, options.resize_mode)
         if options.stem == "cifar":

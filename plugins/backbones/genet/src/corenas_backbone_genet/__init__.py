@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from attrs import Factory, field, frozen
+from attrs import field, frozen
 from attrs.validators import ge, optional
 
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value, as_value
-from corenas_mutable_slices.layouts import check_blocks, odd, of_block, one_of, positive, whole
+from corenas_mutable_slices.layouts import (
+    PooledHead,
+    ResizeMode,
+    check_blocks,
+    depth_of_blocks,
+    odd,
+    of_block,
+    one_of,
+    positive,
+    whole,
+)
 
 if TYPE_CHECKING:
     from corenas_mutable_slices import Staged
@@ -67,8 +77,7 @@ class Stage:
     kernel: Value = field(default=Constant(3), validator=odd)
     ratio: Value | None = field(default=None, validator=optional(positive))
     blocks: tuple[Block, ...] = ()
-    depth: Value = field(default=Factory(lambda self: Constant(len(self.blocks) or 1), takes_self=True),
-                         validator=whole)  # fmt: skip
+    depth: Value = depth_of_blocks()
     stride: int = field(default=1, validator=ge(1))
 
     def __attrs_post_init__(self) -> None:
@@ -86,16 +95,6 @@ class Stage:
 
 
 @frozen
-class Head:
-    """What follows the last stage: a 1x1 convolution and pooling.
-
-    width: its output channels, the features that the task's head sees
-    """
-
-    width: Value = field(validator=whole)
-
-
-@frozen
 class Layout:
     """The tables of a space file for this backbone.
 
@@ -107,7 +106,7 @@ class Layout:
 
     stem: Stem
     stages: tuple[Stage, ...]
-    head: Head
+    head: PooledHead
     resolution: Value | None = field(default=None, validator=optional(whole))
 
 
@@ -125,7 +124,7 @@ class GENet:
 
     in_channels: int = field(default=3, validator=ge(1))
     levels: tuple[int, ...] = ()
-    resize_mode: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    resize_mode: ResizeMode = "bilinear"
 
     layout = Layout
     example: ClassVar[Mapping[str, Any]] = {

@@ -10,7 +10,6 @@ from corenas.value import Value, as_value, rounded
 from corenas_mutable_slices import (
     ConvNormAct,
     ElasticDepth,
-    InputResize,
     MixedOp,
     Residual,
     Shortcut,
@@ -29,7 +28,6 @@ def supernet(layout: Layout, options: GENet) -> Staged:
 
     Weights are drawn as torch draws them, as in the reference code.
     """
-    resize = None if layout.resolution is None else InputResize(layout.resolution, options.resize_mode)
     width = layout.stem.width
     stem = ConvNormAct(options.in_channels, width, layout.stem.kernel, layout.stem.stride)
     stages = []
@@ -37,7 +35,7 @@ def supernet(layout: Layout, options: GENet) -> Staged:
         stages.append((_stage(stage, width), stage.width))
         width = stage.width
     final = nn.Sequential(ConvNormAct(width, layout.head.width), nn.AdaptiveAvgPool2d(1))
-    return Staged(stem, stages, (final, layout.head.width), options.levels, resize)
+    return Staged(stem, stages, (final, layout.head.width), options.levels, layout.resolution, options.resize_mode)
 
 
 def _stage(stage: Stage, inputs: Value) -> ElasticDepth:

@@ -7,14 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from attrs import Factory, field, frozen
+from attrs import field, frozen
 from attrs.validators import ge, gt, lt, optional
 
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
-from corenas.value import Constant, Value
-from corenas_mutable_slices.layouts import check_blocks, odd, positive, whole
+from corenas.value import Value, as_value
+from corenas_mutable_slices.layouts import ResizeMode, check_blocks, depth_of_blocks, odd, positive, whole
 
 if TYPE_CHECKING:
     from corenas_mutable_slices import Staged
@@ -33,7 +33,7 @@ def kernel_and_expand(op: str) -> tuple[int, int] | None:
 
 
 def _operations(instance: object, attribute: object, value: Value | str) -> None:
-    for op in value.possible if isinstance(value, Value) else [value]:
+    for op in as_value(value).possible:
         kernel_and_expand(str(op))
 
 
@@ -103,8 +103,7 @@ class Stage:
     expand: Value | None = field(default=None, validator=optional(positive))
     op: Value | str | None = field(default=None, validator=optional(_operations))
     blocks: tuple[Block, ...] = ()
-    depth: Value = field(default=Factory(lambda self: Constant(len(self.blocks) or 1), takes_self=True),
-                         validator=whole)  # fmt: skip
+    depth: Value = depth_of_blocks()
     stride: int = field(default=1, validator=ge(1))
     act: Act = "relu"
     se: bool | Excitation = False
@@ -126,6 +125,8 @@ class Head:
     width: features after pooling, which the task's head sees; without it those are what was pooled
     bias: whether the linear layer has one
     act: activation of both
+    scale: whether `width_mult` counts for the last of these layers: "always", "up", where it is above 1 (MobileNetV2
+        narrows all layers but the last), or "never"
     """
 
     expand: Value | None = field(default=None, validator=optional(positive))
@@ -133,6 +134,7 @@ class Head:
     width: Value | None = field(default=None, validator=optional(positive))
     bias: bool = False
     act: Act = "h_swish"
+    scale: Literal["always", "up", "never"] = "always"
 
     def __attrs_post_init__(self) -> None:
         if self.expand and self.ratio:
@@ -176,7 +178,7 @@ class MobileNetV3:
     levels: tuple[int, ...] = ()
     transforms: bool = False
     norm_eps: float = field(default=1e-5, validator=[gt(0), lt(1)])
-    resize_mode: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    resize_mode: ResizeMode = "bilinear"
 
     layout = Layout
     example: ClassVar[Mapping[str, Any]] = {

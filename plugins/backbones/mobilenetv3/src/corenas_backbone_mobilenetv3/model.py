@@ -16,7 +16,6 @@ from corenas_mutable_slices import (
     Conv2dSlice,
     ConvNormAct,
     ElasticDepth,
-    InputResize,
     LinearSlice,
     MixedOp,
     Residual,
@@ -34,10 +33,9 @@ if TYPE_CHECKING:
 def supernet(layout: Layout, options: MobileNetV3) -> Staged:
     """The supernet of one space: (n, in_channels, h, w) -> [(n, features)], or the maps of the levels."""
 
-    def wide(width: Value) -> Value:
-        return make_divisible(width * options.width_mult, 8)
+    def wide(width: Value, mult: float = options.width_mult) -> Value:
+        return make_divisible(width * mult, 8)
 
-    resize = None if layout.resolution is None else InputResize(layout.resolution, options.resize_mode)
     width = wide(layout.stem.width)
     stem = ConvNormAct(options.in_channels, width, 3, layout.stem.stride, act=layout.stem.act, eps=options.norm_eps)
     stages = []
@@ -47,11 +45,13 @@ def supernet(layout: Layout, options: MobileNetV3) -> Staged:
         except UserError as error:
             raise error.under("stages", number) from None
         width = wide(stage.width)
-    head = layout.head
-    expanded = make_divisible(rounded(width * head.ratio), 8) if head.ratio else head.expand and wide(head.expand)
-    features = head.width and wide(head.width)
-    final = _final(head, width, expanded, features, options.norm_eps)
-    model = Staged(stem, stages, (final, features or expanded or width), options.levels, resize)
+    head, mult = layout.head, options.width_mult
+    last = {"always": mult, "up": max(mult, 1), "never": 1}[head.scale]
+    before = head.expand and wide(head.expand, mult if head.width else last)
+    expanded = make_divisible(rounded(width * head.ratio), 8) if head.ratio else before
+    features = head.width and wide(head.width, last)
+    final = _final(head, width, expanded, features, options.norm_eps), features or expanded or width
+    model = Staged(stem, stages, final, options.levels, layout.resolution, options.resize_mode)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):  # fan-out of the whole layer, depthwise or not, as in OFA's code
             outputs, _, *kernel = module.weight.shape
@@ -85,17 +85,16 @@ def _stage(stage: Stage, inputs: Value, width: Value, options: MobileNetV3) -> E
 
 def _one_of(op: Value | str, block: Any) -> MixedOp:
     """One of several blocks by their names, each with weights of its own."""
-    op = op if isinstance(op, Value) else Constant(op)
-    candidates: dict[str, nn.Module] = {}
-    for name in op.possible:
+
+    def candidate(name: str) -> nn.Module:
         said = kernel_and_expand(name)
         if said is not None:
-            candidates[name] = block(kernel=Constant(said[0]), expand=Constant(said[1]))
-        elif block.keywords["stride"] > 1 or block.args[0] != block.args[1]:
+            return block(kernel=Constant(said[0]), expand=Constant(said[1]))
+        if block.keywords["stride"] > 1 or block.args[0] != block.args[1]:
             raise UserError('"skip" in a block that changes the shape of its input', key=("op",))
-        else:
-            candidates[name] = nn.Identity()
-    return MixedOp(candidates, op)
+        return nn.Identity()
+
+    return MixedOp.of(op, candidate)
 
 
 def inverted_residual(

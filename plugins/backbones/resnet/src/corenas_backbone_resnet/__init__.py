@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from attrs import Factory, field, frozen
+from attrs import field, frozen
 from attrs.validators import ge, optional
 
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value, as_value, equals, make_divisible, rounded
-from corenas_mutable_slices.layouts import check_blocks, each, odd, of_block, positive, whole
+from corenas_mutable_slices.layouts import (
+    ResizeMode,
+    check_blocks,
+    depth_of_blocks,
+    each,
+    odd,
+    of_block,
+    positive,
+    whole,
+)
 
 if TYPE_CHECKING:
     from corenas_mutable_slices import Staged
@@ -29,7 +38,8 @@ class Stem:
     kernel: of the first convolution, odd
     stride: of the first convolution, 1 for small images
     inner: channels of all convolutions but the last; without it there is one convolution alone
-    depth: where there is `inner`, the number of convolutions between the first and the last, each with a shortcut
+    depth: where there is `inner`, the number of convolutions between the first and the last
+    shortcut: whether each of those has one past it, as in Once-for-All; ResNet-D's have none
     pool: whether max pooling, 3x3 with stride 2, follows
     """
 
@@ -39,6 +49,7 @@ class Stem:
     inner: Value | None = field(default=None, validator=optional(whole))
     depth: Value = field(default=Constant(0),
                          validator=each(lambda n: isinstance(n, int) and n >= 0, "whole numbers"))  # fmt: skip
+    shortcut: bool = True
     pool: bool = True
 
     def __attrs_post_init__(self) -> None:
@@ -74,8 +85,7 @@ class Blocks:
     ratio: Value | None = field(default=None, validator=optional(positive))
     groups: Value = field(default=Constant(1), validator=whole)
     blocks: tuple[Block, ...] = ()
-    depth: Value = field(default=Factory(lambda self: Constant(len(self.blocks) or 1), takes_self=True),
-                         validator=whole)  # fmt: skip
+    depth: Value = depth_of_blocks()
 
     def __attrs_post_init__(self) -> None:
         check_blocks(self, ("ratio",))
@@ -110,12 +120,13 @@ class Stage:
         tables = [kind for kind in KINDS if getattr(self, kind) is not None]
         if not {*self.choice.possible} <= {*tables} or (self.op is None and len(tables) > 1):
             text = f"the stage has {' and '.join(tables) or 'no'} blocks"
-            raise UserError(text, key=("op",), hint="each choice of `op` needs a table of its name")
+            found = f": {', '.join(map(str, self.choice.possible))}" if self.op is not None else ""
+            raise UserError(text, key=("op",), hint=f"each choice of `op` needs a table of its name{found}")
 
     @property
     def choice(self) -> Value:
         """The kind that is chosen."""
-        return as_value(self.op or ("basic" if self.bottleneck is None else "bottleneck"))  # type: ignore[arg-type]
+        return as_value(self.op or ("basic" if self.bottleneck is None else "bottleneck"))
 
     @property
     def kinds(self) -> Mapping[str, Blocks]:
@@ -161,7 +172,7 @@ class ResNet:
 
     in_channels: int = field(default=3, validator=ge(1))
     levels: tuple[int, ...] = ()
-    resize_mode: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    resize_mode: ResizeMode = "bilinear"
 
     layout = Layout
     example: ClassVar[Mapping[str, Any]] = {

@@ -11,7 +11,6 @@ from corenas.value import Value
 from corenas_mutable_slices import (
     ConvNormAct,
     ElasticDepth,
-    InputResize,
     MixedOp,
     Residual,
     Shortcut,
@@ -27,15 +26,14 @@ if TYPE_CHECKING:
 
 def supernet(layout: Layout, options: ResNet) -> Staged:
     """The supernet of one space: (n, in_channels, h, w) -> [(n, width of the last stage, 1, 1)]."""
-    resize = None if layout.resolution is None else InputResize(layout.resolution, options.resize_mode)
     pool = layout.shortcut == "pool"
     inputs, stages = layout.stem.width, []
     for stage in layout.stages:
         kinds = {kind: _blocks(kind, own, inputs, stage.stride, pool) for kind, own in stage.kinds.items()}
         stages.append((MixedOp(kinds, stage.choice), stage.width))
         inputs = stage.width
-    final = nn.AdaptiveAvgPool2d(1), inputs
-    model = Staged(_stem(layout.stem, options.in_channels), stages, final, options.levels, resize)
+    stem, final = _stem(layout.stem, options.in_channels), (nn.AdaptiveAvgPool2d(1), inputs)
+    model = Staged(stem, stages, final, options.levels, layout.resolution, options.resize_mode)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -45,8 +43,8 @@ def supernet(layout: Layout, options: ResNet) -> Staged:
 def _stem(stem: Stem, channels: int) -> nn.Sequential:
     layers: dict[str, nn.Module] = {"first": ConvNormAct(channels, stem.inner or stem.width, stem.kernel, stem.stride)}
     if stem.inner is not None:
-        middle = [Residual({"conv": ConvNormAct(stem.inner, stem.inner, 3)}, nn.Identity())
-                  for _ in range(stem.depth.largest)]  # fmt: skip
+        past = nn.Identity() if stem.shortcut else None
+        middle = [Residual({"conv": ConvNormAct(stem.inner, stem.inner, 3)}, past) for _ in range(stem.depth.largest)]
         layers |= {"middle": ElasticDepth(middle, stem.depth), "last": ConvNormAct(stem.inner, stem.width, 3)}
     if stem.pool:
         layers["pool"] = nn.MaxPool2d(3, stride=2, padding=1)

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from attrs import Factory, field, frozen
+from attrs import field, frozen
 from attrs.validators import ge, optional
 
 from corenas.errors import Fault, UserError, refuse
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value
-from corenas_mutable_slices.layouts import check_blocks, of_block, one_of, positive, whole
+from corenas_mutable_slices.layouts import (
+    PooledHead,
+    ResizeMode,
+    check_blocks,
+    depth_of_blocks,
+    of_block,
+    one_of,
+    positive,
+    whole,
+)
 
 if TYPE_CHECKING:
     from corenas_mutable_slices import Staged
@@ -68,8 +77,7 @@ class Stage:
     op: Value | Op | None = field(default=None, validator=optional(one_of(get_args(Op))))
     ratio: Value = field(default=Constant(1), validator=positive)
     blocks: tuple[Block, ...] = ()
-    depth: Value = field(default=Factory(lambda self: Constant(len(self.blocks) or 1), takes_self=True),
-                         validator=whole)  # fmt: skip
+    depth: Value = depth_of_blocks()
     stride: int = field(default=2, validator=ge(1))
     projection: int | None = field(default=None, validator=optional(ge(1)))
 
@@ -81,19 +89,8 @@ class Stage:
 
     def projected(self, inputs: int) -> int | None:
         """How many channels the first block projects, None if it splits them instead."""
-        return (
-            None if self.projection is None and (self.stride, self.width) == (1, inputs) else self.projection or inputs
-        )
-
-
-@frozen
-class Head:
-    """What follows the last stage: a 1x1 convolution and pooling.
-
-    width: its output channels, the features that the task's head sees
-    """
-
-    width: Value = field(validator=whole)
+        keeps_the_shape = (self.stride, self.width) == (1, inputs)
+        return self.projection or (None if keeps_the_shape else inputs)
 
 
 @frozen
@@ -108,7 +105,7 @@ class Layout:
 
     stem: Stem
     stages: tuple[Stage, ...]
-    head: Head
+    head: PooledHead
     resolution: Value | None = field(default=None, validator=optional(whole))
 
     def __attrs_post_init__(self) -> None:
@@ -138,7 +135,7 @@ class ShuffleNetV2:
     in_channels: int = field(default=3, validator=ge(1))
     norm_affine: bool = True
     levels: tuple[int, ...] = ()
-    resize_mode: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    resize_mode: ResizeMode = "bilinear"
 
     layout = Layout
     example: ClassVar[Mapping[str, Any]] = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from corenas.value import Value, as_value, rounded
-from corenas_mutable_slices import ConvNormAct, ElasticDepth, InputResize, MixedOp, Staged
+from corenas.value import Value, rounded
+from corenas_mutable_slices import ConvNormAct, ElasticDepth, MixedOp, Staged
 from corenas_mutable_slices.layouts import of_block
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ KERNELS = {"shuffle_3x3": 3, "shuffle_5x5": 5, "shuffle_7x7": 7, "shuffle_xcepti
 
 def supernet(layout: Layout, options: ShuffleNetV2) -> Staged:
     """The supernet of one space: (n, in_channels, h, w) -> [(n, head width, 1, 1)]."""
-    resize = None if layout.resolution is None else InputResize(layout.resolution, options.resize_mode)
     width = layout.stem.width
     first = ConvNormAct(options.in_channels, width, 3, layout.stem.stride)
     stem = nn.Sequential(first, nn.MaxPool2d(3, 2, 1)) if layout.stem.pool else first
@@ -29,7 +27,7 @@ def supernet(layout: Layout, options: ShuffleNetV2) -> Staged:
         stages.append((_stage(stage, width), stage.width))
         width = stage.width
     final = nn.Sequential(ConvNormAct(width, layout.head.width), nn.AdaptiveAvgPool2d(1))
-    model = Staged(stem, stages, (final, layout.head.width), options.levels, resize)
+    model = Staged(stem, stages, (final, layout.head.width), options.levels, layout.resolution, options.resize_mode)
     for module in model.modules():  # all as in SPOS's code
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=1 / module.weight.shape[1])
@@ -55,14 +53,11 @@ def _stage(stage: Stage, inputs: int) -> ElasticDepth:
 
 
 def _block(op: Value | Op, inputs: int, width: int, inner: Value, projected: int | None, stride: int) -> ShuffleBlock:
-    def choice(candidate: Callable[[str], nn.Module]) -> MixedOp:
-        return MixedOp({name: candidate(name) for name in as_value(op).possible}, op)  # type: ignore[arg-type]
-
     if projected is None:
-        return ShuffleBlock(choice(lambda name: layers(name, width // 2, inner, width // 2)))
+        return ShuffleBlock(MixedOp.of(op, lambda name: layers(name, width // 2, inner, width // 2)))
     return ShuffleBlock(
-        choice(lambda name: layers(name, inputs, inner, width - projected, stride)),
-        choice(lambda name: projection(name, inputs, projected, stride)),
+        MixedOp.of(op, lambda name: layers(name, inputs, inner, width - projected, stride)),
+        MixedOp.of(op, lambda name: projection(name, inputs, projected, stride)),
     )
 
 

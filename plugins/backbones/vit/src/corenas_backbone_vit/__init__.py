@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from attrs import Factory, field, frozen
+from attrs import field, frozen
 from attrs.validators import ge, gt, lt, optional
 
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value
-from corenas_mutable_slices.layouts import check_blocks, positive, whole
+from corenas_mutable_slices.layouts import ResizeMode, check_blocks, depth_of_blocks, of_block, positive, whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,8 +45,7 @@ class Stage:
     head_dim: Value = field(default=Constant(64), validator=whole)
     mlp_ratio: Value | None = field(default=None, validator=optional(positive))
     blocks: tuple[Block, ...] = ()
-    depth: Value = field(default=Factory(lambda self: Constant(len(self.blocks) or 1), takes_self=True),
-                         validator=whole)  # fmt: skip
+    depth: Value = depth_of_blocks()
 
     def __attrs_post_init__(self) -> None:
         check_blocks(self, ("heads", "mlp_ratio"))
@@ -77,6 +76,11 @@ class Layout:
         if self.resolution % self.patch:
             text = f"images of {self.resolution} pixels have no whole number of patches of {self.patch}"
             raise UserError(text, key=("resolution",))
+        for i, stage in enumerate(self.stages):
+            ratios = [of_block(stage, j, "mlp_ratio") for j in range(stage.depth.largest)]
+            narrowest = self.width.possible[0] * min(ratio.possible[0] for ratio in ratios)
+            if narrowest < 1:
+                raise UserError(f"an MLP would have {narrowest:g} inner features", key=("stages", i, "mlp_ratio"))
 
 
 @frozen
@@ -98,7 +102,7 @@ class VisionTransformer:
     levels: tuple[int, ...] = ()
     dropout: float = field(default=0.0, validator=[ge(0), lt(1)])
     drop_path: float = field(default=0.0, validator=[ge(0), lt(1)])
-    resize_mode: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    resize_mode: ResizeMode = "bilinear"
 
     layout = Layout
     example: ClassVar[Mapping[str, Any]] = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from corenas.value import Value, rounded
 from corenas_mutable_attention import LayerNormSlice, MultiHeadAttention, ParameterSlice, PatchEmbedding, qkv
-from corenas_mutable_slices import DropPath, ElasticDepth, InputResize, LinearSlice, Residual, Staged, activation
+from corenas_mutable_slices import DropPath, ElasticDepth, LinearSlice, Residual, Staged, activation
 from corenas_mutable_slices.layouts import of_block
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def supernet(layout: Layout, options: VisionTransformer) -> Staged | Maps:
         stages.append((ElasticDepth(blocks, stage.depth), layout.width))
     norm = LayerNormSlice(layout.width, layout.norm_eps)
     final = nn.Sequential(OrderedDict(norm=norm, pool=Pool(layout.pool)))
-    resize = InputResize(layout.resolution, options.resize_mode)
-    model = Staged(stem, stages, (final, layout.width), options.levels, resize)
+    model = Staged(stem, stages, (final, layout.width), options.levels, layout.resolution, options.resize_mode)
     for module in model.modules():
         if isinstance(module, nn.Linear):  # as in ViT's code; DeiT's 0.02 suits widths of 768
             nn.init.xavier_uniform_(module.weight)

@@ -13,7 +13,7 @@ from corenas.hookspecs import hookimpl
 from corenas.options import structure as structured
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value, as_value
-from corenas_mutable_slices.layouts import odd, one_of, whole
+from corenas_mutable_slices.layouts import ResizeMode, odd, one_of, whole
 
 if TYPE_CHECKING:
     from corenas_mutable_slices import Staged
@@ -65,7 +65,7 @@ class SuperBlock:
     stride: int = field(default=1, validator=ge(1))
 
     def __attrs_post_init__(self) -> None:
-        for op in as_value(self.op).possible:  # type: ignore[arg-type]
+        for op in as_value(self.op).possible:
             refuse(Fault(f"required key is missing: {op} needs it", (name,))
                    for name in NEEDS[op] if getattr(self, name) is None)  # fmt: skip
 
@@ -126,7 +126,7 @@ class ZenNet:
     residual: bool = True
     in_channels: int = field(default=3, validator=ge(1))
     levels: tuple[int, ...] = ()
-    resize_mode: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    resize_mode: ResizeMode = "bilinear"
 
     layout = Layout
     example: ClassVar[Mapping[str, Any]] = {

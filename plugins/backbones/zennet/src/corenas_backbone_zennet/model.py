@@ -11,7 +11,6 @@ from corenas.value import Value, as_value, equals, rounded
 from corenas_mutable_slices import (
     ConvNormAct,
     ElasticDepth,
-    InputResize,
     MixedOp,
     Residual,
     Shortcut,
@@ -34,7 +33,6 @@ def supernet(layout: Layout, options: ZenNet) -> Staged:
 
     Weights are drawn as torch draws them.
     """
-    resize = None if layout.resolution is None else InputResize(layout.resolution, options.resize_mode)
     width = layout.stem.width
     stem = convolutions(layout.stem, as_value(options.in_channels))
     stages = []
@@ -42,13 +40,13 @@ def supernet(layout: Layout, options: ZenNet) -> Staged:
         stages.append((_stage(stage, width, options), stage.width))
         width = stage.width
     final = nn.Sequential(convolutions(layout.head, width), nn.AdaptiveAvgPool2d(1))
-    return Staged(stem, stages, (final, layout.head.width), options.levels, resize)
+    return Staged(stem, stages, (final, layout.head.width), options.levels, layout.resolution, options.resize_mode)
 
 
 def _stage(stage: SuperBlock, inputs: Value, options: ZenNet) -> nn.Module:
-    op = as_value(stage.op)  # type: ignore[arg-type]
-    of_type = {name: super_block(name, stage, inputs, options.se, options.residual) for name in op.possible}
-    return MixedOp(of_type, op) if op.keys else of_type[op.largest]
+    op = as_value(stage.op)
+    of_type = partial(super_block, stage=stage, inputs=inputs, se=options.se, residual=options.residual)
+    return MixedOp.of(op, of_type) if op.keys else of_type(op.largest)
 
 
 def convolutions(table: SuperConv | SuperBlock, inputs: Value) -> ElasticDepth:

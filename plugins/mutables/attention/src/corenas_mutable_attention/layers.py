@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +14,7 @@ from torch import Tensor, nn
 from corenas.cost import LayerCost, conv_cost, norm_cost
 from corenas.mutable import Values, chosen
 from corenas.value import Dimension, Value
-from corenas_mutable_slices.layers import Size, take
-
-Plain = TypeVar("Plain", bound=nn.Module)
-
-
-def _filled(plain: Plain, source: nn.Module, **tensors: Tensor) -> Plain:
-    """A plain layer (on the meta device, so nothing was drawn for it) with copies of weights, in the source's mode."""
-    copies = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    plain.load_state_dict(copies, assign=True)
-    return plain.train(source.training)
+from corenas_mutable_slices.layers import Size, filled, take
 
 
 class LayerNormSlice(nn.LayerNorm):
@@ -55,7 +46,7 @@ class LayerNormSlice(nn.LayerNorm):
     def export(self) -> nn.LayerNorm:
         """The chosen part as a plain layer norm."""
         weight, bias = self.active()
-        return _filled(nn.LayerNorm(weight.shape, self.eps, device="meta"), self, weight=weight, bias=bias)
+        return filled(nn.LayerNorm(weight.shape, self.eps, device="meta"), self, weight=weight, bias=bias)
 
 
 class ParameterSlice(nn.Module):
@@ -121,4 +112,4 @@ class PatchEmbedding(nn.Conv2d):
         weight, bias = self.active()
         outputs, inputs, *kernel = weight.shape
         plain = nn.Conv2d(inputs, outputs, kernel, self.stride, device="meta")  # type: ignore[arg-type]
-        return _filled(plain, self, weight=weight, bias=bias)
+        return filled(plain, self, weight=weight, bias=bias)

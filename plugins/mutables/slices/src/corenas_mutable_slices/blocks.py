@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,10 +28,15 @@ class MixedOp(nn.Module):
         super().__init__()
         self.candidates = nn.ModuleDict({str(name): module for name, module in candidates.items()})
         self.names = tuple(candidates)
-        self.values: Values = {"op": as_value(op)}  # type: ignore[arg-type]
-        if missing := [name for name in as_value(op).possible if name not in candidates]:  # type: ignore[arg-type]
+        self.values: Values = {"op": as_value(op)}
+        if missing := [name for name in as_value(op).possible if name not in candidates]:
             raise ValueError(f"no candidate for {missing}; there are {list(candidates)}")
         self.choice: Mapping[str, Any] = chosen(self.values)
+
+    @classmethod
+    def of(cls, op: Value | str, candidate: Callable[[Any], nn.Module]) -> MixedOp:
+        """One of the operations that a function gives for the choices of `op`."""
+        return cls({name: candidate(name) for name in as_value(op).possible}, op)
 
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """Each candidate runs where it is the choice."""
@@ -166,8 +171,7 @@ class Shortcut(nn.Module):
         super().__init__()
         differs = Constant(1) if always else as_value(1) - equals(inputs, outputs)
         self.values: Values = {"differs": differs}
-        widest = {key: max(choices) for key, choices in differs.domains.items()}
-        self.choice: Mapping[str, Any] = {"differs": differs(widest)}
+        self.choice: Mapping[str, Any] = chosen(self.values)
         if differs.largest:
             self.projection = projection
 
@@ -261,6 +265,7 @@ class Staged(nn.Module):
     final: what follows the last stage, with the dimension of its output
     levels: numbers of stages, from 1, whose outputs are the features, as detection wants them; nothing follows the last
         of them. Without levels the output of `final` is the only feature.
+    resolution: side of the square that images are resized to; without it they stay as they are
     Raises UserError for levels that there are not.
     """
 
@@ -270,14 +275,15 @@ class Staged(nn.Module):
         stages: Sequence[tuple[nn.Module, Size]],
         final: tuple[nn.Module, Size],
         levels: Sequence[int] = (),
-        resize: InputResize | None = None,
+        resolution: Value | int | None = None,
+        resize_mode: str = "bilinear",
     ) -> None:
         super().__init__()
         if any(not 1 <= level <= len(stages) for level in levels) or [*levels] != sorted({*levels}):
             text = f"levels {[*levels]}: expected numbers of stages in order, 1 to {len(stages)}"
-            raise UserError(text, hint="an option of the backbone")
-        if resize is not None:
-            self.resize = resize
+            raise UserError(text, key=("backbone", "levels"))
+        if resolution is not None:
+            self.resize = InputResize(resolution, resize_mode)
         self.stem, self.levels = stem, tuple(levels)
         kept = stages[: levels[-1]] if levels else stages
         self.stages = nn.Sequential(*(stage for stage, _ in kept))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from corenas.errors import UserError
+from corenas.export import flat_name
 from corenas.mutable import Exportable, Gated, apply
 
 Rename = Callable[[str], str]
@@ -22,11 +22,14 @@ def load(model: nn.Module, arch: Mapping[str, Any], state: Mapping[str, Tensor],
     """Give the weights of a published network to the subnet of a supernet that is that network.
 
     model: a supernet; what of its weights the arch does not use stays as it is
-    state: the published network's state dict; counts of batches, which old files lack, may be missing
+    state: the published network's state dict; counts of batches, which old files lack, may be missing, and buffers that
+        the supernet's own state dict leaves out, since they follow from its shape, are passed over
     Raises UserError for weights that are missing, have another shape (axes of length 1 apart) or are left over, and if
     the subnet has weights that are computed rather than a part of the supernet's; the model is then as it was.
     """
-    left, wrong, writes = dict(state), [], []
+    derived = {rename(_flat(name)) for name in dict(model.named_buffers()).keys() - model.state_dict().keys()}
+    left = {name: tensor for name, tensor in state.items() if name not in derived}
+    wrong, writes = [], []
     with apply(model, arch):
         for name, whole, numbers in _tensors(model, arch):
             theirs = rename(name)
@@ -103,8 +106,7 @@ def _tensors(
 
 
 def _flat(path: str) -> str:
-    """The name that `corenas.export` gives to a part."""
-    return re.sub(r"\W", "_", path.removeprefix(".").removeprefix("backbone."))
+    return flat_name(path.removeprefix("."))
 
 
 def _is_leaf(module: nn.Module) -> bool:

@@ -100,7 +100,7 @@ class Conv2dSlice(nn.Conv2d):
             self.groups, self.in_channels = outs, outs
         self.values: Values = dims | {"kernel": kernel}
         if not self.depthwise and groups != 1:
-            self.values = {**self.values, "groups": as_value(groups), "per_group": per_group}  # type: ignore[arg-type]
+            self.values = {**self.values, "groups": as_value(groups), "per_group": per_group}
         self.transforms: nn.ModuleList | None = None
         if transforms and len(kernel.possible) > 1:  # from the largest down: each begins with what the last one gave
             self.transforms = nn.ModuleList(KernelTransform(size) for size in kernel.possible[-2::-1])
@@ -157,7 +157,8 @@ class Conv2dSlice(nn.Conv2d):
         plain = nn.Conv2d(
             inputs, outputs, self.choice["kernel"], bias=self.bias is not None, device="meta", **self._shape()
         )
-        return _filled(plain, self, *self.active())
+        weight, bias = self.active()
+        return filled(plain, self, weight=weight, bias=bias)
 
 
 class LinearSlice(nn.Linear):
@@ -190,7 +191,9 @@ class LinearSlice(nn.Linear):
     def export(self) -> nn.Linear:
         """The chosen part as a plain linear layer."""
         inputs, outputs = (sum(self.choice[name]) for name in ("inputs", "outputs"))
-        return _filled(nn.Linear(inputs, outputs, self.bias is not None, device="meta"), self, *self.active())
+        weight, bias = self.active()
+        plain = nn.Linear(inputs, outputs, self.bias is not None, device="meta")
+        return filled(plain, self, weight=weight, bias=bias)
 
 
 def _in_force(name: str) -> Any:
@@ -240,7 +243,7 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         rows = {number: row for row, number in enumerate(switch.possible)}
         self._buffers.update({name: torch.stack([getattr(self, name)] * len(rows)) for name in self._buffers})
         self.values = {**self.values, "switch": switch}
-        self.choice = {**self.choice, "switch": switch.largest}
+        self.choice = {**self.choice, **chosen({"switch": switch})}
         self.rows = rows
 
     def active(self) -> list[Tensor | None]:
@@ -291,13 +294,8 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         """The chosen part as a plain batch norm."""
         weight, bias, mean, var = self.active()
         plain = nn.BatchNorm2d(sum(self.choice["outputs"]), self.eps, self.momentum, self.affine, device="meta")
-        plain = _filled(plain, self, weight, bias)
-        for name, part in (("running_mean", mean), ("running_var", var)):
-            assert part is not None
-            setattr(plain, name, part.detach().clone())
-        assert self.num_batches_tracked is not None
-        plain.num_batches_tracked = self.num_batches_tracked.detach().clone()
-        return plain
+        return filled(plain, self, weight=weight, bias=bias, running_mean=mean, running_var=var,
+                      num_batches_tracked=self.num_batches_tracked)  # fmt: skip
 
 
 def per_width_statistics(model: nn.Module, width: Value | None = None) -> None:
@@ -332,11 +330,11 @@ def _synchronised_norm(
     return (normed if bias is None else normed + bias[:, None, None]).to(given)
 
 
-def _filled(plain: Plain, source: nn.Module, weight: Tensor | None, bias: Tensor | None) -> Plain:
-    """A plain layer (on the meta device, so nothing was drawn for it) with copies of weights, in the source's mode."""
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None:
-            setattr(plain, name, nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format)))
+def filled(plain: Plain, source: nn.Module, **tensors: Tensor | None) -> Plain:
+    """A plain layer (on the meta device, so nothing was drawn for it) with copies of tensors, in the source's mode."""
+    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format)
+              for name, tensor in tensors.items() if tensor is not None}  # fmt: skip
+    plain.load_state_dict(copies, assign=True)
     return plain.train(source.training)
 
 

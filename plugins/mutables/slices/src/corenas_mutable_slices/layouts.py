@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Literal
+
+from attrs import Factory, field, frozen
 
 from corenas.errors import Fault, UserError
-from corenas.value import Value
+from corenas.value import Constant, Value, as_value
+
+ResizeMode = Literal["nearest", "bilinear", "bicubic"]
+"""How images can be resized."""
 
 
 def each(test: Callable[[Any], bool], expected: str) -> Callable[[Any, Any, Value], None]:
@@ -27,7 +32,7 @@ def one_of(names: Collection[str]) -> Callable[[Any, Any, Any], None]:
     """A validator for attrs: a string, or every string that a variable can be, is one of these names."""
 
     def validator(instance: object, attribute: object, value: Value | str) -> None:
-        wrong = [name for name in (value.possible if isinstance(value, Value) else [value]) if name not in names]
+        wrong = [name for name in as_value(value).possible if name not in names]
         if wrong:
             raise ValueError(f"expected {', '.join(names)}, found {wrong[0]!r}")
 
@@ -37,6 +42,21 @@ def one_of(names: Collection[str]) -> Callable[[Any, Any, Any], None]:
 positive = each(lambda n: n > 0, "numbers above 0")
 whole = each(lambda n: isinstance(n, int) and n >= 1, "whole numbers of at least 1")
 odd = each(lambda n: isinstance(n, int) and n >= 1 and n % 2 == 1, "odd whole numbers of at least 1")
+
+
+def depth_of_blocks() -> Any:
+    """A field of attrs for `depth`: at least 1; without it as many as `blocks` has, else one."""
+    return field(default=Factory(lambda self: Constant(len(self.blocks) or 1), takes_self=True), validator=whole)
+
+
+@frozen
+class PooledHead:
+    """What follows the last stage: a 1x1 convolution and pooling.
+
+    width: its output channels, the features that the task's head sees
+    """
+
+    width: Value = field(validator=whole)
 
 
 def check_blocks(stage: Any, names: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from corenas.calibrate import statistics_kept
 from corenas.errors import UserError, did_you_mean
 from corenas.mutable import Gated, Resizing, apply, mutables
 from corenas.space import SearchSpace
-from corenas.value import Dimension, Value, grid
+from corenas.value import Dimension, Value, grid, largest_of
 
 Importance = Callable[[Any], "Tensor | None"]
 """From a group of torch-pruning to the importance of each of its channels; None where the measure has none."""
@@ -111,12 +111,12 @@ def sort_channels(
     widths = {key for value in values if isinstance(value, Dimension) for key in value.keys}
     if not widths:
         return Sorted((), ())
-    kept = {key: [_largest(own)] if key in widths else own for key, own in domains.items()}
+    kept = {key: [largest_of(own)] if key in widths else own for key, own in domains.items()}
     if keep is not None:
         kept = {key: keep[key].choices for key in domains}
     small = {key: min(kept[key]) for m in mutables(model) if isinstance(m, Resizing)
              for name in m.resizes for key in m.values[name].keys}  # fmt: skip
-    first = {key: _largest(domains[key] if key in widths else own) for key, own in kept.items()} | small
+    first = {key: largest_of(domains[key] if key in widths else own) for key, own in kept.items()} | small
     archs = [*{tuple(arch.items()): arch for arch in (first, *_variants(model, first, kept))}.values()]
     ties = _Ties(model, kept)
     with statistics_kept(model), torch.enable_grad():
@@ -129,10 +129,6 @@ def sort_channels(
     moves = _sound(model, [*archs, *some], example.shape, ties.moves())
     _permute(model, moves)
     return ties.sorted(moves)
-
-
-def _largest(choices: Sequence[Any]) -> Any:
-    return choices[0] if isinstance(choices[0], str) else max(choices)
 
 
 def _variants(

@@ -3,47 +3,72 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from corenas.contracts import Backbone
-from corenas.cost import Cost
 from corenas.space import Float, Int, SearchSpace
-from corenas.supernet import Supernet
+from corenas.supernet import build_supernet, supernet_cost
 from corenas.value import Constant, Variable
 from corenas_tool_inspect.table import columns
+
+
+class _Headless:
+    """A task as far as a backbone's cost is concerned."""
+
+    def __init__(self, example: torch.Tensor) -> None:
+        self.example = example
+
+    def head(self, feat_dims: object) -> torch.nn.Module:
+        return torch.nn.Identity()
 
 
 def drawn(backbone: Backbone, space: SearchSpace, image: Sequence[int]) -> dict[str, Any]:
     """A backbone's space as plain data: a row for each of its tables, its size, the costs of its extremes.
 
     image: (channels, height, width)
-    Raises UserError if the space is none for this backbone.
+    Raises UserError if the space, or the image, is none for this backbone.
     """
     with torch.device("meta"):
-        body = backbone.build(space)
-        cost = Cost(Supernet(body, torch.nn.Identity()), space, torch.empty(1, *image))
+        task: Any = _Headless(torch.empty(1, *image))
+        cost = supernet_cost(build_supernet(backbone, space, task), space, task)
     extremes = cost.of([space.smallest(), space.largest()])
     return {
         "tables": [{"table": path, **cells} for path, cells in _merged([*_rows(space.tree, "space")])],
         "image": [*image],
         "variables": len(space.variables),
+        "named": any(len(v.choices) > 1 and isinstance(v.choices[0], str) for v in space.variables),
         "size": space.size if space.finite else None,
         "cost": dict(zip(("min", "max"), extremes, strict=True)),
     }
 
 
-def lines(drawing: Mapping[str, Any]) -> Iterator[str]:
-    """A drawing as text."""
-    yield from columns(drawing["tables"])
+def lines(drawing: Mapping[str, Any], width: int) -> Iterator[str]:
+    """A drawing as text, for a terminal of so many columns: where a table is wider, each row names its keys."""
+    table = [*columns(drawing["tables"])]
+    yield from table if max(map(len, table)) <= width else _named(drawing["tables"], width)
     size = drawing["size"]
     archs = "archs without number" if size is None else f"{size:,} archs" if size < 10**9 else f"{size:.3g} archs"
+    image = "x".join(map(str, drawing["image"]))
     yield ""
-    yield f"{drawing['variables']} variables, {archs}; without a head, on {'x'.join(map(str, drawing['image']))}:"
+    yield f"{drawing['variables']} variables, {archs}; without the task's head, on {image}:"
     for name, costs in drawing["cost"].items():
         yield f"  {name}: {', '.join(f'{metric} {number:,}' for metric, number in costs.items())}"
+    if drawing["named"]:
+        yield "  (all numbers at their smallest or largest; of what is chosen by name, the first of each for both)"
+
+
+def _named(rows: Sequence[Mapping[str, str]], width: int) -> Iterator[str]:
+    """Rows with the key before each cell, folded."""
+    left = max(len(row["table"]) for row in rows) + 2
+    for row in rows:
+        text = ", ".join(f"{key} {cell}" for key, cell in row.items() if key != "table")
+        yield from textwrap.wrap(
+            text, max(width, left + 20), initial_indent=row["table"].ljust(left), subsequent_indent=" " * left
+        )
 
 
 def _rows(tree: Any, path: str) -> Iterator[tuple[str, dict[str, str]]]:

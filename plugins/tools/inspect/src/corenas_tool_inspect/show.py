@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import typing
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -15,7 +18,7 @@ from corenas.errors import UserError, did_you_mean
 from corenas.options import expectation, explanations, key_of, structure, to_table
 from corenas.plugins import KINDS, Catalogue, load_catalogue
 from corenas.space import SearchSpace
-from corenas.spec import Spec
+from corenas.spec import Places, Sources, Spec, key_lines
 from corenas_tool_inspect.archs import from_file
 from corenas_tool_inspect.table import print_json
 
@@ -60,6 +63,8 @@ def _drawing(cls: Any, options: Namespace) -> tuple[Any, list[str]]:
     """The space of a file, or else a backbone's example, drawn; nothing where there is none."""
     from corenas_tool_inspect.drawing import drawn, lines
 
+    if options.image < 1:
+        raise UserError(f"images have a side of at least 1 pixel, not {options.image}", key=("--image",))
     example = getattr(cls, "example", None)
     if options.space is not None:
         backbone, space = cls(), from_file(options.space, SearchSpace.from_table)
@@ -69,8 +74,18 @@ def _drawing(cls: Any, options: Namespace) -> tuple[Any, list[str]]:
         title, image = "an example", (1, 28, 28)
     else:
         return None, []
-    drawing = {"title": title, **drawn(backbone, space, image)}
-    return drawing, [f"{title}:", *lines(drawing)]
+    with _sources(options.space).locating() if options.space else nullcontext():
+        drawing = {"title": title, **drawn(backbone, space, image)}
+    width = shutil.get_terminal_size((10_000, 0)).columns  # a pipe has none: programs find whole tables
+    return drawing, [f"{title}:", *lines(drawing, width)]
+
+
+def _sources(file: str) -> Sources:
+    """Where the keys of a space stand that is drawn from its file."""
+    places: Places = {"": (file, 1, ())}
+    for key, line in key_lines(Path(file).read_text("utf-8")).items():
+        places[".".join(map(str, ("space", *key)))] = (file, line, key)
+    return Sources(places)
 
 
 def _options(cls: type) -> list[dict[str, Any]]:
@@ -81,7 +96,7 @@ def _options(cls: type) -> list[dict[str, Any]]:
     for attribute in attrs.fields(cls):
         default: Any = attribute.default
         if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-            default = [] if default.takes_self else default.factory()  # type: ignore[union-attr]
+            default = [] if default.takes_self else default.factory()
         name = key_of(attribute)
         row: dict[str, Any] = {"option": name, "expects": expectation(attribute.type)}
         row["required"] = default is attrs.NOTHING
