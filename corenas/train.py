@@ -204,17 +204,27 @@ class _Streams:
         self.taken = Counter(state)
 
 
+_EXPLAINED = (
+    ("more than 1 value per channel", "a batch norm sees one value of each channel and cannot tell their "
+     "variance", "more images in each part of a batch, larger images, or fewer strides"),
+    ("could not create a primitive", "torch cannot compute a layer of this network here",
+     "is a width, a kernel or a stride far from the others?"),
+    ("out of memory", "this training does not fit into memory", "a larger train.accumulate"),
+    ("can't allocate memory", "this training does not fit into memory", "a larger train.accumulate"),
+)  # fmt: skip
+"""What torch says of a step that a spec asks too much of, what it means, and what to do about it."""
+
+
 @contextmanager
 def _explained() -> Iterator[None]:
-    """What batch norm raises for maps of one pixel of one image is a mistake in the spec."""
+    """Raise UserError for what is a mistake in the spec rather than in the program."""
     try:
         yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        text = "a batch norm sees one value of each channel and cannot tell their variance"
-        hint = "more images in each part of a batch, larger images, or fewer strides"
-        raise UserError(text, key=("train", "batch_size"), hint=hint) from error
+    except (ValueError, RuntimeError) as error:
+        for words, text, hint in _EXPLAINED:
+            if words in str(error):
+                raise UserError(text, key=("train", "batch_size"), hint=hint) from error
+        raise
 
 
 def _tell_progress(model: nn.Module, share: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, optional
+from attrs.validators import ge, le, optional
 
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
@@ -44,7 +44,7 @@ class Stem:
 
     width: Value = field(validator=whole)
     kernel: Value = field(default=Constant(3), validator=odd)
-    stride: int = field(default=2, validator=ge(1))
+    stride: int = field(default=2, validator=[ge(1), le(16)])
 
 
 @frozen
@@ -78,7 +78,7 @@ class Stage:
     ratio: Value | None = field(default=None, validator=optional(positive))
     blocks: tuple[Block, ...] = ()
     depth: Value = depth_of_blocks()
-    stride: int = field(default=1, validator=ge(1))
+    stride: int = field(default=1, validator=[ge(1), le(16)])
 
     def __attrs_post_init__(self) -> None:
         check_blocks(self, ("op",))

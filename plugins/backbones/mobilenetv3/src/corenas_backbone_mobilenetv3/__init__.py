@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, lt, optional
+from attrs.validators import ge, gt, le, lt, optional
 
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
@@ -47,7 +47,7 @@ class Stem:
     """
 
     width: Value = field(validator=positive)
-    stride: int = field(default=2, validator=ge(1))
+    stride: int = field(default=2, validator=[ge(1), le(16)])
     act: Act = "h_swish"
 
 
@@ -104,7 +104,7 @@ class Stage:
     op: Value | str | None = field(default=None, validator=optional(_operations))
     blocks: tuple[Block, ...] = ()
     depth: Value = depth_of_blocks()
-    stride: int = field(default=1, validator=ge(1))
+    stride: int = field(default=1, validator=[ge(1), le(16)])
     act: Act = "relu"
     se: bool | Excitation = False
     shortcut: Literal["identity", "pool", "none"] = "identity"

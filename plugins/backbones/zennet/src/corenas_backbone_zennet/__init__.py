@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import Factory, field, frozen
-from attrs.validators import ge, optional
+from attrs.validators import ge, le, optional
 
 from corenas.errors import Fault, UserError, refuse
 from corenas.hookspecs import hookimpl
@@ -37,7 +37,7 @@ class SuperConv:
 
     width: Value = field(validator=whole)
     kernel: Value = field(validator=odd)
-    stride: int = field(default=1, validator=ge(1))
+    stride: int = field(default=1, validator=[ge(1), le(16)])
     depth: Value = field(default=Constant(1), validator=whole)
 
 
@@ -62,7 +62,7 @@ class SuperBlock:
     bottleneck: Value | None = field(default=None, validator=optional(whole))
     expand: Value | None = field(default=None, validator=optional(whole))
     depth: Value = field(default=Constant(1), validator=whole)
-    stride: int = field(default=1, validator=ge(1))
+    stride: int = field(default=1, validator=[ge(1), le(16)])
 
     def __attrs_post_init__(self) -> None:
         for op in as_value(self.op).possible:

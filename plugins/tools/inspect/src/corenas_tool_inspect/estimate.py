@@ -124,7 +124,7 @@ def _training(prepared: Prepared, size: int) -> float:
     trainer, task = start_trainer(prepared), prepared.task
     watched = _Watched(trainer)
     train(watched, prepared.supernet, task, prepared.spec.mutator, prepared.cost, device=prepared.device, limit=3)
-    ends = [*watched.ends.values()]
+    ends = [*watched.ends.values()] or [0.0]  # no epochs, no steps
     images = sum(phase.train.epochs for phase in trainer.phases) * task.splits["train"]
     return (ends[-1] - ends[0]) / max(1, len(ends) - 1) / size * images
 
