@@ -105,3 +105,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         settings = [f"--set={item}" for item in given.set]
         survive(given.spec, settings, given.kills, Path(place), given.seed, tell=lambda line: print(line, flush=True))
+    print(f"{given.kills} kills, the same outcome bit for bit")

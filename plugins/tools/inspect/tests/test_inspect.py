@@ -11,6 +11,13 @@ from corenas.testing.commands import command_checks
 from corenas.testing.distributions import distribution_checks
 from corenas_tool_inspect import corenas_commands
 
+
+@pytest.fixture(autouse=True)
+def piped(monkeypatch):
+    """No terminal, whose width others may have set: pytest's workers do."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 SPACES = Path(__file__).parents[4] / "spec" / "space"
 
 
