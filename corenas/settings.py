@@ -54,7 +54,7 @@ class Schedule:
     """
 
     type: str = "cosine"
-    warmup: float = field(default=0.0, validator=[ge(0), lt(math.inf)])
+    warmup: float = field(default=0.0, validator=[ge(0), lt(1e9)])
     floor: float = field(default=0.0, validator=[ge(0), le(1)])
     decay: float = field(default=0.97, validator=[gt(0), le(1)])
     every: float = field(default=1.0, validator=gt(0))

@@ -23,7 +23,7 @@ from corenas.train import train
 
 _ENOUGH = 1.0
 """Seconds of trying after which no larger batch is tried."""
-_FIRST = 8
+_FIRST = 2
 """Images of the first batch that is tried."""
 
 
