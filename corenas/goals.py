@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from corenas.contracts import Evaluator, LiveTask, Metric
 from corenas.cost import METRICS
@@ -46,9 +46,9 @@ def read_objectives(settings: SearchSettings, metrics: Mapping[str, Metric]) -> 
 
 
 def read_constraints(
-    bounds_of: Bounds, metrics: Mapping[str, Metric], largest: Mapping[str, float]
+    bounds_of: Bounds, metrics: Mapping[str, Metric], largest: Mapping[str, Callable[[], float]]
 ) -> list[Constraint]:
-    """Constraints in plain numbers; `largest` has the metrics that "60%" can be of.
+    """Constraints in plain numbers; `largest` has the metrics that "60%" can be of; it is asked for those alone.
 
     Raises UserError, keys relative to their table, with all mistakes.
     """
@@ -63,7 +63,8 @@ def read_constraints(
             hint = f"relative amounts are for {', '.join(largest)}"
             faults.append(Fault(f"{relative[0]!r}: {metric} is not known before the search", (metric,), hint=hint))
             continue
-        low, high = (parse_amount(end, largest.get(metric)) if isinstance(end, str) else end for end in ends)
+        most = largest[metric]() if relative else None
+        low, high = (parse_amount(end, most) if isinstance(end, str) else end for end in ends)
         if low > high:
             faults.append(Fault(f"the range {ends[0]} to {ends[1]} is empty", (metric,)))
         constraints.append(Constraint(metric, low, high))

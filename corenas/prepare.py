@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
             objectives = goals.read_objectives(spec.search, metrics)
     if "retrain" not in spec.algorithm.stages and spec.retrain != Retrain():
         faults.append(Fault("this algorithm has no retraining", ("retrain",), hint="leave this table out"))
-    largest = {metric: reachable(cost, metric)[1] for metric in METRICS} if any(spec.search.bounds) else {}
+    largest = {metric: partial(_most, cost, metric) for metric in METRICS}
     several = isinstance(spec.search.constraints, tuple)
     for i, bounds in enumerate(spec.search.bounds if metrics else ()):
         place = ("search", "constraints", i) if several else ("search", "constraints")
@@ -132,6 +133,10 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
             wanted.append(Wanted(constraints, Constrained(spec.space, cost, cheap)))
     refuse(faults)
     return Prepared(spec, task, supernet, cost, metrics, objectives, wanted, device)
+
+
+def _most(cost: Cost, metric: str) -> int:
+    return reachable(cost, metric)[1]
 
 
 def _trained_space(spec: Spec, folder: Path) -> SearchSpace:
