@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, le, optional
+from attrs.validators import ge, optional
 
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
@@ -21,6 +21,7 @@ from corenas_mutable_slices.layouts import (
     of_block,
     one_of,
     positive,
+    stride_field,
     whole,
 )
 
@@ -44,7 +45,7 @@ class Stem:
 
     width: Value = field(validator=whole)
     kernel: Value = field(default=Constant(3), validator=odd)
-    stride: int = field(default=2, validator=[ge(1), le(16)])
+    stride: int = stride_field(2)
 
 
 @frozen
@@ -78,7 +79,7 @@ class Stage:
     ratio: Value | None = field(default=None, validator=optional(positive))
     blocks: tuple[Block, ...] = ()
     depth: Value = depth_of_blocks()
-    stride: int = field(default=1, validator=[ge(1), le(16)])
+    stride: int = stride_field(1)
 
     def __attrs_post_init__(self) -> None:
         check_blocks(self, ("op",))

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, le, lt, optional
+from attrs.validators import ge, gt, lt, optional
 
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Value, as_value
-from corenas_mutable_slices.layouts import ResizeMode, check_blocks, depth_of_blocks, odd, positive, whole
+from corenas_mutable_slices.layouts import ResizeMode, check_blocks, depth_of_blocks, odd, positive, stride_field, whole
 
 if TYPE_CHECKING:
     from corenas_mutable_slices import Staged
@@ -47,7 +47,7 @@ class Stem:
     """
 
     width: Value = field(validator=positive)
-    stride: int = field(default=2, validator=[ge(1), le(16)])
+    stride: int = stride_field(2)
     act: Act = "h_swish"
 
 
@@ -104,7 +104,7 @@ class Stage:
     op: Value | str | None = field(default=None, validator=optional(_operations))
     blocks: tuple[Block, ...] = ()
     depth: Value = depth_of_blocks()
-    stride: int = field(default=1, validator=[ge(1), le(16)])
+    stride: int = stride_field(1)
     act: Act = "relu"
     se: bool | Excitation = False
     shortcut: Literal["identity", "pool", "none"] = "identity"

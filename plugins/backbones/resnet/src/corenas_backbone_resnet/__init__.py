@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from attrs import field, frozen
-from attrs.validators import ge, le, optional
+from attrs.validators import ge, optional
 
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
@@ -20,6 +20,7 @@ from corenas_mutable_slices.layouts import (
     odd,
     of_block,
     positive,
+    stride_field,
     whole,
 )
 
@@ -45,7 +46,7 @@ class Stem:
 
     width: Value = field(validator=whole)
     kernel: Value = field(default=Constant(7), validator=odd)
-    stride: int = field(default=2, validator=[ge(1), le(16)])
+    stride: int = stride_field(2)
     inner: Value | None = field(default=None, validator=optional(whole))
     depth: Value = field(default=Constant(0),
                          validator=each(lambda n: isinstance(n, int) and n >= 0, "whole numbers"))  # fmt: skip
@@ -112,7 +113,7 @@ class Stage:
     op: Value | Kind | None = None
     basic: Blocks | None = None
     bottleneck: Blocks | None = None
-    stride: int = field(default=1, validator=[ge(1), le(16)])
+    stride: int = stride_field(1)
 
     def __attrs_post_init__(self) -> None:
         if self.basic is not None and self.basic.groups != Constant(1):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from attrs import field, frozen
-from attrs.validators import ge, le, optional
+from attrs.validators import ge, optional
 
 from corenas.errors import Fault, UserError, refuse
 from corenas.hookspecs import hookimpl
@@ -20,6 +20,7 @@ from corenas_mutable_slices.layouts import (
     of_block,
     one_of,
     positive,
+    stride_field,
     whole,
 )
 
@@ -44,7 +45,7 @@ class Stem:
     """
 
     width: int = field(validator=ge(1))
-    stride: int = field(default=2, validator=[ge(1), le(16)])
+    stride: int = stride_field(2)
     pool: bool = False
 
 
@@ -78,7 +79,7 @@ class Stage:
     ratio: Value = field(default=Constant(1), validator=positive)
     blocks: tuple[Block, ...] = ()
     depth: Value = depth_of_blocks()
-    stride: int = field(default=2, validator=[ge(1), le(16)])
+    stride: int = stride_field(2)
     projection: int | None = field(default=None, validator=optional(ge(1)))
 
     def __attrs_post_init__(self) -> None:

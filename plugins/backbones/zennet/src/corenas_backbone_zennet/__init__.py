@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import Factory, field, frozen
-from attrs.validators import ge, le, optional
+from attrs.validators import ge, optional
 
 from corenas.errors import Fault, UserError, refuse
 from corenas.hookspecs import hookimpl
 from corenas.options import structure as structured
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value, as_value
-from corenas_mutable_slices.layouts import ResizeMode, odd, one_of, whole
+from corenas_mutable_slices.layouts import ResizeMode, odd, one_of, stride_field, whole
 
 if TYPE_CHECKING:
     from corenas_mutable_slices import Staged
@@ -37,7 +37,7 @@ class SuperConv:
 
     width: Value = field(validator=whole)
     kernel: Value = field(validator=odd)
-    stride: int = field(default=1, validator=[ge(1), le(16)])
+    stride: int = stride_field(1)
     depth: Value = field(default=Constant(1), validator=whole)
 
 
@@ -62,7 +62,7 @@ class SuperBlock:
     bottleneck: Value | None = field(default=None, validator=optional(whole))
     expand: Value | None = field(default=None, validator=optional(whole))
     depth: Value = field(default=Constant(1), validator=whole)
-    stride: int = field(default=1, validator=[ge(1), le(16)])
+    stride: int = stride_field(1)
 
     def __attrs_post_init__(self) -> None:
         for op in as_value(self.op).possible:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 from attrs import Factory, field, frozen
+from attrs.validators import ge, le
 
 from corenas.errors import Fault, UserError
 from corenas.value import Constant, Value, as_value
@@ -47,6 +48,11 @@ odd = each(lambda n: isinstance(n, int) and n >= 1 and n % 2 == 1, "odd whole nu
 def depth_of_blocks() -> Any:
     """A field of attrs for `depth`: at least 1; without it as many as `blocks` has, else one."""
     return field(default=Factory(lambda self: Constant(len(self.blocks) or 1), takes_self=True), validator=whole)
+
+
+def stride_field(default: int) -> Any:
+    """A field of attrs for `stride`, 1 to 16: torch cannot compute convolutions that step over whole maps."""
+    return field(default=default, validator=[ge(1), le(16)])
 
 
 @frozen
