@@ -77,7 +77,8 @@ def counted(plain: nn.Module, image: Shape) -> dict[str, int]:
     params = sum(p.numel() for p in plain.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         copy.deepcopy(plain).to("meta").eval()(torch.empty((1, *image), device="meta"))
-    return {"flops": counter.get_total_flops() // 2, "params": params}  # torch counts a multiply-add twice
+    assert counter.get_total_flops() % 2 == 0  # torch counts a multiply-add twice
+    return {"flops": counter.get_total_flops() // 2, "params": params}
 
 
 def cost_of(model: nn.Module, space: SearchSpace, image: Shape, archs: Sequence[Arch]) -> list[dict[str, int]]:

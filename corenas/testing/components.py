@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,17 @@ component_checks = [options_are_frozen_and_hashable, every_option_is_explained]
 
 checks_of_any_component = [*map(_of_options_alone, component_checks)]
 """The same for kinds whose checks take more than the options; they do not look at the rest."""
+
+
+def changed(table: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of nested tables with something else (None: nothing) under a dotted key: "stages.1.width"."""
+    copied = copy.deepcopy(dict(table))
+    *path, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+    inner: Any = copied
+    for part in path:
+        inner = inner[part]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    return copied

@@ -8,7 +8,6 @@ import tomli
 import tomli_w
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.contracts import Backbone
 from corenas.cost import Cost
@@ -18,7 +17,7 @@ from corenas.mutable import apply
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
 from corenas.spec import load_spec
-from corenas.testing.backbones import backbone_checks, network
+from corenas.testing.backbones import backbone_checks, counted, network
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas_backbone_genet import GENet, corenas_backbones
@@ -123,14 +122,6 @@ def arch_of(space, name, resolution=224):
     return space.arch({"resolution": resolution, "stem.width": stem, "stages": searched, "head.width": head})
 
 
-def counted(plain, resolution):
-    """flops and params of a plain network, the one counted by torch, the other by adding up."""
-    params = sum(p.numel() for p in plain.parameters())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(plain).to("meta").eval()(torch.empty(1, 3, resolution, resolution, device="meta"))
-    return {"flops": counter.get_total_flops() // 2, "params": params}
-
-
 def of_space(cost, arch):
     found = cost.of([arch])[0]
     return {"flops": found["flops"], "params": found["params"]}
@@ -146,9 +137,9 @@ def test_the_published_networks_come_out_to_the_last_digit(paper, name, resoluti
     expected = {"flops": flops, "params": params}
     assert of_space(cost, arch) == expected
     # The images that the network is checked on are small: it resizes them.
-    assert counted(export(model, arch, torch.zeros(1, 3, 32, 32)), resolution) == expected
+    assert counted(export(model, arch, torch.zeros(1, 3, 32, 32)), (3, resolution, resolution)) == expected
     with torch.device("meta"):
-        assert counted(plain_network(*NETWORKS[name]), resolution) == expected
+        assert counted(plain_network(*NETWORKS[name]), (3, resolution, resolution)) == expected
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -188,7 +179,7 @@ def test_any_arch_costs_what_a_network_written_with_torch_alone_costs(paper):
         kernels = [arch[f"stages.{i}.kernel"] for i in range(5)]
         with torch.device("meta"):
             theirs = plain_network(arch["stem.width"], stages, arch["head.width"], kernels)
-        assert of_space(cost, arch) == counted(theirs, arch["resolution"])
+        assert of_space(cost, arch) == counted(theirs, (3, arch["resolution"], arch["resolution"]))
 
 
 def test_more_of_one_variable_never_costs_less(paper):

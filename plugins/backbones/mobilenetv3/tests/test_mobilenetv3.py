@@ -8,7 +8,6 @@ import tomli
 import tomli_w
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.contracts import Backbone
 from corenas.cost import Cost
@@ -19,8 +18,8 @@ from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
 from corenas.spec import load_spec
-from corenas.testing.backbones import backbone_checks
-from corenas.testing.components import spec_fragments
+from corenas.testing.backbones import backbone_checks, counted
+from corenas.testing.components import changed, spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.value import Constant
 from corenas_backbone_mobilenetv3 import Layout, MobileNetV3, corenas_backbones
@@ -55,16 +54,6 @@ def network(table, classes=10, **options):
 
 def of_kind(kind, **options):
     return network(OFA_TINY, **options) if kind == "ofa" else network(SMALL, in_channels=1, **options)
-
-
-def counted(plain, shape):
-    """flops and params of a plain network, the one counted by torch, the other by adding up."""
-    params = sum(p.numel() for p in plain.parameters())
-    plain = plain.to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        plain(torch.empty(shape, device="meta"))
-    assert counter.get_total_flops() % 2 == 0  # it counts a multiply-add twice
-    return {"flops": counter.get_total_flops() // 2, "params": params}
 
 
 def without_activations(cost):
@@ -134,7 +123,7 @@ def test_figures_of_once_for_all_come_out_to_the_last_digit(
     expected = {"flops": flops, "params": params}
     assert without_activations(cost.of([arch])[0]) == expected
     # The images that the network is checked on are small: it resizes them.
-    assert counted(export(model, arch, torch.zeros(1, 3, 32, 32)), (1, 3, 224, 224)) == expected
+    assert counted(export(model, arch, torch.zeros(1, 3, 32, 32)), (3, 224, 224)) == expected
 
 
 @pytest.mark.parametrize(("width_mult", "params"), [(1.0, 7_664_760), (1.2, 10_701_632)])
@@ -160,7 +149,7 @@ def test_any_width_costs_what_the_exported_network_costs(kind, width_mult):
     cost = Cost(model, space, torch.zeros(IMAGE[kind]))
     for arch in archs(space, 3):
         plain = export(model, arch, torch.zeros(IMAGE[kind]))
-        assert without_activations(cost.of([arch])[0]) == counted(plain, IMAGE[kind])
+        assert without_activations(cost.of([arch])[0]) == counted(plain, IMAGE[kind][1:])
 
 
 @pytest.fixture(scope="module", params=["ofa", "small"])
@@ -197,7 +186,7 @@ def test_random_archs_compute_the_same_in_the_supernet_and_exported(kind, net):
         plain = export(model, arch, torch.zeros(IMAGE[kind]))
         with apply(model, arch), torch.no_grad():
             assert relative_error(model(x), plain(x)) <= 1e-5
-        assert without_activations(own) == counted(plain, IMAGE[kind])
+        assert without_activations(own) == counted(plain, IMAGE[kind][1:])
 
 
 def test_random_archs_compute_the_same_in_double_precision_in_both_modes(kind):
@@ -297,7 +286,7 @@ def test_a_space_with_widths_and_ratios_without_steps_costs_what_its_networks_co
     cost = Cost(model, space, torch.zeros(1, 3, 28, 28))
     for arch in archs(space, 6):
         plain = export(model, arch, torch.zeros(1, 3, 28, 28))
-        assert without_activations(cost.of([arch])[0]) == counted(plain, (1, 3, 28, 28))
+        assert without_activations(cost.of([arch])[0]) == counted(plain, (3, 28, 28))
 
 
 # -- the model as a module --------------------------------------------------------------------------------------------
@@ -442,20 +431,6 @@ def test_the_example_stands_as_a_file_too():
     assert structure(MobileNetV3.example["backbone"], MobileNetV3) == MobileNetV3(in_channels=1)
 
 
-def changed(key, value):
-    """The space for small images with something else (None: nothing) under a key."""
-    table = copy.deepcopy(SMALL)
-    *path, last = [int(part) if part.isdigit() else part for part in key.split(".")]
-    inner = table
-    for part in path:
-        inner = inner[part]
-    if value is None:
-        del inner[last]
-    else:
-        inner[last] = value
-    return table
-
-
 BLOCKS = [{"kernel": 3, "expand": 2}, {"kernel": 5, "expand": 2}]
 
 
@@ -511,14 +486,14 @@ BLOCKS = [{"kernel": 3, "expand": 2}, {"kernel": 5, "expand": 2}]
 ])  # fmt: skip
 def test_a_space_that_is_none_for_it_is_answered_with_the_key(key, value, named, says):
     with pytest.raises(UserError) as caught:
-        MobileNetV3().build(SearchSpace.from_table(changed(key, value)))
+        MobileNetV3().build(SearchSpace.from_table(changed(SMALL, key, value)))
     faults = [fault for fault in caught.value.faults if fault.dotted == named]
     assert faults, caught.value
     assert says in faults[0].message + (faults[0].hint or "")
 
 
 def test_all_mistakes_of_a_space_are_told_at_once():
-    table = changed("stages.0.block.kernel", 2)
+    table = changed(SMALL, "stages.0.block.kernel", 2)
     table["stages"][2]["width"], table["head"]["width"] = 0, 0
     with pytest.raises(UserError) as caught:
         structure(SearchSpace.from_table(table).tree, Layout)
@@ -536,13 +511,15 @@ def test_a_space_made_by_hand_with_too_few_blocks_is_answered_too():
 
 
 def test_a_stage_without_depth_has_as_many_blocks_as_are_written():
-    table = changed("stages.1", {"width": 24, "stride": 2, "blocks": BLOCKS})
+    table = changed(SMALL, "stages.1", {"width": 24, "stride": 2, "blocks": BLOCKS})
     model, _ = network(table)
     assert [block.body.depthwise.conv.kernel_size[0] for block in model.backbone.stages[1].blocks] == [3, 5]
 
 
 def test_what_a_block_leaves_out_its_stage_says():
-    table = changed("stages.1", {"width": 24, "kernel": 7, "expand": 2, "blocks": [{"kernel": 3}, {"expand": 3}]})
+    table = changed(
+        SMALL, "stages.1", {"width": 24, "kernel": 7, "expand": 2, "blocks": [{"kernel": 3}, {"expand": 3}]}
+    )
     model, _ = network(table)
     blocks = model.backbone.stages[1].blocks
     assert [block.body.depthwise.conv.kernel_size[0] for block in blocks] == [3, 7]
@@ -552,7 +529,7 @@ def test_what_a_block_leaves_out_its_stage_says():
 def test_an_operation_is_a_kernel_and_an_expansion():
     named = {"width": 24, "stride": 2, "depth": 2, "op": "k5e3"}
     plain = {"width": 24, "stride": 2, "depth": 2, "kernel": 5, "expand": 3}
-    found = [network(changed("stages.1", stage), in_channels=1) for stage in (named, plain)]
+    found = [network(changed(SMALL, "stages.1", stage), in_channels=1) for stage in (named, plain)]
     costs = [Cost(model, space, torch.zeros(1, 1, 28, 28)).of([space.largest()]) for model, space in found]
     assert costs[0] == costs[1]
 
@@ -587,7 +564,7 @@ def test_wrong_options_are_named(table, key):
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
 def test_images_are_resized_as_the_options_say(mode):
-    model, space = network(changed("resolution", [20, 28]), in_channels=1, resize_mode=mode)
+    model, space = network(changed(SMALL, "resolution", [20, 28]), in_channels=1, resize_mode=mode)
     model.eval()
     x = noise("small", 2)
     with torch.no_grad(), apply(model, {**space.default(), "resolution": 20}):

@@ -6,7 +6,6 @@ import pytest
 import tomli
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.contracts import Backbone
 from corenas.cost import Cost
@@ -16,8 +15,8 @@ from corenas.mutable import apply, keys_used
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
-from corenas.testing.backbones import backbone_checks, more_of_a_variable_never_costs_less
-from corenas.testing.components import spec_fragments
+from corenas.testing.backbones import backbone_checks, counted, more_of_a_variable_never_costs_less
+from corenas.testing.components import changed, spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas_backbone_resnet import Layout, ResNet, corenas_backbones
 from corenas_backbone_resnet.weights import TORCHVISION, torchvision_name
@@ -26,6 +25,7 @@ from corenas_mutable_slices.exchange import load, published
 
 models = pytest.importorskip("torchvision.models")
 
+IMAGENET = (3, 224, 224)
 SPEC = Path(__file__).parents[4] / "spec"
 FAMILY, OFA, TINY = (
     tomli.loads((SPEC / "space" / f"{name}.toml").read_text()) for name in ("resnet", "ofa-resnet50d", "resnet-tiny")
@@ -49,14 +49,6 @@ def network(space, classes=1000, device="meta", **options):
     torch.manual_seed(0)
     with torch.device(device):
         return Network(ResNet(**options).build(space), classes).eval()
-
-
-def counted(plain, side=224):
-    """flops and params of a plain network, the one counted by torch, the other by adding up."""
-    plain = plain.to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        plain(torch.empty((1, 3, side, side), device="meta"))
-    return {"flops": counter.get_total_flops() // 2, "params": sum(p.numel() for p in plain.parameters())}
 
 
 def random_state(module, value=None):
@@ -114,7 +106,7 @@ def test_torchvisions_networks_are_points_of_one_space_and_cost_what_torchvision
     found = cost.of([arch])[0]
     assert {metric: found[metric] for metric in expected} == expected
     with torch.device("meta"):
-        assert counted(models.get_model(name)) == expected
+        assert counted(models.get_model(name), IMAGENET) == expected
 
 
 def test_spaces_have_the_sizes_that_the_readme_says(family):
@@ -158,7 +150,7 @@ def test_torchvisions_weights_load_and_compute_the_same_and_go_back(family, name
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in expected.items())
     theirs.load_state_dict(state, strict=True)
-    assert counted(plain) == dict(zip(("params", "flops"), PUBLISHED[name], strict=True))
+    assert counted(plain, IMAGENET) == dict(zip(("params", "flops"), PUBLISHED[name], strict=True))
 
 
 def groups_table():
@@ -188,7 +180,7 @@ def test_resnexts_are_points_of_a_space_with_groups(name, ratio, groups, depth, 
     arch = space.arch({"stages": [{"bottleneck": blocks | ({"depth": depth} if i == 2 else {})} for i in range(4)]})
     found = Cost(network(space), space, torch.empty(1, 3, 224, 224)).of([arch])[0]
     with torch.device("meta"):
-        expected = counted(models.get_model(name))
+        expected = counted(models.get_model(name), IMAGENET)
     assert expected["params"] == params
     assert {metric: found[metric] for metric in expected} == expected
     more = {"ratio": 0.5 if ratio == 0.25 else ratio / 2, "groups": 32 if groups == 64 else 64}
@@ -321,10 +313,10 @@ def test_figures_of_once_for_all_come_out_to_the_last_digit(once_for_all, settin
     arch, expected = of_reference(space, *setting), {"flops": flops, "params": params}
     found = cost.of([arch])[0]
     assert {metric: found[metric] for metric in expected} == expected
-    assert counted(plain_resnet50d(arch, 1000)) == expected
+    assert counted(plain_resnet50d(arch, 1000), IMAGENET) == expected
     # The images that the network is checked on are small: it resizes them.
     exported = export(network(space.fix(arch), device="cpu"), arch, torch.zeros(1, 3, 32, 32))
-    assert counted(exported) == expected
+    assert counted(exported, IMAGENET) == expected
 
 
 def test_resnet50d_but_for_its_stems_shortcut_is_an_arch_of_it(once_for_all):
@@ -497,20 +489,6 @@ def test_a_stage_whose_width_may_equal_its_input_projects_only_where_it_does_not
 # -- what a user can say ----------------------------------------------------------------------------------------------
 
 
-def changed(key, value):
-    """The tiny space with something else (None: nothing) under a key."""
-    table = copy.deepcopy(TINY)
-    *path, last = [int(part) if part.isdigit() else part for part in key.split(".")]
-    inner = table
-    for part in path:
-        inner = inner[part]
-    if value is None:
-        del inner[last]
-    else:
-        inner[last] = value
-    return table
-
-
 @pytest.mark.parametrize(("key", "value", "named", "says"), [
     ("stages.0.basic.kernel", 4, "stages[0].basic.kernel", "odd whole numbers of at least 1, found 4"),
     ("stages.0.basic.ratio", 0, "stages[0].basic.ratio", "numbers above 0, found 0"),
@@ -543,7 +521,7 @@ def changed(key, value):
 ])  # fmt: skip
 def test_a_space_that_is_none_for_it_is_answered_with_the_key(key, value, named, says):
     with pytest.raises(UserError) as caught:
-        ResNet().build(SearchSpace.from_table(changed(key, value)))
+        ResNet().build(SearchSpace.from_table(changed(TINY, key, value)))
     faults = [fault for fault in caught.value.faults if fault.dotted == named]
     assert faults, caught.value
     assert says in faults[0].message + (faults[0].hint or "")

@@ -1,4 +1,3 @@
-import copy
 import itertools
 import math
 from pathlib import Path
@@ -8,7 +7,6 @@ import pytest
 import tomli
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.contracts import Backbone
 from corenas.cost import Cost
@@ -19,12 +17,13 @@ from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
 from corenas.spec import load_spec
-from corenas.testing.backbones import backbone_checks
-from corenas.testing.components import spec_fragments
+from corenas.testing.backbones import backbone_checks, counted
+from corenas.testing.components import changed, spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas_backbone_shufflenetv2 import ShuffleNetV2, corenas_backbones
 from corenas_mutable_slices import LinearSlice, MixedOp
 
+IMAGENET = (3, 224, 224)
 PLUGIN = Path(__file__).parents[1]
 SPACES = PLUGIN.parents[2] / "spec" / "space"
 SPOS, CHANNELS, TINY = (
@@ -55,20 +54,6 @@ def network(table, classes=10, bias=False, **options):
     return Network(ShuffleNetV2(**options).build(space), classes, bias), space
 
 
-def changed(table, key, value):
-    """A table with something else (None: nothing) under a key."""
-    table = copy.deepcopy(table)
-    *path, last = [int(part) if part.isdigit() else part for part in key.split(".")]
-    inner = table
-    for part in path:
-        inner = inner[part]
-    if value is None:
-        del inner[last]
-    else:
-        inner[last] = value
-    return table
-
-
 def halves(table):
     """The same space with as many channels from the projection as from the layers, as in torchvision and mmrazor."""
     stages = [{**stage, "projection": stage["width"] // 2} for stage in table["stages"]]
@@ -82,14 +67,6 @@ def blocks(ops, ratios=None):
         own = [{"op": block["op"], "ratio": RATIOS[i]} for block, i in zip(own, ratios, strict=True)]
     ends = [*itertools.accumulate(DEPTHS)]
     return {"stages": [{"blocks": own[end - n : end]} for n, end in zip(DEPTHS, ends, strict=True)]}
-
-
-def counted(plain, image=(3, 224, 224)):
-    """flops and params of a plain network, the one counted by torch, the other by adding up."""
-    params = sum(p.numel() for p in plain.parameters())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        plain.to("meta").eval()(torch.empty((1, *image), device="meta"))
-    return {"flops": counter.get_total_flops() // 2, "params": params}  # it counts a multiply-add twice
 
 
 def without_activations(cost):
@@ -126,7 +103,7 @@ def test_figures_of_spos_come_out_to_the_last_digit(table, choices, bias, flops,
     assert without_activations(Cost(supernet, full, torch.empty(1, 3, 224, 224)).of([arch])[0]) == expected
     space = full.fix(arch)  # the arch alone: its weights are quicker drawn than the supernet's
     model = Network(ShuffleNetV2().build(space), 1000, bias).eval()
-    assert counted(export(model, arch, torch.zeros(1, 3, 32, 32))) == expected
+    assert counted(export(model, arch, torch.zeros(1, 3, 32, 32)), IMAGENET) == expected
 
 
 # Chen et al. 2019, arXiv:1903.10979, networks of DetNAS in megvii-model/ShuffleNet-Series: operations; widths of stem,
@@ -300,12 +277,12 @@ def test_torchvisions_shufflenetv2_is_a_table(size):
     widths, head = WIDTHS[size]
     with torch.device("meta"):
         model, space = network(halves(shufflenet_v2(24, widths, head)), 1000, bias=True)
-        expected = counted(getattr(models, f"shufflenet_v2_{size}")())
+        expected = counted(getattr(models, f"shufflenet_v2_{size}")(), IMAGENET)
     assert without_activations(Cost(model, space, torch.empty(1, 3, 224, 224)).of([space.default()])[0]) == expected
     if size == "x1_0":
         assert expected == {"flops": 144_907_992, "params": 2_278_604}
         real, _ = network(halves(shufflenet_v2(24, widths, head)), 1000, bias=True)
-        assert counted(export(real.eval(), space.default(), torch.zeros(1, 3, 64, 64))) == expected
+        assert counted(export(real.eval(), space.default(), torch.zeros(1, 3, 64, 64)), IMAGENET) == expected
 
 
 @pytest.mark.parametrize("size", ["x0_5", "x1_0"])

@@ -13,7 +13,6 @@ import tomli
 import tomli_w
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.contracts import Backbone
 from corenas.cost import Cost
@@ -24,6 +23,7 @@ from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
 from corenas.spec import load_spec
+from corenas.testing import backbones
 from corenas.testing.backbones import backbone_checks
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
@@ -61,11 +61,9 @@ def network(space, classes=1000, device="cpu", **options):
 
 
 def counted(plain, resolution=224, channels=3):
-    """params and flops of a plain network: the one added up, the other counted by torch."""
-    params = sum(p.numel() for p in plain.parameters())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        plain.to("meta").eval()(torch.empty((1, channels, resolution, resolution), device="meta"))
-    return params, counter.get_total_flops() // 2  # torch counts a multiply-add twice
+    """params and flops of a plain network."""
+    found = backbones.counted(plain, (channels, resolution, resolution))
+    return found["params"], found["flops"]
 
 
 def costed(model, space, arch):

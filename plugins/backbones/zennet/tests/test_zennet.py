@@ -1,4 +1,3 @@
-import copy
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 import tomli
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.contracts import Backbone
 from corenas.cost import Cost
@@ -19,8 +17,8 @@ from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
 from corenas.spec import load_spec
-from corenas.testing.backbones import backbone_checks, more_of_a_variable_never_costs_less
-from corenas.testing.components import imports_no_torch, spec_fragments
+from corenas.testing.backbones import backbone_checks, counted, more_of_a_variable_never_costs_less
+from corenas.testing.components import changed, imports_no_torch, spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.value import Constant
 from corenas_backbone_zennet import Layout, SuperBlock, ZenNet, corenas_backbones
@@ -166,14 +164,6 @@ def costs(table, resolution, classes=1000, **options):
     return model, space, Cost(model, space, torch.empty(1, 3, resolution, resolution))
 
 
-def counted(plain, resolution):
-    """flops and params of a network, the one counted by torch, the other by adding up."""
-    params = sum(p.numel() for p in plain.parameters())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        plain.to("meta").eval()(torch.empty(1, 3, resolution, resolution, device="meta"))
-    return {"flops": counter.get_total_flops() // 2, "params": params}  # torch counts a multiply-add twice
-
-
 def without_activations(cost):
     return {name: cost[name] for name in ("flops", "params")}
 
@@ -185,12 +175,12 @@ def without_activations(cost):
 def test_published_networks_come_out_to_the_last_digit(name, options, resolution, params, flops):
     classes = 100 if "cifar" in name else 1000
     model, space, cost = costs({"structure": STRUCTURES[name]}, resolution, classes, **options)
-    expected = {"flops": flops, "params": params}
+    expected, image = {"flops": flops, "params": params}, (3, resolution, resolution)
     assert without_activations(cost.of([space.default()])[0]) == expected
-    assert counted(model, resolution) == expected  # of a space of one network: the model is that network
+    assert counted(model, image) == expected  # of a space of one network: the model is that network
     if params < 8e6:  # larger ones take long to allocate
         model, _ = supernet({"structure": STRUCTURES[name]}, classes, "cpu", **options)
-        assert counted(export(model, space.default(), torch.zeros(1, 3, 32, 32)), resolution) == expected
+        assert counted(export(model, space.default(), torch.zeros(1, 3, 32, 32)), image) == expected
 
 
 @pytest.mark.parametrize(("space", "names", "resolution", "classes"), [
@@ -512,20 +502,6 @@ def test_the_readme_shows_a_spec_that_is_right(tmp_path):
 # -- what a user can say ----------------------------------------------------------------------------------------------
 
 
-def changed(key, value):
-    """The tiny space with something else (None: nothing) under a key."""
-    table = copy.deepcopy(TINY)
-    *path, last = [int(part) if part.isdigit() else part for part in key.split(".")]
-    inner = table
-    for part in path:
-        inner = inner[part]
-    if value is None:
-        del inner[last]
-    else:
-        inner[last] = value
-    return table
-
-
 @pytest.mark.parametrize(("key", "value", "named", "says"), [
     ("stages.0.op", "YY", "stages[0].op", "'BL' or 'IDW', found 'YY'"),
     ("stages.0.op", ["XX", "DW"], "stages[0].op", "expected Conv, XX, BL, IDW, found 'DW'"),
@@ -551,7 +527,7 @@ def changed(key, value):
 ])  # fmt: skip
 def test_a_space_that_is_none_for_it_is_answered_with_the_key(key, value, named, says):
     with pytest.raises(UserError) as caught:
-        ZenNet().build(SearchSpace.from_table(changed(key, value)))
+        ZenNet().build(SearchSpace.from_table(changed(TINY, key, value)))
     faults = [fault for fault in caught.value.faults if fault.dotted == named]
     assert faults, caught.value
     assert says in faults[0].message + (faults[0].hint or "")
