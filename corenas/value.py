@@ -306,7 +306,7 @@ def _looked_up(axes: tuple[tuple[Any, ...], ...], numbers: tuple[float, ...], *c
     return np.asarray(numbers)[place] if isinstance(place, np.ndarray) else numbers[place]
 
 
-@frozen
+@frozen(slots=False)
 class Dimension:
     """One axis of a layer: the values of its parts, in order. Active are the first `value` elements of each part.
 
@@ -329,10 +329,15 @@ class Dimension:
         """The number of active elements."""
         return functools.reduce(operator.add, self.parts)
 
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """How many elements of each part a supernet's weight has."""
+        return tuple(part.largest for part in self.parts)
+
     @property
     def allocated(self) -> int:
         """The number of elements that a supernet's weight has along this axis."""
-        return sum(part.largest for part in self.parts)
+        return sum(self.sizes)
 
     @property
     def keys(self) -> tuple[str, ...]:

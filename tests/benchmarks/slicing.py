@@ -63,29 +63,28 @@ CASES = {
 }  # fmt: skip
 
 
-def ratio(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float]:
+def ratio(run: Callable[[nn.Module], None], ours: nn.Module, theirs: nn.Module, rounds: int) -> tuple[float, float]:
     """Median ratio of processor times, and the median time of the second in milliseconds."""
     ratios, times = [], []
-    for run in (ours, theirs, ours, theirs):
-        run()
-    for i in range(rounds):
+    for i in range(-2, rounds):
         spent = {}
-        for run in (ours, theirs) if i % 2 else (theirs, ours):
+        for model in (ours, theirs) if i % 2 else (theirs, ours):
+            model.zero_grad()  # before the clock: a supernet has the parameters of all its candidates
             start = time.process_time()
-            run()
-            spent[run] = time.process_time() - start
-        ratios.append(spent[ours] / spent[theirs])
-        times.append(spent[theirs])
+            run(model)
+            spent[model] = time.process_time() - start
+        if i >= 0:  # the first two warm up
+            ratios.append(spent[ours] / spent[theirs])
+            times.append(spent[theirs])
     return statistics.median(ratios), 1e3 * statistics.median(times)
 
 
-def forward(model: nn.Module, images: Tensor) -> None:
+def forward(images: Tensor, model: nn.Module) -> None:
     with torch.no_grad():
         model(images)
 
 
-def forward_backward(model: nn.Module, images: Tensor) -> None:
-    model.zero_grad(set_to_none=True)
+def forward_backward(images: Tensor, model: nn.Module) -> None:
     sum(feature.sum() for feature in model(images)).backward()  # type: ignore[union-attr]
 
 
@@ -115,8 +114,7 @@ def main() -> None:
                     for mode, run in (("forward", forward), ("forward-backward", forward_backward)):
                         for model in (supernet, plain):
                             model.train(mode != "forward")
-                        ours, theirs = partial(run, supernet, images), partial(run, plain, images)
-                        found, spent = ratio(ours, theirs, given.rounds)
+                        found, spent = ratio(partial(run, images), supernet, plain, given.rounds)
                         row = f"{label:<10}{batch:>6}{size:>6}{mode:>18}{found:>8.3f}{spent:>14.1f}"
                         print(f"{name:<32}{row}", flush=True)
 

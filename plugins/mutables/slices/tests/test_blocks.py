@@ -49,11 +49,12 @@ def lively(module):
 @EACH
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("eps", [1e-5, 1e-3, 0.5])
-@pytest.mark.parametrize("grad", [True, False], ids=["in turn", "folded"])
-def test_convolution_norm_and_activation_have_the_eps_and_the_bias_that_were_asked_for(arch, bias, eps, grad):
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("side", [2, 5], ids=["more weights", "more pixels"])  # without gradient: in turn, folded
+def test_convolution_norm_and_activation_have_the_eps_and_the_bias_that_were_asked_for(arch, bias, eps, grad, side):
     block = lively(ConvNormAct(IN, OUT, 3, act="relu6", bias=bias, eps=eps))
     assert (block.conv.bias is not None) == bias
-    x, (i, o) = torch.randn(2, arch["i"], 5, 5), arch.values()
+    x, (i, o) = torch.randn(3, arch["i"], side, side), arch.values()
     conv, norm = block.conv, block.norm
     with torch.no_grad():
         y = F.conv2d(x, conv.weight[:o, :i], conv.bias[:o] if bias else None, padding=1)
@@ -61,6 +62,18 @@ def test_convolution_norm_and_activation_have_the_eps_and_the_bias_that_were_ask
     with apply(block, arch), torch.set_grad_enabled(grad):
         assert_close(block(x), F.relu6(y))
         assert block.norm.export().eps == eps
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_of_slices_compiles_as_one_graph_for_each_arch(training):
+    kernel = Variable("k", (3, 5))
+    net = nn.Sequential(ConvNormAct(3, IN, 3), ConvNormAct(IN, IN, kernel, groups="depthwise"), ConvNormAct(IN, OUT))
+    net, x = lively(net).train(training), torch.randn(2, 3, 6, 6)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    for arch in ({"i": 2, "o": 8, "k": 3}, {"i": 6, "o": 4, "k": 5}, {"i": 2, "o": 8, "k": 3}):
+        with apply(net, arch), torch.set_grad_enabled(training):
+            assert_close(compiled(x), net(x))
 
 
 @EACH

@@ -72,13 +72,14 @@ class ShuffleBlock(nn.Module):
 
     def __init__(self, layers: nn.Module, projection: nn.Module | None = None) -> None:
         super().__init__()
-        if projection is not None:
+        self.projected = projection is not None
+        if self.projected:
             self.projection = projection
         self.layers = layers
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, inputs, h, w) -> (n, width, h', w')."""
-        if hasattr(self, "projection"):
+        if self.projected:
             return torch.cat((self.projection(x), self.layers(x)), 1)
         # Strided views, in whatever memory format: only what the convolution and the concatenation copy is copied.
         return torch.cat((x[:, ::2], self.layers(x[:, 1::2])), 1)

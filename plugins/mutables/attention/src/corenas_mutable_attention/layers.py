@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from corenas.cost import LayerCost, conv_cost, norm_cost
 from corenas.mutable import Values, chosen
 from corenas.value import Dimension, Value
-from corenas_mutable_slices.layers import Size, filled, take
+from corenas_mutable_slices.layers import Cut, Size, axis, cut, filled, per_choice
 
 
 class LayerNormSlice(nn.LayerNorm):
@@ -29,10 +29,14 @@ class LayerNormSlice(nn.LayerNorm):
         self.values: Values = {"outputs": outputs}
         self.choice: Mapping[str, Any] = chosen(self.values)
 
+    @per_choice
+    def cut(self) -> Cut:
+        """What is active of weight and bias."""
+        return cut(axis(self, "outputs"))
+
     def active(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the chosen part."""
-        outputs = self.values["outputs"], self.choice["outputs"]
-        return take(self.weight, 0, *outputs), take(self.bias, 0, *outputs)  # type: ignore[arg-type]
+        return self.cut(self.weight), self.cut(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, active features) -> the same shape."""
@@ -63,12 +67,14 @@ class ParameterSlice(nn.Module):
         self.values: Values = {f"axis{i}": axis for i, axis in enumerate(self.axes)}
         self.choice: Mapping[str, Any] = chosen(self.values)
 
+    @per_choice
+    def cut(self) -> Cut:
+        """What is active of it."""
+        return cut(*(axis(self, name) for name in self.values))
+
     def forward(self) -> Tensor:
         """The active part: a view where each dimension has one part."""
-        active = self.weight
-        for i, axis in enumerate(self.axes):
-            active = take(active, i, axis, self.choice[f"axis{i}"])
-        return active
+        return self.cut(self.weight)
 
     def cost(self, positions: Value) -> LayerCost:
         """Its active elements."""
@@ -91,12 +97,17 @@ class PatchEmbedding(nn.Conv2d):
         self.values: Values = dims
         self.choice: Mapping[str, Any] = chosen(self.values)
 
+    @per_choice
+    def cuts(self) -> tuple[Cut, Cut]:
+        """What is active of weight and bias."""
+        outputs, side = axis(self, "outputs"), (self.kernel_size[:1],) * 2
+        return cut(outputs, axis(self, "inputs"), side, side), cut(outputs)
+
     def active(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the chosen part."""
         assert self.bias is not None
-        outputs = self.values["outputs"], self.choice["outputs"]
-        weight = take(take(self.weight, 0, *outputs), 1, self.values["inputs"], self.choice["inputs"])  # type: ignore[arg-type]
-        return weight, take(self.bias, 0, *outputs)  # type: ignore[arg-type]
+        of_weight, of_bias = self.cuts
+        return of_weight(self.weight), of_bias(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """(n, active inputs, h, w) -> (n, active outputs, h // patch, w // patch)."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +20,72 @@ Plain = TypeVar("Plain", bound=nn.Module)
 Size = Dimension | Value | int
 
 
-def take(tensor: Tensor, axis: int, dimension: Dimension, active: Sequence[int]) -> Tensor:
-    """The active elements along an axis: a view where the dimension has one part, else one copy."""
-    if sum(active) == tensor.shape[axis]:
+def per_choice(compute: Callable[[Any], Any]) -> property:
+    """A property of a mutable that is computed once for each choice that `apply` gives."""
+    kept = f"_{compute.__name__}"
+
+    def get(mutable: Any) -> Any:
+        found = mutable.__dict__.get(kept)
+        if found is None or found[0] is not mutable.choice:
+            found = mutable.__dict__[kept] = mutable.choice, compute(mutable)
+        return found[1]
+
+    return property(get, doc=compute.__doc__)
+
+
+class Cut(NamedTuple):
+    """Which elements of a tensor are active: called with it, a view where each axis has one part, else a copy.
+
+    shape: of the view from the first element on, None for the whole tensor; then
+    middle: what of its axes is active where that is not their beginning, None if there is no such axis; then
+    joined: axes of several parts, with the elements of each
+    """
+
+    shape: tuple[int, ...] | None
+    middle: tuple[slice, ...] | None
+    joined: Sequence[tuple[int, Sequence[slice]]]
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The active elements."""
+        shape, middle, joined = self
+        if shape is not None:  # one step for all axes: its gradient is filled in once, not once for each axis
+            tensor = tensor.as_strided(shape, tensor.stride())
+        if middle is not None:
+            tensor = tensor[middle]
+        for axis, spans in joined:
+            tensor = torch.cat([tensor.narrow(axis, span.start, span.stop - span.start) for span in spans], axis)
         return tensor
-    if len(active) == 1:  # the common case, several times a layer
-        return tensor.narrow(axis, 0, active[0])
-    return torch.cat(parts(tensor, axis, dimension, active), axis)
 
 
-def parts(tensor: Tensor, axis: int, dimension: Dimension, active: Sequence[int]) -> list[Tensor]:
-    """The active elements of each part, as views."""
-    starts = itertools.accumulate((part.largest for part in dimension.parts[:-1]), initial=0)
-    return [tensor.narrow(axis, start, n) for start, n in zip(starts, active, strict=True)]
+@functools.cache
+def cut(*axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Cut:
+    """For each axis of a tensor the sizes of its parts, and how many elements at the start of each are active."""
+    whole = [sum(sizes) for sizes, _ in axes]
+    shape, middle, joined = [*whole], [slice(None)] * len(axes), []
+    for axis, (sizes, active) in enumerate(axes):
+        starts = itertools.accumulate(sizes[:-1], initial=0)
+        spans = [slice(at, at + n) for at, n in zip(starts, active, strict=True) if n] or [slice(0, 0)]
+        if sum(active) == whole[axis]:
+            continue
+        if len(spans) > 1:
+            joined.append((axis, spans))
+        elif spans[0].start:
+            middle[axis] = spans[0]
+        else:
+            shape[axis] = spans[0].stop
+    moved = any(span != slice(None) for span in middle)
+    return Cut(None if shape == whole else tuple(shape), tuple(middle) if moved else None, joined)
+
+
+def axis(layer: Any, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """One of a layer's dimensions as an axis of its weight."""
+    return layer.values[name].sizes, layer.choice[name]
+
+
+def centre(length: int, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """An axis of a kernel of which the middle elements are active."""
+    before = (length - size) // 2
+    return (before, size, length - size - before), (0, size, 0)
 
 
 class KernelTransform(nn.Module):
@@ -49,18 +102,13 @@ class KernelTransform(nn.Module):
 
     def forward(self, kernels: Tensor) -> Tensor:
         """(outputs, inputs, larger, larger) -> (outputs, inputs, size, size)."""
-        centre = centred(kernels, self.size).flatten(2)
+        start = (kernels.shape[-1] - self.size) // 2
+        centre = kernels[:, :, start : start + self.size, start : start + self.size].flatten(2)
         return F.linear(centre, self.matrix).unflatten(2, (self.size, self.size))
 
     def cost(self, positions: Value) -> LayerCost:
         """Nothing: no arch has it."""
         return LayerCost()
-
-
-def centred(kernels: Tensor, size: int) -> Tensor:
-    """The centre of kernels, as a view."""
-    start = (kernels.shape[-1] - size) // 2
-    return kernels[:, :, start : start + size, start : start + size]
 
 
 class Conv2dSlice(nn.Conv2d):
@@ -106,43 +154,56 @@ class Conv2dSlice(nn.Conv2d):
             self.transforms = nn.ModuleList(KernelTransform(size) for size in kernel.possible[-2::-1])
         self.choice: Mapping[str, Any] = chosen(self.values)
 
-    def active(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the chosen part: views where a dimension has one part, else one copy."""
-        outputs = self.values["outputs"], self.choice["outputs"]
-        weight = take(self.weight, 0, *outputs)  # type: ignore[arg-type]
-        if "groups" in self.choice:
-            weight = weight[:, : self.choice["per_group"]]
-        elif not self.depthwise:
-            weight = take(weight, 1, self.values["inputs"], self.choice["inputs"])  # type: ignore[arg-type]
-        kernel = self.choice["kernel"]
-        for transform in self.transforms or ():
-            if transform.size >= kernel:
-                weight = transform(weight)
-        if kernel < weight.shape[-1]:
-            weight = centred(weight, kernel)
-        return weight, None if self.bias is None else take(self.bias, 0, *outputs)  # type: ignore[arg-type]
+    @per_choice
+    def cuts(self) -> tuple[Cut, Cut]:
+        """What is active of the weight, before transforms, and of the bias."""
+        choice, (_, width, kernel, _) = self.choice, self.weight.shape
+        outputs = axis(self, "outputs")
+        if self.depthwise or "groups" in choice:
+            inputs = (width,), (choice.get("per_group", 1),)
+        else:
+            inputs = axis(self, "inputs")
+        middle = centre(kernel, kernel if self.transforms else choice["kernel"])
+        return cut(outputs, inputs, middle, middle), cut(outputs)
 
-    def _shape(self) -> dict[str, Any]:
+    @per_choice
+    def shape(self) -> tuple[Any, ...]:
         """The chosen part's stride, padding, dilation and groups."""
         padding = self.choice["kernel"] // 2 * self.dilation[0]
         groups = sum(self.choice["outputs"]) if self.depthwise else self.choice.get("groups", 1)
-        return {"stride": self.stride, "padding": (padding, padding), "dilation": self.dilation, "groups": groups}
+        return self.stride, (padding, padding), self.dilation, groups
 
-    def forward(self, input: Tensor, norm: BatchNorm2dSlice | None = None) -> Tensor:
-        """(n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride)).
+    def active(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the chosen part: views where a dimension has one part, else one copy."""
+        of_weight, of_bias = self.cuts
+        weight = of_weight(self.weight)
+        if self.transforms is not None:
+            for transform in self.transforms:
+                if transform.size >= self.choice["kernel"]:
+                    weight = transform(weight)
+        return weight, None if self.bias is None else of_bias(self.bias)
 
-        norm: a batch norm in evaluation mode to be applied to the output, by way of the weights
-        """
+    def forward(self, input: Tensor) -> Tensor:
+        """(n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))."""
         weight, bias = self.active()
-        if norm is not None:
-            scale, shift = norm.affine_map()
-            weight = weight * scale[:, None, None, None]
-            bias = shift if bias is None else bias * scale + shift
-        shape = self._shape()
-        if self.choice["kernel"] == 1 and self.stride != (1, 1) and input.shape[1] < 16 and torch.is_grad_enabled():
+        if not _dense(weight):
+            weight = weight.clone()  # else the convolution makes a copy, and its gradient another one
+        stride, *rest = self.shape
+        if stride != (1, 1) and self.choice["kernel"] == 1 and input.shape[1] < 16 and torch.is_grad_enabled():
             # The same by a stride of 1: on CPUs the gradient of such a layer writes beyond its memory (torch 2.15).
-            input, shape["stride"] = input[:, :, :: self.stride[0], :: self.stride[1]], 1
-        return F.conv2d(input, weight, bias, **shape)
+            input, stride = input[:, :, :: stride[0], :: stride[1]], 1
+        return F.conv2d(input, weight, bias, stride, *rest)
+
+    def normed(self, input: Tensor, norm: BatchNorm2dSlice) -> Tensor:
+        """The output after a batch norm in evaluation mode, without gradient: by way of the weights if that is less."""
+        weight, bias = self.active()
+        positions = input.numel() // input.shape[1] // (self.stride[0] * self.stride[1])
+        # A weight that is not dense has to be copied anyway.
+        if weight.numel() > weight.shape[0] * positions and _dense(weight):
+            return norm(self(input))
+        scale, shift = norm.affine_map()
+        weight = weight * scale.view(-1, 1, 1, 1)
+        return F.conv2d(input, weight, shift if bias is None else bias * scale + shift, *self.shape)
 
     def cost(self, positions: Value) -> LayerCost:
         """Its cost at `positions` pixels."""
@@ -154,11 +215,14 @@ class Conv2dSlice(nn.Conv2d):
     def export(self) -> nn.Conv2d:
         """The chosen part as a plain convolution."""
         inputs, outputs = (sum(self.choice[name]) for name in ("inputs", "outputs"))
-        plain = nn.Conv2d(
-            inputs, outputs, self.choice["kernel"], bias=self.bias is not None, device="meta", **self._shape()
-        )
+        kernel, biased = self.choice["kernel"], self.bias is not None
+        plain = nn.Conv2d(inputs, outputs, kernel, *self.shape, bias=biased, device="meta")
         weight, bias = self.active()
         return filled(plain, self, weight=weight, bias=bias)
+
+
+def _dense(weight: Tensor) -> bool:
+    return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
 
 
 class LinearSlice(nn.Linear):
@@ -173,11 +237,16 @@ class LinearSlice(nn.Linear):
         self.values: Values = self_values
         self.choice: Mapping[str, Any] = chosen(self.values)
 
+    @per_choice
+    def cuts(self) -> tuple[Cut, Cut]:
+        """What is active of weight and bias."""
+        outputs = axis(self, "outputs")
+        return cut(outputs, axis(self, "inputs")), cut(outputs)
+
     def active(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the chosen part."""
-        outputs = self.values["outputs"], self.choice["outputs"]
-        weight = take(take(self.weight, 0, *outputs), 1, self.values["inputs"], self.choice["inputs"])  # type: ignore[arg-type]
-        return weight, None if self.bias is None else take(self.bias, 0, *outputs)  # type: ignore[arg-type]
+        of_weight, of_bias = self.cuts
+        return of_weight(self.weight), None if self.bias is None else of_bias(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, active inputs) -> (…, active outputs)."""
@@ -213,7 +282,7 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
     """
 
     sync = False
-    rows: Mapping[Any, int] = MappingProxyType({})
+    rows: Mapping[Any, int] | None = None
     # Whoever reads or writes statistics (recalibration, an evaluator) finds those of the arch in force.
     running_mean, running_var, num_batches_tracked = map(
         _in_force, ("running_mean", "running_var", "num_batches_tracked")
@@ -246,11 +315,21 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         self.choice = {**self.choice, **chosen({"switch": switch})}
         self.rows = rows
 
-    def active(self) -> list[Tensor | None]:
+    @per_choice
+    def cut(self) -> Cut:
+        """What is active of every vector."""
+        return cut(axis(self, "outputs"))
+
+    def whole(self) -> tuple[Any, Any, Any, Any]:
+        """Weight, bias, running mean and running variance of all features."""
+        if self.rows:
+            return self.weight, self.bias, self.running_mean, self.running_var
+        return self.weight, self.bias, self._buffers["running_mean"], self._buffers["running_var"]  # the same, faster
+
+    def active(self) -> list[Any]:
         """Weight, bias, running mean and running variance of the chosen part."""
-        outputs = self.values["outputs"], self.choice["outputs"]
-        whole = (self.weight, self.bias, self.running_mean, self.running_var)
-        return [None if tensor is None else take(tensor, 0, *outputs) for tensor in whole]  # type: ignore[arg-type]
+        cut = self.cut
+        return [None if tensor is None else cut(tensor) for tensor in self.whole()]
 
     def forward(self, input: Tensor) -> Tensor:
         """(n, active features, h, w) -> the same shape."""
@@ -261,30 +340,22 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         if self.sync and distributed.world() > 1:
-            assert mean is not None
-            assert var is not None
             normed = _synchronised_norm(input, mean, var, weight, bias, momentum, self.eps)
         else:
             normed = F.batch_norm(input, mean, var, weight, bias, True, momentum, self.eps)
-        outputs = self.values["outputs"], self.choice["outputs"]
-        if len(outputs[1]) > 1 and sum(outputs[1]) < self.num_features:  # several parts were copied: write them back
-            for whole, active in ((self.running_mean, mean), (self.running_var, var)):
-                assert whole is not None
-                assert active is not None
-                for part, new in zip(parts(whole, 0, *outputs), active.split(outputs[1]), strict=True):  # type: ignore[arg-type]
-                    part.copy_(new)
+        for _, spans in self.cut.joined:  # several parts were copied: write them back
+            for whole, active in zip(self.whole()[2:], (mean, var), strict=True):
+                for span, new in zip(spans, active.split([s.stop - s.start for s in spans]), strict=True):
+                    whole[span] = new
         return normed
 
     def affine_map(self) -> tuple[Tensor, Tensor]:
         """Scale and shift of each active feature in evaluation mode."""
-        weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
-        assert mean is not None
-        assert var is not None
-        scale = (var + self.eps).rsqrt_()  # of all features: cutting the results takes fewer steps
-        scale = scale if weight is None else scale * weight
+        weight, bias, mean, var = self.whole()
+        scale = (var + _as_tensor(self.eps)).rsqrt_()  # of all features: cutting the results takes fewer steps
+        scale = scale if weight is None else scale.mul_(weight)
         shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
-        outputs = self.values["outputs"], self.choice["outputs"]
-        return take(scale, 0, *outputs), take(shift, 0, *outputs)  # type: ignore[arg-type]
+        return self.cut(scale), self.cut(shift)
 
     def cost(self, positions: Value) -> LayerCost:
         """Two parameters a feature."""
@@ -296,6 +367,12 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         plain = nn.BatchNorm2d(sum(self.choice["outputs"]), self.eps, self.momentum, self.affine, device="meta")
         return filled(plain, self, weight=weight, bias=bias, running_mean=mean, running_var=var,
                       num_batches_tracked=self.num_batches_tracked)  # fmt: skip
+
+
+@functools.cache
+def _as_tensor(number: float) -> Tensor:
+    """A number to add: torch takes longer to make a tensor of it than to add it."""
+    return torch.tensor(number, dtype=torch.float64)  # no dimension: the sum keeps the other's type
 
 
 def per_width_statistics(model: nn.Module, width: Value | None = None) -> None:
