@@ -213,8 +213,9 @@ class Step(Protocol):
 class Trainer(Protocol):
     """A live algorithm. The loop clears gradients before `train_step` and steps the optimizer after it.
 
-    Optional: `state_dict()` and `load_state_dict(state)`, tensors and plain data that belong into a checkpoint: weights
-    of its own, a board of archs, a teacher. It has to be the same in all processes.
+    Optional: `derive()`, called after training, gives the arch that a method finds itself (DARTS, Cream);
+    `state_dict()` and `load_state_dict(state)`, tensors and plain data that belong into a checkpoint: weights of its
+    own, a board of archs, a teacher. It has to be the same in all processes.
     """
 
     @property
@@ -228,19 +229,12 @@ class Trainer(Protocol):
         ...
 
 
-class Deriving(Protocol):
-    """A trainer that finds an arch itself (DARTS, Cream)."""
-
-    def derive(self) -> Arch:
-        """The arch, after training."""
-
-
 @runtime_checkable
 class Algorithm(Protocol):
     """Options of how a supernet is trained.
 
-    stages: which of "train", "search", "derive", "retrain" a run has, in order; "derive" wants a trainer that is
-        `Deriving`; without "train" no supernet is ever allocated, and `start` is not called
+    stages: which of "train", "search", "derive", "retrain" a run has, in order; "derive" wants a trainer with
+        `derive`; without "train" no supernet is ever allocated, and `start` is not called
     needs: which tables of a spec it cannot do without, of "mutator", "searcher", "distiller"
     """
 

@@ -46,9 +46,9 @@ def read_objectives(settings: SearchSettings, metrics: Mapping[str, Metric]) -> 
 
 
 def read_constraints(
-    bounds_of: Bounds, metrics: Mapping[str, Metric], largest: Mapping[str, Callable[[], float]]
+    bounds_of: Bounds, metrics: Mapping[str, Metric], largest: Callable[[str], float]
 ) -> list[Constraint]:
-    """Constraints in plain numbers; `largest` has the metrics that "60%" can be of; it is asked for those alone.
+    """Constraints in plain numbers; `largest` gives what "60%" of a cost is of, and is asked where that is said alone.
 
     Raises UserError, keys relative to their table, with all mistakes.
     """
@@ -59,11 +59,11 @@ def read_constraints(
             continue
         ends = _ends(bounds, metrics[metric].direction)
         relative = [end for end in ends if str(end).strip().endswith("%")]
-        if relative and metric not in largest:
-            hint = f"relative amounts are for {', '.join(largest)}"
+        if relative and metric not in METRICS:
+            hint = f"relative amounts are for {', '.join(METRICS)}"
             faults.append(Fault(f"{relative[0]!r}: {metric} is not known before the search", (metric,), hint=hint))
             continue
-        most = largest[metric]() if relative else None
+        most = largest(metric) if relative else None
         low, high = (parse_amount(end, most) if isinstance(end, str) else end for end in ends)
         if low > high:
             faults.append(Fault(f"the range {ends[0]} to {ends[1]} is empty", (metric,)))

@@ -46,13 +46,11 @@ class Stand:
         metrics: dict[str, float] = {}
         state, error = "done", None
         for name, promised, measure in self.measures:
-            error = self._fill(metrics, promised, measure, arch, fidelity)
-            if error is not None:
+            if (error := self._fill(metrics, promised, measure, arch, fidelity)) is not None:
                 state, error = "failed", f"{name}: {error}"
-                break
-            error = broken(self.constraints, metrics)
-            if error is not None:
+            elif (error := broken(self.constraints, metrics)) is not None:
                 state = "infeasible"
+            if state != "done":
                 break
         return Trial(arch, metrics, state, time.perf_counter() - start, error, fidelity)  # type: ignore[arg-type]
 
@@ -86,16 +84,13 @@ def broken(constraints: Sequence[Constraint], metrics: Mapping[str, float]) -> s
 
 
 def stand(
-    evaluators: Mapping[str, Evaluator],
-    context: EvaluatorContext,
-    constraints: Sequence[Constraint] = (),
-    seed: int = 0,
+    options: Mapping[str, Evaluator], context: EvaluatorContext, constraints: Sequence[Constraint] = (), seed: int = 0
 ) -> Stand:
     """The stand of some evaluators (name -> options): costs first, then cheap ones, then the others."""
     measures: list[tuple[str, frozenset[str], Measure]] = [("cost", frozenset(METRICS), _costs(context.cost))]
-    for name, options in sorted(evaluators.items(), key=lambda item: not item[1].cheap):
+    for name, evaluator in sorted(options.items(), key=lambda item: not item[1].cheap):
         with blamed(name):
-            measures.append((name, frozenset(options.provides(context.task)), options.start(context)))
+            measures.append((name, frozenset(evaluator.provides(context.task)), evaluator.start(context)))
     return Stand(measures, constraints, seed)
 
 

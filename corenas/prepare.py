@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from corenas.errors import Fault, UserError, collecting, refuse
 from corenas.measure import Stand, stand
 from corenas.objectives import Constraint, Objectives
 from corenas.settings import Retrain
-from corenas.space import Arch, SearchSpace
+from corenas.space import SearchSpace
 from corenas.spec import Spec
 from corenas.supernet import build_supernet, pick_device, supernet_cost
 from corenas.train import load_weights
@@ -74,14 +73,11 @@ class Prepared:
     def evaluator_context(self, supernet: nn.Module | None) -> EvaluatorContext:
         """What evaluators measure with."""
         spec, task, device = self.spec, self.task, self.device
-
-        def alone(arch: Arch, fidelity: float) -> nn.Module:
-            return stand_alone(spec, task, arch, fidelity=fidelity, device=device)
-
         return EvaluatorContext(
             spec.space, self.cost, task, device, supernet, self.evaluation(supernet) if supernet else None,
-            lambda arch: subnet(spec.overridden(arch), task, arch).to(device), alone,
-            lambda arch: seeding.generator(spec.seed, f"measure:{arch.digest}"),
+            subnet=lambda arch: subnet(spec.overridden(arch), task, arch).to(device),
+            alone=lambda arch, fidelity: stand_alone(spec, task, arch, fidelity=fidelity, device=device),
+            rng=lambda arch: seeding.generator(spec.seed, f"measure:{arch.digest}"),
         )  # fmt: skip
 
     def evaluation(self, supernet: nn.Module) -> Evaluation:
@@ -123,20 +119,15 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
             objectives = goals.read_objectives(spec.search, metrics)
     if "retrain" not in spec.algorithm.stages and spec.retrain != Retrain():
         faults.append(Fault("this algorithm has no retraining", ("retrain",), hint="leave this table out"))
-    largest = {metric: partial(_most, cost, metric) for metric in METRICS}
     several = isinstance(spec.search.constraints, tuple)
     for i, bounds in enumerate(spec.search.bounds if metrics else ()):
         place = ("search", "constraints", i) if several else ("search", "constraints")
         with collecting(faults, *place):
-            constraints = goals.read_constraints(bounds, metrics, largest)
+            constraints = goals.read_constraints(bounds, metrics, lambda metric: reachable(cost, metric)[1])
             cheap = [c for c in constraints if c.metric in METRICS]
             wanted.append(Wanted(constraints, Constrained(spec.space, cost, cheap)))
     refuse(faults)
     return Prepared(spec, task, supernet, cost, metrics, objectives, wanted, device)
-
-
-def _most(cost: Cost, metric: str) -> int:
-    return reachable(cost, metric)[1]
 
 
 def _trained_space(spec: Spec, folder: Path) -> SearchSpace:

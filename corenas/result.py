@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import tomli_w
 from torch import fx, nn
@@ -15,18 +14,16 @@ from torch import fx, nn
 import corenas
 from corenas import calibrate, export
 from corenas.alone import subnet
-from corenas.contracts import Exporter
+from corenas.contracts import Exporter, Trial
 from corenas.errors import UserError
 from corenas.plugins import Catalogue
 from corenas.prepare import Prepared
 from corenas.space import Arch
 
-Exporters: TypeAlias = Mapping[str, Exporter]
 
-
-def read_exporters(names: Sequence[str], catalogue: Catalogue) -> dict[str, Exporter]:
-    """File formats by name, with their default options. Raises UserError for one that no exporter writes."""
-    return {name: catalogue.find("exporters", name).cls() for name in names}
+def read_exporters(names: Sequence[str], catalogue: Catalogue) -> list[Exporter]:
+    """File formats with their default options. Raises UserError for one that no exporter writes."""
+    return [catalogue.find("exporters", name).cls() for name in names]
 
 
 def plain_network(prepared: Prepared, arch: Arch, network: nn.Module | None, calibrated: bool) -> fx.GraphModule:
@@ -44,29 +41,21 @@ def plain_network(prepared: Prepared, arch: Arch, network: nn.Module | None, cal
 
 
 def write(
-    prepared: Prepared,
-    plain: fx.GraphModule,
-    arch: Arch,
-    folder: Path,
-    exporters: Exporters,
-    metrics: Mapping[str, float],
-    tested: bool,
+    prepared: Prepared, plain: fx.GraphModule, trial: Trial, folder: Path, exporters: Sequence[Exporter], tested: bool
 ) -> dict[str, float]:
-    """Write a network into a folder, with arch.toml and a cost card. Returns its metrics on test data, if asked for.
+    """Write a trial's network into a folder, with arch.toml and a cost card. Returns its metrics on test data, if asked
+    for.
 
     The folder appears whole or not at all. Raises UserError if it cannot be written.
-    """
-    task = prepared.task
+    """  # fmt: skip
+    task, arch = prepared.task, trial.arch
     test = calibrate.measure(plain, task, prepared.evaluation(plain).split("test")) if tested else {}
-    cost = prepared.cost.of([arch])[0]
     card = {
-        "flops": cost["flops"],
-        "params": cost["params"],
-        "activations": cost["activations"],
+        **prepared.cost.of([arch])[0],
         "convention": "one input; a multiply-add counts once; bias, norms, activations and pooling count nothing",
         "input": list(task.example.shape[1:]),
         "preprocessing": dict(getattr(task, "preprocessing", {})),
-        "metrics": dict(metrics),
+        "metrics": dict(trial.metrics),
         "test": test,
         "splits": dict(task.splits),
         "seed": prepared.spec.seed,
@@ -76,7 +65,7 @@ def write(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        for exporter in exporters.values():
+        for exporter in exporters:
             exporter.write(plain.cpu().eval(), task.example, temporary, title)
         (temporary / "arch.toml").write_text(tomli_w.dumps(dict(arch)), encoding="utf-8")
         (temporary / "cost.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

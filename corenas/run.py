@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ from torch import nn
 
 from corenas import distributed, seeding
 from corenas.alone import stand_alone
-from corenas.contracts import Emit, Problem, Progress, RunDone, RunStarted, StageDone, StageStarted, Trial
+from corenas.contracts import Emit, Exporter, Problem, Progress, RunDone, RunStarted, StageDone, StageStarted, Trial
 from corenas.errors import UserError
 from corenas.measure import Stand, blamed, broken
 from corenas.objectives import Constraint
 from corenas.plugins import Catalogue
 from corenas.prepare import Prepared, load_supernet, prepare, start_stand, start_trainer
-from corenas.result import Exporters, plain_network, read_exporters, write
-from corenas.rundir import check_checkpoint, check_folder, opened, spent
+from corenas.result import plain_network, read_exporters, write
+from corenas.rundir import check_checkpoint, check_folder, opened
 from corenas.search import search
 from corenas.settings import parse_duration
 from corenas.space import Arch
@@ -64,7 +64,7 @@ class _Run:
     catalogue: Catalogue
     folder: Path
     store: Store
-    exporters: Exporters
+    exporters: Sequence[Exporter]
     tell: Emit
 
     @property
@@ -72,9 +72,12 @@ class _Run:
         return self.prepared.spec
 
     def emit(self, event: Any) -> None:
-        """Tell the listeners, and store what belongs into curves."""
+        """Tell the listeners, and store what belongs into curves and the time that stages took over all sessions."""
         if isinstance(event, Progress) and event.point:
             self.store.point(event.stage, event.done, event.figures)
+        if isinstance(event, StageDone):
+            stage, seconds = event.stage.partition("-")[0], self.store.noted("seconds", {})  # "retrain-2" is "retrain"
+            self.store.note("seconds", {**seconds, stage: seconds.get(stage, 0.0) + event.seconds})
         self.tell(event)
 
     def result(self) -> dict[str, Any]:
@@ -91,15 +94,9 @@ class _Run:
         if result is None:  # a finished run does not touch its test data again
             result = self._stages()
             store.note("result", result)
-        result["run"] = str(self.folder)
+        result = {"run": str(self.folder), **result}
         self.tell(RunDone(self.folder, result, prepared.task.splits, metrics))
         return result
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        spent(self.store, stage, time.perf_counter() - start)
 
     def _stages(self) -> dict[str, Any]:
         prepared = self.prepared
@@ -113,7 +110,6 @@ class _Run:
         table = [self._finished(number, front[0], supernet) for number, front in enumerate(fronts)]
         front = sorted(fronts[0], key=lambda trial: trial.metrics["flops"])
         return {
-            "run": str(self.folder),
             "best": {key: table[0][key] for key in ("arch", "metrics", "test")},
             "front": [{"arch": dict(trial.arch), "metrics": dict(trial.metrics)} for trial in front],
             "trials": sum(map(len, searched)),
@@ -130,12 +126,11 @@ class _Run:
             return None, None
         checkpoint = self.folder / "supernet.pt"
         check_checkpoint(self.store, checkpoint, "train", spec.train.checkpoint_every)
-        with self._timed("train"):
-            trainer = start_trainer(prepared)
-            supernet = train(
-                trainer, prepared.supernet, prepared.task, spec.mutator, prepared.cost,
-                seed=spec.seed, device=prepared.device, checkpoint=checkpoint, emit=self.emit,
-            )  # fmt: skip
+        trainer = start_trainer(prepared)
+        supernet = train(
+            trainer, prepared.supernet, prepared.task, spec.mutator, prepared.cost,
+            seed=spec.seed, device=prepared.device, checkpoint=checkpoint, emit=self.emit,
+        )  # fmt: skip
         if "derive" not in prepared.stages:
             return supernet, None
         with blamed(f"algorithm {self.catalogue.name_of(spec.algorithm)}"):
@@ -147,15 +142,10 @@ class _Run:
         problem = Problem(wanted.drawing, prepared.objectives, spec.search.trials)
         with blamed(f"searcher {self.catalogue.name_of(spec.searcher)}"):
             searcher = spec.searcher.start(problem, seeding.generator(spec.seed, "searcher"))
-        measure: Callable[..., Trial]
-        if spec.executor is None:
-            measure = start_stand(prepared, number, supernet)
-        else:
-            measure = _Elsewhere(spec, number, self.folder)
+        measure = _Elsewhere(spec, number, self.folder) if spec.executor else start_stand(prepared, number, supernet)
         # What another search of this run has measured is judged by the constraints of this one.
-        others = [t for i in range(len(prepared.wanted)) if i != number for t in self.store.trials(i) if t.ok]
-        known = {(t.arch, t.fidelity): _judged(t, wanted.constraints) for t in others}
-        with self._timed("search"), spec.executor.start() if spec.executor else nullcontext() as executor:
+        known = {(t.arch, t.fidelity): _judged(t, wanted.constraints) for t in self.store.trials() if t.ok}
+        with spec.executor.start() if spec.executor else nullcontext() as executor:
             return search(
                 searcher, measure, spec.search.trials, batch=spec.search.batch, space=spec.space,
                 seconds=parse_duration(spec.search.budget or "") or float("inf"), store=self.store, number=number,
@@ -181,10 +171,8 @@ class _Run:
             stage = f"retrain{name}"
             every = (self.spec.retrain.train or self.spec.train).checkpoint_every
             check_checkpoint(self.store, self.folder / f"{stage}.pt", stage, every)
-            with self._timed("retrain"):
-                prepared, network = retrain(prepared, best.arch, self.folder / f"{stage}.pt", stage, self.emit)
-        with self._timed("export"):
-            test = distributed.first(lambda: self._exported(prepared, network, best, folder))
+            prepared, network = retrain(prepared, best.arch, self.folder / f"{stage}.pt", stage, self.emit)
+        test = distributed.first(lambda: self._exported(prepared, network, best, folder))
         return {
             "constraints": str(prepared.wanted[number]) if "search" in prepared.stages else "",
             "arch": dict(best.arch), "metrics": dict(best.metrics), "test": test, "folder": folder.name,
@@ -194,7 +182,7 @@ class _Run:
         start = time.perf_counter()
         self.emit(StageStarted("export", 1, "networks"))
         plain = plain_network(prepared, best.arch, network, calibrated="retrain" not in prepared.stages)
-        test = write(prepared, plain, best.arch, folder, self.exporters, best.metrics, tested=network is not None)
+        test = write(prepared, plain, best, folder, self.exporters, tested=network is not None)
         self.emit(StageDone("export", time.perf_counter() - start, test))
         return test
 

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,7 @@ def check_folder(folder: Path, fresh: bool) -> None:
     database = folder / "run.sqlite"
     if not database.exists() and not (folder / "spec.toml").exists():
         raise UserError("this folder is not empty and holds no run", file=str(folder), hint="another one: --out DIR")
-    if fresh:
-        return
-    if not database.exists() or (database.stat().st_size == 0 and (folder / "spec.toml").exists()):
+    if not fresh and (not database.exists() or (database.stat().st_size == 0 and (folder / "spec.toml").exists())):
         raise UserError("the database of this run is gone", file=str(database),
                         hint="put back a copy of it, or begin anew: --fresh")  # fmt: skip
 
@@ -47,46 +45,41 @@ def opened(folder: Path, table: Mapping[str, Any], data: Mapping[str, Any], fres
     Of several processes under torchrun the first one has it, the others have an empty one.
     Raises UserError, in all processes, if another program works in it or it belongs to another spec.
     """
-    kept: list[Any] = []
+    store = Store()
     versions = {"corenas": corenas.__version__, "torch": torch.__version__, "python": platform.python_version(),
                 "threads": torch.get_num_threads(), "processes": distributed.world()}  # fmt: skip
 
     def enter() -> None:
+        nonlocal store
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            kept.append(_lock(folder))
+            _lock(folder, after)
             if fresh:
                 _empty(folder)
-            kept.append(Store(folder / "run.sqlite"))  # before all else: it is what marks the folder as a run
-            _begin(kept[1], folder, table, data, emit, versions["threads"])
-            kept[1].note("versions", versions)
+            store = Store(folder / "run.sqlite")  # before all else: it is what marks the folder as a run
+            after.callback(store.close)
+            _begin(store, folder, table, data, emit, versions["threads"])
+            store.note("versions", versions)
         except OSError as error:
             text = f"cannot write into this run directory: {error.strerror}"
             raise UserError(text, file=str(folder), hint="another one: --out DIR") from error
 
-    try:
+    with ExitStack() as after:
         distributed.first(enter)
-        yield kept[1] if kept else Store()
-    finally:
-        if len(kept) > 1:
-            kept[1].close()
-        if kept and kept[0] is not None:
-            os.close(kept[0])
+        yield store
 
 
-def _lock(folder: Path) -> int | None:
+def _lock(folder: Path, after: ExitStack) -> None:
     """Only one program at a time works in a run directory."""
-    try:
+    with suppress(ImportError):  # no such locks on Windows
         import fcntl
-    except ImportError:  # no such locks on Windows
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UserError("another corenas is at work in this run directory", file=str(folder)) from None
-    return handle
+
+        handle = os.open(folder, os.O_RDONLY)
+        after.callback(os.close, handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("another corenas is at work in this run directory", file=str(folder)) from None
 
 
 def _empty(folder: Path) -> None:
@@ -116,7 +109,8 @@ def _begin(
         if before != found:
             what = "supernet" if name == "supernet" else "data"
             text = f"the {what} has changed since this run was begun: {before} then, {found} now"
-            raise UserError(text, file=str(folder), hint="put it back, or --fresh to begin anew")  # fmt: skip
+            raise UserError(text, file=str(folder), hint="put it back, or --fresh to begin anew")
+        store.note(name, found)
     before = store.noted("versions", {}).get("threads")
     if before not in (None, threads):
         emit(Note(f"begun with {before} threads and goes on with {threads}: sums come out in another order, "
@@ -124,14 +118,6 @@ def _begin(
     (folder / "spec.toml.part").write_text(tomli_w.dumps(table), encoding="utf-8")
     os.replace(folder / "spec.toml.part", folder / "spec.toml")
     store.note("spec", plain)
-    for name, found in data.items():
-        store.note(name, found)
-
-
-def spent(store: Store, stage: str, seconds: float) -> None:
-    """Add to the time that a stage took over all sessions."""
-    before = store.noted("seconds", {})
-    store.note("seconds", before | {stage: before.get(stage, 0.0) + seconds})
 
 
 def check_checkpoint(store: Store, path: Path, stage: str, every: int) -> None:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, TypeAlias
 
 from corenas import distributed
 from corenas.contracts import Emit, Note, Progress, Proposal, Search, StageDone, StageStarted, Trial, TrialDone
@@ -15,6 +15,9 @@ from corenas.measure import blamed, plain
 from corenas.objectives import Objectives
 from corenas.space import Arch, SearchSpace
 from corenas.store import Store
+
+Key: TypeAlias = tuple[Arch, float]
+"""An arch and the share of the whole effort that it is measured with: what a trial is known by."""
 
 _PATIENCE = 200
 """How often a searcher may ask for nothing new before the search ends."""
@@ -32,7 +35,7 @@ def search(
     space: SearchSpace | None = None,
     store: Store | None = None,
     number: int = 0,
-    known: Mapping[tuple[Arch, float], Trial] | None = None,
+    known: Mapping[Key, Trial] | None = None,
     objectives: Objectives | None = None,
     executor: futures.Executor | None = None,
     emit: Emit = lambda event: None,
@@ -49,85 +52,63 @@ def search(
     Returns all trials in order. No arch is measured twice with the same fidelity. Raises UserError for a searcher that
     does not do as it should, and if all trials failed.
     """
-    store = store or Store()
+    store = store if store is not None and distributed.rank() == 0 else Store()
     name = f"searcher {type(searcher).__module__}.{type(searcher).__name__}"
-    # All processes run the same search, told the same trials; the first one alone has a store.
-    trials, saved = distributed.first(lambda: (store.trials(number), store.noted(f"searcher:{number}")))
-    have = dict(known or {}) | {(trial.arch, trial.fidelity): trial for trial in trials}
-    stored = {(trial.arch, trial.fidelity) for trial in trials}
-    told: dict[tuple[Arch, float], None] = {}
-    clock = _Clock(0.0)
+    # All processes run the same search, told the same trials; the first one alone writes into the store.
+    before, saved = distributed.first(lambda: (store.trials(number), store.noted(f"searcher:{number}")))
+    trials = {(trial.arch, trial.fidelity): trial for trial in before}  # in the order in which they were made
+    told: set[Key] = set()
+    session = start = time.perf_counter()  # of this session, and as if all of them had been one
     if saved is not None:
         with blamed(name):
             searcher.load_state_dict(saved["state"])
-        told = dict.fromkeys((trial.arch, trial.fidelity) for trial in trials[: saved["told"]])
-        clock = _Clock(saved["seconds"])
-    emit(StageStarted("search", budget, "trials", math.floor(_spent(stored) + _LITTLE)))
-    idle, spent, best = 0, _spent(stored), _best(objectives, trials)
-    while (left := budget - _spent(told)) > _LITTLE and idle < _PATIENCE and not clock.over(seconds):
+        told = {*[*trials][: saved["told"]]}
+        start -= saved["seconds"]
+
+    def over() -> bool:  # the first process's clock counts for all
+        return seconds < math.inf and distributed.first(lambda: time.perf_counter() - start > seconds)
+
+    idle, spent, best = 0, _spent(trials), _best(objectives, before)
+    emit(StageStarted("search", budget, "trials", math.floor(spent + _LITTLE)))
+    while (left := budget - _spent(told)) > _LITTLE and idle < _PATIENCE and not over():
         # A run that was killed between a trial and its `tell` asks again for what it had asked for.
         asked = _asked(searcher, name, min(batch, math.ceil(left - _LITTLE)), space)
-        if not asked:
+        missing = [key for key in dict.fromkeys(asked) if key not in trials]
+        # The store may hold trials that this searcher never heard of, and nothing be left of the budget.
+        if not asked or (missing and spent > budget - _LITTLE):
             break
-        before = len(trials)
-        missing = dict.fromkeys(key for key in asked if key not in stored)
-        if missing and spent > budget - _LITTLE:  # the store held trials that this searcher never heard of
-            break
-        for trial in _measured(measure, [*missing], have, executor):
+        for trial in _measured(measure, missing, known or {}, executor):
             spent += trial.fidelity
-            key = (trial.arch, trial.fidelity)
-            have[key] = trial
-            stored.add(key)
-            trials.append(trial)
-            if distributed.rank() == 0:
-                store.add(trial, number)
+            trials[trial.arch, trial.fidelity] = trial
+            store.add(trial, number)
             emit(TrialDone(trial))
             best = _best(objectives, [*best, trial])
             emit(Progress("search", math.floor(spent + _LITTLE), _figures(best, objectives)))
-            if spent > budget - _LITTLE or clock.over(seconds):
+            if spent > budget - _LITTLE or over():
                 break
-        if any(key not in stored for key in asked):
+        if not trials.keys() >= {*asked}:
             break
-        idle = 0 if len(trials) > before else idle + 1
-        told |= dict.fromkeys(asked)
+        idle = 0 if missing else idle + 1
+        told |= {*asked}
         with blamed(name):
-            searcher.tell([have[key] for key in asked])
-            state = {"state": searcher.state_dict(), "told": len(told), "seconds": clock.seconds}
-            if distributed.rank() == 0:
-                store.note(f"searcher:{number}", state)
+            searcher.tell([trials[key] for key in asked])
+            state = {"state": searcher.state_dict(), "told": len(told), "seconds": time.perf_counter() - start}
+            store.note(f"searcher:{number}", state)
     if spent < budget - _LITTLE:
-        why = "the time is over" if clock.over(seconds) else "the searcher found nothing new"
+        why = "the time is over" if over() else "the searcher found nothing new"
         emit(Note(f"{why} after {len(trials)} of {budget} trials"))
-    failed = [trial for trial in trials if trial.state == "failed"]
-    if failed and len(failed) == len(trials):
-        raise UserError(f"all {len(trials)} trials failed", hint=f"the first: {failed[0].error}")
-    emit(StageDone("search", clock.session, _figures(best, objectives)))
-    return trials
-
-
-class _Clock:
-    """Seconds over all sessions of a search; the first process's clock counts for all."""
-
-    def __init__(self, before: float) -> None:
-        self.before, self.start = before, time.perf_counter()
-
-    @property
-    def session(self) -> float:
-        return time.perf_counter() - self.start
-
-    @property
-    def seconds(self) -> float:
-        return self.before + self.session
-
-    def over(self, seconds: float) -> bool:
-        return seconds < math.inf and distributed.first(lambda: self.seconds > seconds)
+    found = [*trials.values()]
+    if found and all(trial.state == "failed" for trial in found):
+        raise UserError(f"all {len(found)} trials failed", hint=f"the first: {found[0].error}")
+    emit(StageDone("search", time.perf_counter() - session, _figures(best, objectives)))
+    return found
 
 
 def _spent(keys: Any) -> float:
     return math.fsum(fidelity for _, fidelity in keys)
 
 
-def _asked(searcher: Search, name: str, n: int, space: SearchSpace | None) -> list[tuple[Arch, float]]:
+def _asked(searcher: Search, name: str, n: int, space: SearchSpace | None) -> list[Key]:
     """What the searcher asks for, as archs with their fidelities. Raises UserError, with its name, for nonsense."""
     with blamed(name):
         asked = [*searcher.ask(n)]
@@ -143,18 +124,15 @@ def _asked(searcher: Search, name: str, n: int, space: SearchSpace | None) -> li
 
 
 def _measured(
-    measure: Callable[..., Any],
-    keys: Sequence[tuple[Arch, float]],
-    have: Mapping[tuple[Arch, float], Trial],
-    executor: futures.Executor | None,
+    measure: Callable[..., Any], keys: Sequence[Key], known: Mapping[Key, Trial], executor: futures.Executor | None
 ) -> Iterator[Trial]:
     """The trials of archs, in order, as soon as they are there; those that are there already are not measured."""
     if executor is not None:
-        running = {key: executor.submit(_trial, measure, *key) for key in keys if key not in have}
+        running = {key: executor.submit(_trial, measure, *key) for key in keys if key not in known}
         try:
             for key in keys:
                 with blamed("the executor"):
-                    trial = have[key] if key in have else running[key].result()
+                    trial = known[key] if key in known else running[key].result()
                 yield trial
         finally:
             for future in running.values():
@@ -163,7 +141,7 @@ def _measured(
     world, rank = distributed.world(), distributed.rank()
     for at in range(0, len(keys), world):
         turn = keys[at : at + world]
-        own = [have.get(key) or _trial(measure, *key) for key in turn[rank : rank + 1]]
+        own = [known.get(key) or _trial(measure, *key) for key in turn[rank : rank + 1]]
         yield from (trial for given in distributed.together(own) for trial in given)
 
 

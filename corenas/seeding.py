@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -18,21 +17,6 @@ if TYPE_CHECKING:
 def generator(seed: int, name: str) -> np.random.Generator:
     """The generator of one consumer ("searcher", "sampler") of a run."""
     return np.random.default_rng([seed & 0xFFFFFFFF, crc32(name.encode())])
-
-
-class Kept:
-    """A generator that goes into a checkpoint."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
-
-    def state_dict(self) -> dict[str, str]:
-        """Its state: numbers of more bits than a checkpoint takes, so as JSON text."""
-        return {"state": json.dumps(self.rng.bit_generator.state)}
-
-    def load_state_dict(self, state: Mapping[str, str]) -> None:
-        """Go on from a state."""
-        self.rng.bit_generator.state = json.loads(state["state"])
 
 
 def number(seed: int, name: str, *index: int) -> int:

@@ -69,10 +69,9 @@ class Store:
 
     def add(self, trial: Trial, search: int = 0) -> None:
         """Store a trial of one of a run's searches."""
-        row = trial.to_json()
-        values = (json.dumps(row["arch"]), json.dumps(row["metrics"]), row["state"], row["seconds"], row["error"])
-        sql = f"INSERT INTO trials ({_COLUMNS}, search) VALUES (?, ?, ?, ?, ?, ?, ?)"
-        self._write(sql, *values, trial.fidelity, search)
+        arch, metrics = json.dumps(dict(trial.arch)), json.dumps(dict(trial.metrics))
+        self._write(f"INSERT INTO trials ({_COLUMNS}, search) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    arch, metrics, trial.state, trial.seconds, trial.error, trial.fidelity, search)  # fmt: skip
 
     def trials(self, search: int | None = None) -> list[Trial]:
         """The trials of one of a run's searches, or of all, in the order in which they were made."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from attrs import define, field
+from attrs import Factory, define, field
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
@@ -33,8 +33,6 @@ _EVERY = 0.25
 """Seconds between two signs of life."""
 _OFTEN = 600.0
 """Seconds between two checkpoints within an epoch."""
-_PLACE = ("phase", "epoch", "step", "index")
-"""Where a checkpoint goes on: with which step of which epoch of which phase, and how many steps there were before."""
 
 
 @define(eq=False)
@@ -54,10 +52,7 @@ class LoopStep:
     share: float = 1.0
     scale: Callable[[Tensor], Tensor] = lambda loss: loss
     more: Any = None
-    lr: float = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.lr = self.optimizer.param_groups[0]["lr"]
+    lr: float = field(init=False, default=Factory(lambda self: self.optimizer.param_groups[0]["lr"], takes_self=True))
 
     def backward(self, loss: Tensor) -> Tensor:
         """Add a loss's gradients to those of the step and free its graph. Returns the loss, detached."""
@@ -93,7 +88,7 @@ def train(
     device = device or torch.device("cpu")
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kept = _Checkpoint(checkpoint)
-    at_phase, at_epoch, at_step, index = (kept.found.get(key, 0) for key in _PLACE)
+    at_phase, at_epoch, at_step, index = kept.found.get("place", (0, 0, 0, 0))
     if at_phase >= len(trainer.phases):
         raise kept.unusable(f"belongs to another model: it has a phase {at_phase + 1}")
     total = sum(p.train.epochs * max(1, task.splits["train"] // p.train.batch_size) for p in trainer.phases)
@@ -125,10 +120,10 @@ def train(
             sampler = mutator.start(MutatorContext(phase.space, cost.on(phase.space), rng))
         parts = {
             "model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "average": average,
-            "rng": seeding.Kept(rng), "streams": others, "trainer": trainer, "sampler": sampler,
+            "streams": others, "trainer": trainer, "sampler": sampler,
         }  # fmt: skip
         if resumed:
-            kept.load(parts)
+            kept.load(parts, rng)
             kept.found = {}  # it takes as much memory as the model and its optimizer
         for epoch in range(at_epoch, settings.epochs):
             _tell_progress(model, epoch / settings.epochs)
@@ -162,18 +157,18 @@ def train(
                     emit(Progress(stage, index, _figures(shown, optimizer, epoch, index)))
                 if now - written_at > _OFTEN and step + 1 < stream.steps and distributed.world() == 1:
                     written_at = now
-                    kept.write(parts, phase=number, epoch=epoch, step=step + 1, index=index)
+                    kept.write(parts, rng, (number, epoch, step + 1, index))
             at_step = 0
             shown = dict(zip(shown, distributed.mean([*shown.values()], stream.share), strict=True))
             figures = _figures(shown, optimizer, epoch, index)
             if distributed.world() > 1:
                 _agree(model, average)
             if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
-                kept.write(parts, phase=number, epoch=epoch + 1, step=0, index=index)
+                kept.write(parts, rng, (number, epoch + 1, 0, index))
             emit(Progress(stage, index, figures, point=True))
         at_epoch = 0
         if settings.epochs == 0:
-            kept.write(parts, phase=number, epoch=0, step=0, index=index)
+            kept.write(parts, rng, (number, 0, 0, index))
     emit(StageDone(stage, time.perf_counter() - start, figures))
     return average or model
 
@@ -279,9 +274,8 @@ def _synchronise(model: nn.Module) -> None:
 def _agree(model: nn.Module, average: nn.Module | None) -> None:
     """Batch-norm statistics become the mean over processes: each has seen its own images."""
     buffers = [b for part in (model, average) if part is not None for b in part.buffers() if b.is_floating_point()]
-    for buffer in buffers:
-        buffer /= distributed.world()
-    distributed.total(buffers)
+    for buffer, mean in zip(buffers, distributed.mean(buffers, 1.0), strict=True):
+        buffer.copy_(mean)
 
 
 def _figures(shown: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, epoch: int, index: int) -> dict[str, float]:
@@ -293,7 +287,9 @@ def _figures(shown: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, epoc
 
 
 class _Checkpoint:
-    """The file that a training goes on from: its place and the states of its parts. Without a path there is none."""
+    """The file that a training goes on from: the states of its parts, and the place where it goes on: with which step
+    of which epoch of which phase, and how many steps there were before. Without a path there is none.
+    """  # fmt: skip
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.found = path, {}
@@ -303,23 +299,25 @@ class _Checkpoint:
             self.found = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise self.unusable(f"cannot be read: {type(error).__name__}") from error
-        if not isinstance(self.found, dict) or not self.found.keys() >= {"model", *_PLACE}:
+        if not isinstance(self.found, dict) or not self.found.keys() >= {"model", "place"}:
             raise self.unusable("belongs to another model: it is none of this program")
 
     def unusable(self, text: str) -> UserError:
         hint = "put back a copy of its own, or begin anew: --fresh"
         return UserError(f"this checkpoint {text}", file=str(self.path), hint=hint)
 
-    def load(self, parts: Mapping[str, Any]) -> None:
+    def load(self, parts: Mapping[str, Any], rng: np.random.Generator | None = None) -> None:
         """Give parts the states that they had; those without a state are left as they are."""
         try:
             for name, part in parts.items():
                 if hasattr(part, "load_state_dict"):
                     part.load_state_dict(self.found[name])
+            if rng is not None:
+                rng.bit_generator.state = self.found["rng"]
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise self.unusable(f"belongs to another model: {str(error).splitlines()[0]}") from error
 
-    def write(self, parts: Mapping[str, Any], **place: int) -> None:
+    def write(self, parts: Mapping[str, Any], rng: np.random.Generator, place: tuple[int, int, int, int]) -> None:
         """Replace the file, so that it is whole or not there; the first process alone does."""
         if self.path is None or distributed.rank() > 0:
             return
@@ -327,7 +325,7 @@ class _Checkpoint:
         temporary = self.path.with_name(f"{self.path.name}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({**place, **states}, temporary)
+            torch.save({"place": place, "rng": rng.bit_generator.state, **states}, temporary)
             os.replace(temporary, self.path)
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError for a full disk
             with suppress(OSError):

@@ -79,7 +79,7 @@ def test_no_epochs_leave_a_supernet_as_it_was_made(spec, catalogue, tmp_path):
     chosen = spec(train={"epochs": 0, "batch_size": 32})
     run(chosen, catalogue, tmp_path / "run", lambda event: None)
     saved = torch.load(tmp_path / "run" / "supernet.pt", weights_only=True)
-    assert saved["index"] == 0
+    assert saved["place"][-1] == 0
     again = run(chosen, catalogue, tmp_path / "run", lambda event: None)
     assert again["trials"] == 12
 
@@ -166,7 +166,7 @@ def test_an_arch_that_an_algorithm_derives_is_trained_again_as_the_spec_says(tmp
     assert result["trials"] == 0
     assert result["best"]["test"]["top1"] > 34
     saved = torch.load(tmp_path / "run/retrain.pt", weights_only=True)
-    assert saved["index"] == 12
+    assert saved["place"][-1] == 12
     assert not [name for name in saved["model"] if "norm" in name]
     card = json.loads((tmp_path / "run/best/cost.json").read_text())
     assert card["params"] == sum(t.numel() for n, t in saved["model"].items() if "op.candidates" not in n)

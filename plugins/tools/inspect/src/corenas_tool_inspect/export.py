@@ -37,15 +37,14 @@ def command(options: Namespace) -> None:
     with sources.locating():
         if folder.is_dir():
             prepared, trial, network, calibrated = _of_run(prepare(spec), folder, options.arch or "best")
-            arch, metrics = trial.arch, trial.metrics
         else:
-            prepared, network, calibrated, metrics = prepare(spec, data=False), None, False, {}
-            arch = named_arch(spec.space, options.arch or "default")
-        plain = plain_network(prepared, arch, network, calibrated)
-        write(prepared, plain, arch, options.to, exporters, metrics, tested=False)
+            prepared, network, calibrated = prepare(spec, data=False), None, False
+            trial = Trial(named_arch(spec.space, options.arch or "default"))
+        plain = plain_network(prepared, trial.arch, network, calibrated)
+        write(prepared, plain, trial, options.to, exporters, tested=False)
     files = sorted(str(file) for file in options.to.iterdir())
     if options.json:
-        print_json({"arch": dict(arch), **prepared.cost.of([arch])[0], "files": files})
+        print_json({"arch": dict(trial.arch), **prepared.cost.of([trial.arch])[0], "files": files})
     else:
         print("\n".join(files))
 
