@@ -47,12 +47,7 @@ def _complain(error: UserError, as_json: bool, command: list[str]) -> None:
         print(fault, file=sys.stderr)
     if as_json:
         errors = [{"file": f.file, "line": f.line, "key": f.dotted, "message": f.message} for f in error.faults]
-        _print({"ok": False, "errors": errors} if command == ["check"] else {"errors": errors})
-
-
-def _print(content: Any) -> None:
-    json.dump(content, sys.stdout)
-    sys.stdout.write("\n")
+        print(json.dumps({"ok": False, "errors": errors} if command == ["check"] else {"errors": errors}))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,4 +108,4 @@ def _do_run(options: argparse.Namespace) -> None:
     with sources.locating():
         result = run(spec, catalogue, folder, emit, options.fresh)
     if options.json and os.environ.get("RANK", "0") == "0":
-        _print(result)
+        print(json.dumps(result))

@@ -16,8 +16,8 @@ from attrs import field, frozen
 
 from corenas.objectives import Objectives
 from corenas.settings import Train
-from corenas.space import Arch, Drawing, SearchSpace
-from corenas.value import Dimension
+from corenas.space import Arch, SearchSpace
+from corenas.value import Dimension, Variable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -310,6 +310,21 @@ class Trial:
     def from_json(cls, data: Mapping[str, Json]) -> Trial:
         """The trial that `to_json` gave."""
         return cls(**{**data, "arch": Arch(data["arch"])})
+
+
+class Drawing(Protocol):
+    """What draws archs: a space, or the part of one that obeys constraints."""
+
+    variables: tuple[Variable, ...]
+
+    def sample(self, rng: np.random.Generator) -> Arch:
+        """An arch at random."""
+
+    def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
+        """The arch with each variable drawn again with probability `prob`."""
+
+    def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
+        """An arch with each variable from one of two parents."""
 
 
 @frozen

@@ -13,6 +13,11 @@ from attrs import evolve, frozen
 Path: TypeAlias = tuple[str | int, ...]
 
 
+def dotted(*path: str | int) -> str:
+    """A path as a key of TOML: `stages.2.block.kernel`."""
+    return ".".join(map(str, path))
+
+
 @frozen
 class Fault:
     """One mistake: a message, the key it is about, and the file and line where it stands.
@@ -57,12 +62,17 @@ class UserError(Exception):
 
 
 @contextmanager
-def collecting(faults: list[Fault], *prefix: str | int) -> Iterator[None]:
-    """Adds the mistakes that are raised inside to a list, seen from a table further out."""
+def collecting(faults: list[Fault], *prefix: str | int, also: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Adds the mistakes that are raised inside to a list, seen from a table further out.
+
+    also: another exception whose text is a mistake of the user's
+    """
     try:
         yield
     except UserError as error:
         faults += error.under(*prefix).faults
+    except also as error:
+        faults.append(Fault(str(error), prefix))
 
 
 def refuse(faults: Iterable[Fault]) -> None:

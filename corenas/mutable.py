@@ -51,9 +51,8 @@ class Resizing(Protocol):
 
 def chosen(values: Values) -> dict[str, Any]:
     """The choice of a new mutable, that of the largest arch: numbers at their largest, all else at its first choice."""
-    parts = [part for value in values.values() for part in (value.parts if isinstance(value, Dimension) else (value,))]
-    domains = {key: choices for part in parts for key, choices in part.domains.items()}
-    largest = {key: largest_of(choices) for key, choices in domains.items()}
+    parts = [part for value in values.values() for part in Dimension.of(value).parts]
+    largest = {key: largest_of(choices) for part in parts for key, choices in part.domains.items()}
     return {name: value(largest) for name, value in values.items()}
 
 

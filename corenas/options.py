@@ -62,7 +62,7 @@ def structure(value: Any, t: type[T], lookup: Lookup | None = None, kind: str | 
     if type(value) not in _ACCEPTED.get(form, (type(value),)):
         raise _unexpected(value, t)
     if attrs.has(t):
-        return _class(lookup, value, t)
+        return build(t, value, lookup)
     return _READERS[form](partial(structure, lookup=lookup, kind=kind), value, t)
 
 
@@ -147,25 +147,27 @@ _READERS: Mapping[Any, Callable[[Read, Any, Any], Any]] = {
 }  # fmt: skip
 
 
-def _class(lookup: Lookup | None, value: Any, cls: Any) -> Any:
-    fields = {key_of(field): field for field in attrs.fields(attrs.resolve_types(cls)) if field.init}
+def build(cls: type[T], table: Mapping[str, Any], lookup: Lookup | None = None, **given: Any) -> T:
+    """A table as an object of an attrs class, as `structure` reads it; fields that are given are no keys of it."""
+    own = [field for field in attrs.fields(attrs.resolve_types(cls)) if field.init and field.name not in given]
+    fields = {key_of(field): field for field in own}
 
     def read_key(key: str) -> Any:
         if key not in fields:
             raise UserError("unknown key", hint=did_you_mean(str(key), fields, "keys here"))
         try:
-            if key not in value:
+            if key not in table:
                 raise UserError("required key is missing")
-            return _field(lookup, value[key], fields[key])
+            return _field(lookup, table[key], fields[key])
         except UserError as error:
             meaning = explanations(cls).get(fields[key].name)
             hint = f"{key}: {meaning}" if meaning else None
             raise UserError(faults=[f if f.hint else attrs.evolve(f, hint=hint) for f in error.faults]) from None
 
     required = [key for key, field in fields.items() if field.default is attrs.NOTHING]
-    found = _each(read_key, dict.fromkeys([*required, *value]))
+    found = _each(read_key, dict.fromkeys([*required, *table]))
     try:
-        return cls(**{fields[key].alias: item for key, item in found.items()})
+        return cls(**{fields[key].alias: item for key, item in found.items()}, **given)
     except ValueError as error:  # of a validator that looks at several fields, of __attrs_post_init__
         raise UserError(str(error)) from None
 

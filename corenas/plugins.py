@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,14 +20,12 @@ from corenas.errors import UserError, did_you_mean
 from corenas.options import structure
 
 GROUP = "corenas"
-MEMBERS: Mapping[str, Sequence[str]] = {
+KINDS: Mapping[str, Sequence[str]] = {
     "mutators": ["start"], "algorithms": ["start", "stages", "needs"], "distillers": ["start"], "searchers": ["start"],
     "evaluators": ["start", "provides", "cheap"], "backbones": ["build"], "tasks": ["start"], "executors": ["start"],
     "exporters": ["write"], "commands": [],
 }  # fmt: skip
-"""What the options of each kind must have (`corenas.contracts`)."""
-KINDS = tuple(MEMBERS)
-"""The kinds of components that have a name; each is offered through the hook `corenas_<kind>`."""
+"""The kinds of components that have a name, offered by hooks `corenas_<kind>`, and what their options must have."""
 
 
 @frozen
@@ -100,18 +96,6 @@ class Catalogue:
     def name_of(self, options: Any) -> str:
         """The name under which a component's options were found."""
         return next(c.name for c in self.components.values() if c.cls is type(options))
-
-    def import_all(self) -> dict[str, str]:
-        """Import every module of every plugin; gives what cannot be imported: plugin -> why."""
-        found = {}
-        for plugin in self.plugins:
-            try:
-                package = importlib.import_module(plugin.module.partition(":")[0])
-                for module in pkgutil.walk_packages(getattr(package, "__path__", []), f"{package.__name__}."):
-                    importlib.import_module(module.name)
-            except (Exception, SystemExit) as error:
-                found[plugin.name] = _reason(error)
-        return found
 
     def emit(self, event: Event) -> list[str]:
         """Tell every listener of an event. Returns a line for each listener that raised."""
@@ -198,6 +182,6 @@ def _offers(manager: pluggy.PluginManager, plugin: Plugin, module: Any) -> Itera
         for name, cls in offered.items():
             if kind != "commands" and not (isinstance(cls, type) and attrs.has(cls)):
                 raise TypeError(f"{kind} {name!r}: {cls!r} is no attrs class of options")
-            if missing := [member for member in MEMBERS[kind] if not hasattr(cls, member)]:
+            if missing := [member for member in KINDS[kind] if not hasattr(cls, member)]:
                 raise TypeError(f"{kind} {name!r} has no {' and no '.join(missing)}")
             yield Component(kind, name, cls, plugin.distribution, plugin.version)

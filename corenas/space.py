@@ -9,16 +9,15 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from attrs import evolve, field, frozen
+from attrs import asdict, evolve, field, frozen
 from attrs.converters import optional
 
-from corenas.errors import Fault, Path, UserError, did_you_mean
-from corenas.options import expectation, to_table
+from corenas.errors import Fault, Path, UserError, collecting, did_you_mean, dotted, refuse
+from corenas.options import build
 from corenas.value import Condition, Constant, Value, Variable
 
 Choice: TypeAlias = int | float | str | bool
@@ -123,20 +122,16 @@ class Float(Variable):
 
 def _before(low: float, high: float, step: float) -> list[Any]:
     """The numbers from low to high, without high. Raises ValueError if there are too many or the steps miss it."""
-    steps = (high - low) / step if step > 0 else -1.0
-    if steps >= MOST_CHOICES:
+    if high - low >= MOST_CHOICES * step > 0:
         raise ValueError(f"more than {MOST_CHOICES:,} choices: take a larger step")
+    steps = (high - low) / step if step > 0 else -1.0
     if steps < 0 or not math.isclose(steps, round(steps), abs_tol=1e-9):
         raise ValueError(f"{low} to {high} in steps of {step} never ends on high")
     return [low + i * step for i in range(round(steps))]
 
 
-_TYPES: Mapping[str, tuple[type[Variable], Mapping[str, Any]]] = {
-    "categorical": (Categorical, {"choices": list, "default": Any}),
-    "int": (Int, {"low": int, "high": int, "step": int, "default": int}),
-    "float": (Float, {"low": float, "high": float, "step": float, "default": float, "log": bool}),
-}
-"""The types of variables as TOML names them: class and options."""
+_TYPES: Mapping[str, type[Variable]] = {"categorical": Categorical, "int": Int, "float": Float}
+"""The types of variables as TOML names them."""
 
 
 class Arch(Mapping[str, Any]):
@@ -178,24 +173,6 @@ class Arch(Mapping[str, Any]):
         return hashlib.sha256(json.dumps(self._choices, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class Drawing(Protocol):
-    """What draws archs: a space, or the part of one that obeys constraints."""
-
-    variables: tuple[Variable, ...]
-
-    def sample(self, rng: np.random.Generator) -> Arch:
-        """An arch at random."""
-        ...
-
-    def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
-        """The arch with each variable drawn again with probability `prob`."""
-        ...
-
-    def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
-        """An arch with each variable from one of two parents."""
-        ...
-
-
 class SearchSpace:
     """An ordered set of variables and the conditions under which they are active.
 
@@ -214,15 +191,14 @@ class SearchSpace:
         places = {key: place for place, key in enumerate(self.keys)}
         faults: list[Fault] = []
         for variable in self.variables:
-            with _noted(faults, variable.key):
+            with collecting(faults, variable.key):
                 if variable.key in self._variables:
-                    raise ValueError(_TWICE)
+                    raise UserError(_TWICE)
                 parents = [_parent(condition.key, self._variables) for condition in variable.when]
                 pairs = zip(parents, variable.when, strict=True)
                 self._parents.append([(places[parent.key], _mask(parent, c)) for parent, c in pairs])
                 self._variables[variable.key] = variable
-        if faults:
-            raise UserError(faults=faults)
+        refuse(faults)
         self._dtype = np.int64 if self.finite else np.float64
         self._defaults = np.array([v.code(v.default) for v in self.variables], self._dtype)
 
@@ -241,8 +217,7 @@ class SearchSpace:
             raise UserError(f"expected a table, found {table!r}")
         reader = _Reader()
         tree = reader.table(table, (), ())
-        if reader.faults:
-            raise UserError(faults=reader.faults)
+        refuse(reader.faults)
         return cls(reader.variables.values(), {key: item for key, item in tree.items() if not key.startswith(OVERRIDE)})
 
     def to_table(self) -> dict[str, Any]:
@@ -280,11 +255,10 @@ class SearchSpace:
         faults: list[Fault] = []
         for pattern, wanted in choices.items():
             for key in fnmatch.filter(self.keys, pattern) or [pattern]:
-                with _noted(faults, pattern):
+                with collecting(faults, pattern, also=ValueError):
                     left, default = [*map(self[key].own, wanted)], self[key].default
                     allowed[key] = Categorical(key, left, default=default if default in left else None)
-        if faults:
-            raise UserError(faults=faults)
+        refuse(faults)
         narrower: dict[str, Variable] = {}
         for key, variable in self._variables.items():
             # A condition speaks of choices that are still there.
@@ -308,10 +282,9 @@ class SearchSpace:
         faults: list[Fault] = []
         for key, choice in flatten(choices or {}).items():
             if key in chosen or not isinstance(choice, Mapping | list | tuple):  # an empty table says nothing
-                with _noted(faults, key):
+                with collecting(faults, key, also=ValueError):
                     chosen[key] = self[key].own(choice)
-        if faults:
-            raise UserError(faults=faults)
+        refuse(faults)
         active = self.active(self.encode([chosen]))[0]
         return Arch({v.key: chosen[v.key] if on else v.default for v, on in zip(self.variables, active, strict=True)})
 
@@ -486,29 +459,21 @@ def _below(rng: np.random.Generator, n: int) -> int:
     return drawn
 
 
-def flatten(table: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables and arrays as one mapping from dotted keys: `{"a": [{"b": 1}]}` is `{"a.0.b": 1}`."""
+def flatten(table: Mapping[str, Any] | Sequence[Any], prefix: str = "", lists: bool = True) -> dict[str, Any]:
+    """Nested tables and arrays as one mapping from dotted keys: `{"a": [{"b": 1}]}` is `{"a.0.b": 1}`.
+
+    lists: False leaves arrays whole
+    """
     flat: dict[str, Any] = {}
     for key, item in table.items() if isinstance(table, Mapping) else enumerate(table):
-        if isinstance(item, Mapping | list | tuple) and item:
-            flat |= flatten(item, f"{prefix}{key}.")
+        if item and (isinstance(item, Mapping) or (lists and isinstance(item, list | tuple))):
+            flat |= flatten(item, f"{prefix}{key}.", lists)
         else:
             flat[f"{prefix}{key}"] = item
     return flat
 
 
 _TWICE = "this variable stands twice"
-
-
-@contextmanager
-def _noted(faults: list[Fault], *path: str | int) -> Iterator[None]:
-    """Mistakes found inside are noted as those of a key, and the work goes on."""
-    try:
-        yield
-    except UserError as error:
-        faults += error.under(*path).faults
-    except (ValueError, OverflowError) as error:
-        faults.append(Fault(str(error), path))
 
 
 def _parent(key: str, earlier: Mapping[str, Variable]) -> Variable:
@@ -552,9 +517,9 @@ def _written(tree: Any, when: Sequence[Condition], brief: bool = True) -> Any:
         own = {c.key: sorted(c.choices) for c in tree.when if c not in when}
         if brief and not own and type(tree) is Categorical and tree.default == tree.largest:
             return [*tree.choices]
-        name, options = next((name, options) for name, (cls, options) in _TYPES.items() if cls is type(tree))
-        table = {key: x for key in options if (x := getattr(tree, key)) is not None}
-        return {"type": name, **to_table(table), **({"when": own} if own else {})}
+        name = next(name for name, cls in _TYPES.items() if cls is type(tree))
+        options = asdict(tree, filter=lambda f, x: f.init and f.name not in ("key", "when") and x is not None)
+        return {"type": name, **options, **({"when": own} if own else {})}
     if isinstance(tree, Mapping):
         table = {}
         for key, item in tree.items():
@@ -627,7 +592,7 @@ class _Reader:
         if _nested(item):
             return [self.item(x, (*path, i), when) for i, x in enumerate(item)]
         if isinstance(item, list):
-            return self.variable(path, Categorical, when, choices=item)
+            return self.variable(path, Categorical, when, {"choices": item})
         if isinstance(item, bool | str):
             return item
         if isinstance(item, int | float):
@@ -635,22 +600,12 @@ class _Reader:
         return self.fault(f"expected a number, a string, a list or a table, found {item!r}", path)
 
     def typed(self, item: Mapping[str, Any], path: Path, when: Sequence[Condition]) -> Any:
-        cls, options = _TYPES.get(str(item["type"]).lower(), (None, {}))
+        cls = _TYPES.get(str(item["type"]).lower())
         if cls is None:
             hint = did_you_mean(str(item["type"]), _TYPES, "types of variables")
             return self.fault(f"no type of variable {item['type']!r}", (*path, "type"), hint)
-        before = len(self.faults)
-        found = {key: x for key, x in item.items() if key not in ("type", "when")}
-        for key, x in found.items():
-            if key not in options:
-                self.fault("unknown key", (*path, key), did_you_mean(key, [*options, "when"], "options"))
-            elif options[key] not in (Any, type(x)) and not (options[key] is float and type(x) is int):
-                self.fault(f"expected {expectation(options[key])}, found {x!r}", (*path, key))
-        for key in options:
-            if key in ("choices", "low", "high") and key not in item:
-                self.fault("required key is missing", (*path, key))
         conditions = [*when, *self.conditions(item.get("when", {}), path)]
-        return self.variable(path, cls, conditions, **found) if len(self.faults) == before else None
+        return self.variable(path, cls, conditions, {k: x for k, x in item.items() if k not in ("type", "when")})
 
     def conditions(self, table: Any, path: Path) -> list[Condition]:
         """`when = { op = "mbconv" }` speaks of a variable in the same table, `{ "stages.0.op" = … }` of any."""
@@ -659,21 +614,19 @@ class _Reader:
             self.fault(f"expected a table of keys and choices, found {table!r}", (*path, "when"))
             table = {}
         for key, choices in table.items():
-            near = _dotted(*path[:-1], key)
-            with _noted(self.faults, *path, "when", key):
+            near = dotted(*path[:-1], key)
+            with collecting(self.faults, *path, "when", key, also=ValueError):
                 parent = _parent(near if near in self.variables else key, self.variables)
                 wanted = choices if isinstance(choices, list) else [choices]
                 found.append(Condition(parent.key, frozenset(map(parent.own, wanted))))
         return found
 
-    def variable(self, path: Path, cls: type[Variable], when: Sequence[Condition], **options: Any) -> Variable | None:
-        key = _dotted(*path)
+    def variable(
+        self, path: Path, cls: type[Variable], when: Sequence[Condition], options: Mapping[str, Any]
+    ) -> Variable | None:
+        key = dotted(*path)
         if key in self.variables:
             return self.fault(_TWICE, path)
-        with _noted(self.faults, *path):
-            self.variables[key] = cls(key, when=when, **options)
+        with collecting(self.faults, *path):
+            self.variables[key] = build(cls, options, key=key, when=when)
         return self.variables.get(key)
-
-
-def _dotted(*path: str | int) -> str:
-    return ".".join(map(str, path))

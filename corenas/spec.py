@@ -13,12 +13,12 @@ import tomli
 from attrs import field, frozen
 from attrs.validators import ge, lt, optional
 
-from corenas.errors import Fault, UserError, collecting, did_you_mean, refuse
+from corenas.errors import Fault, UserError, collecting, did_you_mean, dotted, refuse
 from corenas.errors import Path as KeyPath
 from corenas.options import structure, to_table
 from corenas.plugins import Catalogue
 from corenas.settings import Calibration, Device, Export, Retrain, SearchSettings, Source, Train
-from corenas.space import OVERRIDE, Choice, SearchSpace
+from corenas.space import OVERRIDE, Choice, SearchSpace, flatten
 
 
 def _file_name(instance: object, attribute: object, name: str) -> None:
@@ -125,9 +125,9 @@ class Sources:
         key: KeyPath = ()
         for part in fault.key:  # `blocks[2]` may come from the pattern `block`
             pattern = (*key[:-1], "block")
-            key = pattern if key[-1:] == ("blocks",) and _dotted(pattern) in self.places else (*key, part)
-        n = next(n for n in range(len(key), -1, -1) if _dotted(key[:n]) in self.places)
-        file, line, written = self.places[_dotted(key[:n])]
+            key = pattern if key[-1:] == ("blocks",) and dotted(*pattern) in self.places else (*key, part)
+        n = next(n for n in range(len(key), -1, -1) if dotted(*key[:n]) in self.places)
+        file, line, written = self.places[dotted(*key[:n])]
         return attrs.evolve(fault, key=(*written, *key[n:]), file=file, line=line)
 
     @contextmanager
@@ -140,13 +140,9 @@ class Sources:
             raise UserError(faults=sorted(faults.values(), key=lambda f: (f.file or "", f.line or 0))) from None
 
 
-def _dotted(key: KeyPath) -> str:
-    return ".".join(map(str, key))
-
-
 def _places(file: str, text: str, *prefix: str) -> Places:
     """Where the keys of a file stand; the prefix is that of its keys in the spec."""
-    return {_dotted((*prefix, *key)): (file, line, key) for key, line in key_lines(text).items()}
+    return {dotted(*prefix, *key): (file, line, key) for key, line in key_lines(text).items()}
 
 
 def load_spec(path: str | Path, catalogue: Catalogue, overrides: Sequence[str] = ()) -> tuple[Spec, Sources]:
@@ -246,7 +242,7 @@ def _override(table: dict[str, Any], item: str, places: Places) -> None:
     path = tuple(key.strip().split("."))
     if not sign or not all(path):
         raise UserError(f"expected KEY=VALUE, found {item!r}", key=("--set",))
-    name = _dotted(path)
+    name = dotted(*path)
     for inner in [place for place in places if place.startswith(f"{name}.")]:
         del places[inner]
     places[name] = ("--set", None, path)
@@ -290,7 +286,7 @@ def _space(raw: Any, folder: Path, places: Places) -> SearchSpace:
     space, faults = SearchSpace.from_table(table), []
     for name, (change, choices) in _CHANGES.items():
         with collecting(faults, name):
-            space = change(space, structure(dict(_flat(structure(changes[name], dict))), choices))
+            space = change(space, structure(flatten(structure(changes[name], dict), lists=False), choices))
     refuse(faults)
     return space
 
@@ -304,15 +300,6 @@ def _space_file(table: Mapping[str, Any], folder: Path, places: Places) -> dict[
     text, read = _read(file, "space", key=("file",))
     places |= _places(str(file), text, "space")
     return {**read, **own}
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The items of nested tables by dotted keys; lists stay whole."""
-    for key, item in table.items():
-        if isinstance(item, dict):
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
 
 
 _TOKEN = re.compile(

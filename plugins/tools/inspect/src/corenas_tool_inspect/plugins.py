@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from argparse import Namespace
 
-from corenas.plugins import load_catalogue
+from corenas.plugins import Catalogue, load_catalogue
 from corenas_tool_inspect.table import print_json, print_table
 
 
 def command(options: Namespace) -> None:
     """Print it."""
     catalogue = load_catalogue()
-    deep = catalogue.import_all() if options.deep else {}
+    deep = _imported(catalogue) if options.deep else {}
     rows = []
     for plugin in catalogue.plugins:
         own = [c for c in catalogue.components.values() if c.distribution == plugin.distribution]
@@ -24,3 +26,16 @@ def command(options: Namespace) -> None:
         print_json({"plugins": rows})
     else:
         print_table([{**row, "error": row["error"] or ""} for row in rows])
+
+
+def _imported(catalogue: Catalogue) -> dict[str, str]:
+    """Import every module of every plugin; gives what cannot be imported: plugin -> why."""
+    found = {}
+    for plugin in catalogue.plugins:
+        try:
+            package = importlib.import_module(plugin.module.partition(":")[0])
+            for module in pkgutil.walk_packages(getattr(package, "__path__", []), f"{package.__name__}."):
+                importlib.import_module(module.name)
+        except (Exception, SystemExit) as error:
+            found[plugin.name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return found
