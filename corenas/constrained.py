@@ -15,28 +15,35 @@ _BATCH = 256
 _ROUNDS = 400
 
 
-def reachable(cost: Cost, metric: str) -> tuple[int, int]:
-    """The least and the most that archs of the cost's space need of a metric.
+def extremes(cost: Cost, metric: str) -> tuple[Arch, Arch]:
+    """The archs of the cost's space that need the least and the most of a metric.
 
     Found by changing one variable at a time for the better, from the smallest and from the largest arch; exact where
     the best choice of a variable does not hang on the others, as it is with widths, depths, kernels and resolutions.
     """
     space = cost.space
-    signs = np.array([[-1], [1]]).repeat(3, axis=0)
-    codes = np.tile(space.encode([space.smallest(), space.default(), space.largest()]), (2, 1))
-    numbers, before = cost(codes)[metric], np.zeros(0)
-    while not np.array_equal(numbers, before):
-        before = numbers
+    starts = space.encode([space.smallest(), space.default(), space.largest()])
+    codes, signs = np.concatenate([starts, starts[::-1]]), np.array([-1, -1, -1, 1, 1, 1])
+    worth, before = signs * cost(codes)[metric], np.zeros(0)
+    while not np.array_equal(worth, before):
+        before = worth
         for place, variable in enumerate(space.variables):  # each arch under every choice, without steps under 17
             choices = np.linspace(0, 1, 17) if variable.continuous else np.arange(len(variable.choices))
             tried = np.repeat(codes, len(choices), axis=0)
             tried[:, place] = np.tile(choices, len(codes))
             tried = space.canonical(tried)
-            each = cost(tried)[metric]
-            best = (signs * each.reshape(len(codes), -1)).argmax(axis=1)
-            rows = best + len(choices) * np.arange(len(codes))
-            codes, numbers = tried[rows], each[rows]
-    return int(numbers.min()), int(numbers.max())
+            each = signs.repeat(len(choices)) * cost(tried)[metric]
+            rows = each.reshape(len(codes), -1).argmax(axis=1) + len(choices) * np.arange(len(codes))
+            better = each[rows] > worth
+            codes, worth = np.where(better[:, None], tried[rows], codes), np.maximum(worth, each[rows])
+    least, most = space.decode(codes[[worth[:3].argmax(), 3 + worth[3:].argmax()]])
+    return least, most
+
+
+def reachable(cost: Cost, metric: str) -> tuple[int, int]:
+    """The least and the most that archs of the cost's space need of a metric (`extremes`)."""
+    least, most = cost.of(extremes(cost, metric))
+    return least[metric], most[metric]
 
 
 class Constrained:

@@ -282,7 +282,11 @@ def looked_up(table: Mapping[tuple[Any, ...], float], *values: Value) -> Value:
 
 
 def _whole(x: Any) -> Any:
-    return x.astype(np.int64) if isinstance(x, np.ndarray) else int(x)
+    if not isinstance(x, np.ndarray):
+        return int(x)
+    if x.dtype.kind == "f" and not (np.abs(x) < 2.0**63).all():  # numpy would warn, and give any number
+        raise OverflowError("a number of channels, or another of a layer, is beyond 64 bits")
+    return x.astype(np.int64)
 
 
 def _rounded(x: Any) -> Any:

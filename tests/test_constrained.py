@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from toys import Backbone, Conv, Task, make_space
 
-from corenas.constrained import Constrained, reachable
+from corenas.constrained import Constrained, extremes, reachable
 from corenas.cost import METRICS, Cost
 from corenas.errors import UserError
 from corenas.objectives import Constraint
@@ -76,6 +76,11 @@ def test_where_the_best_choice_hangs_on_another_variable():
     cost = Cost(Chain(space, 2), space, torch.zeros(1, 1, 4, 4))
     every = cost.of(space)
     assert reachable(cost, "flops") == (min(c["flops"] for c in every), max(c["flops"] for c in every))
+
+
+def test_the_extremes_hold_what_costs_nothing_at_its_extreme_too():
+    space = SearchSpace([*LARGE.variables, Float("lr", 0.1, 1.0), Int("seed", 0, 9)])
+    assert extremes(LARGE_COST.on(space), "params") == (space.smallest(), space.largest())
 
 
 def test_a_variable_without_steps_does_not_matter_to_the_range():

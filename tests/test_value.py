@@ -48,6 +48,12 @@ values = st.recursive(
 )
 
 
+def test_a_number_beyond_64_bits_is_no_column():
+    with pytest.raises(OverflowError):
+        make_divisible(Variable("width", (8.0, 1e300))).possible  # noqa: B018
+    assert rounded(Variable("width", (8.0, 1e18))).possible == (8, 10**18)
+
+
 def rows(value: Value) -> list[dict]:
     domains = value.domains
     return [dict(zip(domains, row, strict=True)) for row in itertools.product(*domains.values())]

@@ -59,10 +59,26 @@ def test_show_folds_a_table_that_is_wider_than_the_terminal(name, capsys, monkey
     assert whole[-4:] == folded[-4:]  # size and costs
 
 
-def test_show_says_what_the_extremes_are_where_choices_have_names(capsys):
-    for name, named in (("fairnas", True), ("attentivenas", False)):
-        assert main(["show", "backbone", "mobilenetv3", "--space", str(SPACES / f"{name}.toml")]) == 0
-        assert ("of what is chosen by name, the first" in capsys.readouterr().out) is named
+def test_the_extremes_are_those_of_flops_where_choices_have_names(tmp_path, capsys):
+    spec = tmp_path / "spec.toml"
+    spec.write_text(f'''
+backbone = {{ type = "mobilenetv3", in_channels = 1 }}
+space = "{SPACES}/fairnas.toml"
+task = {{ type = "classification", data = "digits", size = 64 }}
+algorithm = "spos"
+mutator = "uniform"
+searcher = "random"
+search.objectives = "flops"
+''')
+    archs = ["--arch", "min", "--arch", "max", "--arch", "random:3", "--n", "50"]
+    assert main(["cost", str(spec), "--json", *archs]) == 0
+    least, most, *others = json.loads(capsys.readouterr().out)["archs"]
+    assert least["flops"] < min(other["flops"] for other in others)
+    assert most["flops"] > max(other["flops"] for other in others)
+    assert {*most["arch"].values()} == {"k7e6"}
+    assert main(["show", "backbone", "mobilenetv3", "--space", str(SPACES / "fairnas.toml"), "--json"]) == 0
+    costs = json.loads(capsys.readouterr().out)["space"]["cost"]
+    assert costs["min"]["flops"] < costs["max"]["flops"] / 2
 
 
 def test_show_as_json_has_the_space_as_data(capsys):

@@ -38,7 +38,7 @@ def add_cost(parser: ArgumentParser) -> Command:
     """Flops, params and activations of archs."""
     _spec(parser)
     parser.add_argument("--arch", metavar="ARCH", action="append", default=[],
-                        help="a TOML file, min, max, default or random:SEED (default: min, default, max)")  # fmt: skip
+                        help="a TOML file, min or max of flops, default or random:SEED (default: min, default, max)")  # fmt: skip
     parser.add_argument("--n", metavar="N", type=int, default=1, help="how many archs random:SEED draws")
     return _command("cost")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import tomli
@@ -12,22 +12,30 @@ import tomli
 from corenas import seeding
 from corenas.contracts import Trial
 from corenas.errors import UserError
-from corenas.space import Arch, SearchSpace
+from corenas.space import Arch
+
+if TYPE_CHECKING:
+    from corenas.cost import Cost
 
 T = TypeVar("T")
 
 
-def named_arch(space: SearchSpace, name: str, trials: Sequence[Trial] = ()) -> Arch:
-    """The arch that a person names: "min", "max", "default", "random:SEED", a TOML file.
+def named_arch(cost: Cost, name: str, trials: Sequence[Trial] = ()) -> Arch:
+    """The arch that a person names: "min" or "max" of flops, "default", "random:SEED", a TOML file.
 
     trials: those that may be named by the beginning of their digest
     Raises UserError for what is none of these.
     """
+    space = cost.space
     found = {trial.arch for trial in trials if len(name) >= 4 and trial.arch.digest.startswith(name)}
     if len(found) == 1:
         return found.pop()
-    if name in ("min", "max", "default"):
-        return {"min": space.smallest, "max": space.largest, "default": space.default}[name]()
+    if name in ("min", "max"):
+        from corenas.constrained import extremes
+
+        return extremes(cost, "flops")[name == "max"]
+    if name == "default":
+        return space.default()
     kind, colon, seed = name.partition(":")
     if kind == "random" and colon:
         if not seed.isdigit():

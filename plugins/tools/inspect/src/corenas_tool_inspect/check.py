@@ -19,7 +19,7 @@ def command(options: Namespace) -> None:
     with sources.locating():
         prepared = prepare(spec, data=not options.no_data, weights=False)
         needs = None if options.no_data else estimate(prepared, limit=2.0)
-    archs = {name: named_arch(spec.space, name) for name in ("min", "default", "max")}
+    archs = {name: named_arch(prepared.cost, name) for name in ("min", "default", "max")}
     costs = dict(zip(archs, prepared.cost.of(archs.values()), strict=True))
     size = spec.space.size if spec.space.finite else None
     if options.json:

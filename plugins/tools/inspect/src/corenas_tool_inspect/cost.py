@@ -19,6 +19,8 @@ def command(options: Namespace) -> None:
 
     if options.n < 1:
         raise UserError(f"--n {options.n}: expected at least 1")
+    with sources.locating():
+        prepared = prepare(spec, data=False, weights=False)
     archs = []
     for name in options.arch or ["min", "default", "max"]:
         kind, _, seed = name.partition(":")
@@ -26,9 +28,7 @@ def command(options: Namespace) -> None:
             codes = spec.space.draw(seeding.generator(int(seed), "arch"), options.n)
             archs += [(f"{name}[{i}]", arch) for i, arch in enumerate(spec.space.decode(codes))]
         else:
-            archs.append((name, named_arch(spec.space, name)))
-    with sources.locating():
-        prepared = prepare(spec, data=False, weights=False)
+            archs.append((name, named_arch(prepared.cost, name)))
     costs = prepared.cost.of(arch for _, arch in archs)
     if options.json:
         print_json({"archs": [{"arch": dict(arch), **cost} for (_, arch), cost in zip(archs, costs, strict=True)]})

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from corenas.constrained import extremes
 from corenas.contracts import Backbone
 from corenas.space import Float, Int, SearchSpace
 from corenas.supernet import build_supernet, supernet_cost
@@ -35,14 +36,12 @@ def drawn(backbone: Backbone, space: SearchSpace, image: Sequence[int]) -> dict[
     with torch.device("meta"):
         task: Any = _Headless(torch.empty(1, *image))
         cost = supernet_cost(build_supernet(backbone, space, task), space, task)
-    extremes = cost.of([space.smallest(), space.largest()])
     return {
         "tables": [{"table": path, **cells} for path, cells in _merged([*_rows(space.tree, "space")])],
         "image": [*image],
         "variables": len(space.variables),
-        "named": any(len(v.choices) > 1 and isinstance(v.choices[0], str) for v in space.variables),
         "size": space.size if space.finite else None,
-        "cost": dict(zip(("min", "max"), extremes, strict=True)),
+        "cost": dict(zip(("min", "max"), cost.of(extremes(cost, "flops")), strict=True)),
     }
 
 
@@ -57,8 +56,6 @@ def lines(drawing: Mapping[str, Any], width: int) -> Iterator[str]:
     yield f"{drawing['variables']} variables, {archs}; without the task's head, on {image}:"
     for name, costs in drawing["cost"].items():
         yield f"  {name}: {', '.join(f'{metric} {number:,}' for metric, number in costs.items())}"
-    if drawing["named"]:
-        yield "  (all numbers at their smallest or largest; of what is chosen by name, the first of each for both)"
 
 
 def _named(rows: Sequence[Mapping[str, str]], width: int) -> Iterator[str]:

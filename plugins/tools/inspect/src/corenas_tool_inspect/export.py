@@ -39,7 +39,7 @@ def command(options: Namespace) -> None:
             prepared, trial, network, calibrated = _of_run(prepare(spec), folder, options.arch or "best")
         else:
             prepared, network, calibrated = prepare(spec, data=False), None, False
-            trial = Trial(named_arch(spec.space, options.arch or "default"))
+            trial = Trial(named_arch(prepared.cost, options.arch or "default"))
         plain = plain_network(prepared, trial.arch, network, calibrated)
         write(prepared, plain, trial, options.to, exporters, tested=False)
     files = sorted(str(file) for file in options.to.iterdir())
@@ -65,7 +65,7 @@ def _of_run(prepared: Prepared, folder: Path, name: str) -> tuple[Prepared, Tria
             raise UserError("this run has no best arch yet", file=str(folder), hint="finish it: corenas run")
         trial = Trial(prepared.spec.space.arch(result["best"]["arch"]), result["best"]["metrics"])
     else:
-        trial = Trial(named_arch(prepared.spec.space, name, store.trials()))
+        trial = Trial(named_arch(prepared.cost, name, store.trials()))
     if (folder / "retrain.pt").exists() and result and dict(trial.arch) == result["best"]["arch"]:
         prepared, network = retrain(prepared, trial.arch, folder / "retrain.pt")
         return prepared, trial, network, False
