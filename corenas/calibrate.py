@@ -48,11 +48,12 @@ def recalibrate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> Non
     evaluation mode. Without batches the statistics stay.
     """
     sums: dict[Any, tuple[int, Any, Any]] = {}
+    before = {norm: norm.running_var.clone() for norm in _norms(model)}
 
     def add(norm: Any, args: tuple[Tensor], _: Tensor) -> None:
         samples, n = args[0].shape[0], args[0].numel() // args[0].shape[1]
         count, mean, var = sums.get(norm, (0, 0.0, 0.0))
-        biased = norm.running_var * ((n - 1) / n)
+        biased = torch.where(norm.running_var == before[norm], before[norm], norm.running_var * ((n - 1) / n))
         sums[norm] = count + samples, mean + samples * norm.running_mean, var + samples * biased
 
     model.eval()

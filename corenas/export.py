@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import keyword
 import math
 import operator
@@ -44,14 +45,13 @@ def export(model: nn.Module, choices: Mapping[str, Any], example: Tensor) -> fx.
             hint = "forward must not branch on the values of tensors; put such a part into a mutable with `export`"
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"this model cannot be traced for export: {reason}", hint=hint) from error
-        reserved = dir(fx.GraphModule({}, fx.Graph()))
         parts: dict[str, Any] = {}
         names: dict[str, str] = {}
         for node in graph.nodes:
             if node.op in ("call_module", "get_attr"):
                 target = str(node.target)
                 if target not in names:
-                    names[target] = _unique(target, [*reserved, *parts])
+                    names[target] = _unique(target, parts)
                     part = operator.attrgetter(target)(model)
                     parts[names[target]] = part.export() if isinstance(part, Exportable) else copy.deepcopy(part)
                 node.target = names[target]
@@ -72,12 +72,18 @@ def export(model: nn.Module, choices: Mapping[str, Any], example: Tensor) -> fx.
 def flat_name(name: str) -> str:
     """How an exported network calls a part of its model, `backbone.stem.conv` for instance, where that name is free."""
     flat = re.sub(r"\W", "_", name.removeprefix("backbone."))
-    return flat if flat.isidentifier() else f"layer_{flat}"
+    flat = flat if flat.isidentifier() else f"layer_{flat}"
+    return f"{flat}_" if keyword.iskeyword(flat) or flat in _reserved() else flat
+
+
+@functools.cache
+def _reserved() -> frozenset[str]:
+    return frozenset(dir(fx.GraphModule({}, fx.Graph())))
 
 
 def _unique(name: str, taken: Collection[str]) -> str:
     flat = flat_name(name)
-    while flat in taken or keyword.iskeyword(flat):
+    while flat in taken:
         flat += "_"
     return flat
 

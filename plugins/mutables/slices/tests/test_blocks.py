@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.testing import assert_close
 
 from corenas.cost import Cost
@@ -62,6 +64,39 @@ def test_convolution_norm_and_activation_have_the_eps_and_the_bias_that_were_ask
     with apply(block, arch), torch.set_grad_enabled(grad):
         assert_close(block(x), F.relu6(y))
         assert block.norm.export().eps == eps
+
+
+def test_hooks_run_where_no_gradient_is_wanted_too():
+    block, seen = lively(ConvNormAct(IN, OUT, 3)), []
+    nn.utils.prune.random_unstructured(block.conv, "weight", 0.5)
+    block.norm.register_forward_hook(lambda norm, args, output: seen.append(output))
+    nn.init.normal_(block.conv.weight_orig)
+    x = torch.randn(2, 6, 8, 8)
+    with torch.no_grad():
+        found = block(x)
+    assert len(seen) == 1
+    assert_close(found, block(x).detach())
+
+
+def test_a_norm_may_have_another_precision_than_its_convolution():
+    block = lively(ConvNormAct(IN, OUT, 3).bfloat16())
+    block.norm.float()
+    x = torch.randn(2, 6, 8, 8).bfloat16()
+    with torch.no_grad():
+        assert_close(block(x), block(x))
+    assert block(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("mode", [lambda: torch.device("meta"), FakeTensorMode])
+def test_a_forward_without_memory_leaves_nothing_behind(mode):
+    block, x = lively(ConvNormAct(IN, OUT, 3)), torch.randn(2, 6, 8, 8)
+    eps = 3e-4  # that no other test has
+    with torch.no_grad():
+        with mode():
+            ConvNormAct(IN, OUT, 3, eps=eps).eval()(torch.empty(2, 6, 8, 8))
+        block.norm.eps = eps
+        assert type(block(x)) is torch.Tensor
+        assert block(x).isfinite().all()
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")

@@ -7,6 +7,7 @@ from corenas.errors import UserError
 from corenas.export import export
 from corenas.mutable import apply, chosen
 from corenas.space import SearchSpace
+from corenas.testing.small import same
 from corenas.value import Dimension, as_value
 from corenas_mutable_slices import (
     BatchNorm2dSlice,
@@ -98,6 +99,15 @@ def test_the_weights_of_an_exported_network_load_where_they_came_from_and_nowher
     after = ours.state_dict()
     changed = sum(int((after[name] != tensor).sum()) for name, tensor in before.items())
     assert changed == sum(tensor.numel() for tensor in again.values())
+
+
+@pytest.mark.parametrize("name", ["graph", "class", "training_", "0"])
+def test_names_that_are_taken_load_as_they_are_exported(name):
+    model = nn.Sequential()
+    model.add_module(name, LinearSlice(4, 4))
+    state = {key: torch.randn_like(tensor) for key, tensor in export(model, {}, torch.zeros(1, 4)).state_dict().items()}
+    load(model, {}, state)
+    assert all(same(tensor, state[key]) for key, tensor in export(model, {}, torch.zeros(1, 4)).state_dict().items())
 
 
 def test_names_and_types_may_be_others():

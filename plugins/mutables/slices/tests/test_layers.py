@@ -327,6 +327,14 @@ def test_the_state_of_a_slice_is_that_of_a_plain_layer():
     assert_close(block.conv.weight, plain["conv"].weight)
 
 
+def test_stride_and_dilation_may_change_later():
+    layer, x = Conv2dSlice(IN, OUT, K, stride=2), torch.randn(2, 6, 9, 9)
+    assert layer(x).shape[-1] == 5
+    layer.stride, layer.dilation = (1, 1), (2, 2)
+    assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias, 1, 4, 2))
+    assert_close(layer.export()(x), layer(x))
+
+
 def test_layers_work_without_memory():
     with torch.device("meta"):
         net = model()

@@ -101,6 +101,17 @@ def test_each_width_of_a_model_keeps_the_statistics_it_was_recalibrated_with():
         assert_close(export(switched, arch, x)(x), export(plain[arch], arch, x)(x))
 
 
+def test_statistics_that_an_arch_does_not_have_stay():
+    norm = BatchNorm2dSlice([OUT, 3, OUT])
+    before = copy.deepcopy(norm.state_dict())
+    with apply(norm, {"o": 4}):
+        recalibrate(norm, Task, torch.randn(2, 6, 11, 2, 2))
+    idle = [4, 5, 6, 7, 15, 16, 17, 18]
+    for name in ("running_mean", "running_var"):
+        changed = [i for i in range(19) if norm.state_dict()[name][i] != before[name][i]]
+        assert changed == [i for i in range(19) if i not in idle]
+
+
 def test_a_model_keeps_statistics_apart_where_widths_are_searched_or_everywhere():
     own, everywhere = model(), model()
     per_width_statistics(own)

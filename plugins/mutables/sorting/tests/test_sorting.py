@@ -139,9 +139,10 @@ def test_every_subnet_of_the_largest_widths_computes_the_same(importance):
     before = copy.deepcopy(net.state_dict())
     net(torch.randn(4, 3, 16, 16)).square().sum().backward()
     found = sort(net, EXAMPLE, archs, importance=importance)
-    assert found.left == ()
     convs = {n for n, m in net.backbone.named_modules(prefix="backbone") if isinstance(m, Conv2dSlice | LinearSlice)}
-    assert {*found.layers} == convs, "every width of this space is searched"
+    assert {*found.layers, *found.left} == convs, "every width of this space is searched"
+    unseen = {n for n in convs if n.endswith(("se.reduce", "final.3"))} if importance == "norm_scale" else set()
+    assert {*found.left} == unseen, "no batch norm follows them"
     changed = {name.rsplit(".", 1)[0] for name, t in net.state_dict().items() if not torch.equal(before[name], t)}
     assert changed >= convs
 
@@ -546,6 +547,20 @@ def test_frozen_weights_are_sorted_as_well():
     net = lively(nn.Sequential(ConvNormAct(3, A, 3), ConvNormAct(A, 5, 1))).requires_grad_(False)
     with torch.no_grad():
         assert sort(net, EXAMPLE, [{"a": 12}]) == Sorted(("0.conv",), ())
+
+
+def test_what_a_measure_says_nothing_of_is_left():
+    net = nn.Sequential(LinearSlice(6, A), nn.ReLU(), LinearSlice(A, 5))
+    assert sort_channels(net, torch.zeros(1, 6), "norm_scale") == Sorted((), ("0",))
+    assert sort_channels(net, torch.zeros(1, 6)) == Sorted(("0",), ())
+
+
+def test_a_measure_without_the_gradients_that_it_wants_says_so():
+    net = nn.Sequential(LinearSlice(6, A), nn.ReLU(), LinearSlice(A, 5))
+    with pytest.raises(UserError, match="taylor wants gradients"):
+        sort_channels(net, torch.zeros(1, 6), "taylor")
+    net(torch.ones(2, 6)).square().sum().backward()
+    assert sort_channels(net, torch.zeros(1, 6), "taylor") == Sorted(("0",), ())
 
 
 def test_a_measure_that_there_is_not_is_told_with_those_that_there_are():

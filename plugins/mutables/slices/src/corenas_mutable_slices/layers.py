@@ -167,11 +167,16 @@ class Conv2dSlice(nn.Conv2d):
         return cut(outputs, inputs, middle, middle), cut(outputs)
 
     @per_choice
+    def margin(self) -> tuple[int, int]:
+        """Pixels of the chosen kernel on each side of its middle; the number of groups."""
+        groups = sum(self.choice["outputs"]) if self.depthwise else self.choice.get("groups", 1)
+        return self.choice["kernel"] // 2, groups
+
+    @property
     def shape(self) -> tuple[Any, ...]:
         """The chosen part's stride, padding, dilation and groups."""
-        padding = self.choice["kernel"] // 2 * self.dilation[0]
-        groups = sum(self.choice["outputs"]) if self.depthwise else self.choice.get("groups", 1)
-        return self.stride, (padding, padding), self.dilation, groups
+        (margin, groups), dilation = self.margin, self.dilation
+        return self.stride, (margin * dilation[0], margin * dilation[1]), dilation, groups
 
     def active(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the chosen part: views where a dimension has one part, else one copy."""
@@ -196,10 +201,12 @@ class Conv2dSlice(nn.Conv2d):
 
     def normed(self, input: Tensor, norm: BatchNorm2dSlice) -> Tensor:
         """The output after a batch norm in evaluation mode, without gradient: by way of the weights if that is less."""
+        if _hooked(self) or _hooked(norm):
+            return norm(self(input))
         weight, bias = self.active()
         positions = input.numel() // input.shape[1] // (self.stride[0] * self.stride[1])
-        # A weight that is not dense has to be copied anyway.
-        if weight.numel() > weight.shape[0] * positions and _dense(weight):
+        less = weight.numel() <= weight.shape[0] * positions or not _dense(weight)  # it has to be copied anyway
+        if not less or weight.dtype != norm._buffers["running_var"].dtype:
             return norm(self(input))
         scale, shift = norm.affine_map()
         weight = weight * scale.view(-1, 1, 1, 1)
@@ -219,6 +226,11 @@ class Conv2dSlice(nn.Conv2d):
         plain = nn.Conv2d(inputs, outputs, kernel, *self.shape, bias=biased, device="meta")
         weight, bias = self.active()
         return filled(plain, self, weight=weight, bias=bias)
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether something else runs when it is called: a hook may make its weight, or want its output."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)
 
 
 def _dense(weight: Tensor) -> bool:
@@ -352,8 +364,8 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
     def affine_map(self) -> tuple[Tensor, Tensor]:
         """Scale and shift of each active feature in evaluation mode."""
         weight, bias, mean, var = self.whole()
-        scale = (var + _as_tensor(self.eps)).rsqrt_()  # of all features: cutting the results takes fewer steps
-        scale = scale if weight is None else scale.mul_(weight)
+        scale = (var + self.eps).rsqrt()  # of all features: cutting the results takes fewer steps
+        scale = scale if weight is None else scale * weight
         shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
         return self.cut(scale), self.cut(shift)
 
@@ -367,12 +379,6 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         plain = nn.BatchNorm2d(sum(self.choice["outputs"]), self.eps, self.momentum, self.affine, device="meta")
         return filled(plain, self, weight=weight, bias=bias, running_mean=mean, running_var=var,
                       num_batches_tracked=self.num_batches_tracked)  # fmt: skip
-
-
-@functools.cache
-def _as_tensor(number: float) -> Tensor:
-    """A number to add: torch takes longer to make a tensor of it than to add it."""
-    return torch.tensor(number, dtype=torch.float64)  # no dimension: the sum keeps the other's type
 
 
 def per_width_statistics(model: nn.Module, width: Value | None = None) -> None:

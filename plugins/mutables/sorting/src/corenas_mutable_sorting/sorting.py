@@ -59,12 +59,29 @@ def input_norm(model: nn.Module, p: int = 1) -> Importance:
     return importance
 
 
+def taylor(model: nn.Module) -> Importance:
+    """The change of the loss without a channel, from weights and gradients (Molchanov et al. 2019, arXiv:1906.10771).
+
+    Raises UserError for weights without gradients.
+    """
+    measure = tp.importance.GroupTaylorImportance()
+
+    def importance(group: Any) -> Tensor | None:
+        weights = [getattr(item.dep.target.module, "weight", None) for item in group]
+        if any(isinstance(weight, nn.Parameter) and weight.grad is None for weight in weights):
+            text = "the measure taylor wants gradients, and some weights have none"
+            raise UserError(text, hint="call backward on losses of archs that together use all candidates")
+        return measure(group)
+
+    return importance
+
+
 IMPORTANCE: Mapping[str, Callable[[nn.Module], Importance]] = {
     "input_l1": input_norm,
     "l1": lambda model: tp.importance.GroupMagnitudeImportance(p=1),
     "l2": lambda model: tp.importance.GroupMagnitudeImportance(p=2),
     "norm_scale": lambda model: tp.importance.BNScaleImportance(),
-    "taylor": lambda model: tp.importance.GroupTaylorImportance(),
+    "taylor": taylor,
 }
 """Measures by name: Once-for-All's, norms of all weights of a channel (L1, L2), batch norm's scale, Taylor."""
 
@@ -216,6 +233,7 @@ class _Ties:
         self.parent: list[int] = []
         self.fixed: list[int] = []
         self.scores: list[tuple[int, float]] = []
+        self.unscored: list[int] = []
 
     def add(self, group: Any, importance: Importance) -> None:
         """Note which places a group of torch-pruning ties, and how important they are."""
@@ -246,9 +264,11 @@ class _Ties:
                 self.parent[self._find(place)] = self._find(tied[0])
         if not free:
             self.fixed.extend(tied[0] for tied in places.values())
-        elif new and (found := importance(group)) is not None:
-            scores = dict(enumerate(found.tolist()))
+        elif new:
+            found = importance(group)
+            scores = {} if found is None else dict(enumerate(found.tolist()))
             self.scores.extend((tied[0], scores[root]) for root, tied in places.items() if root in scores)
+            self.unscored.extend(tied[0] for root, tied in places.items() if root not in scores)
 
     def _find(self, place: int) -> int:
         while self.parent[place] != place:
@@ -264,7 +284,7 @@ class _Ties:
         scores: dict[int, list[float]] = defaultdict(list)
         for place, score in self.scores:
             scores[self._find(place)].append(score)
-        fixed = {*map(self._find, self.fixed)}
+        fixed = {*map(self._find, self.fixed), *({*map(self._find, self.unscored)} - scores.keys())}
         alike: dict[Any, list[int]] = defaultdict(list)
         for channel, places in channels.items():
             labels = {axis: tuple(map(self.spans[axis].label, own)) for axis, own in places.items()}
