@@ -77,7 +77,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         for name in catalogue.names("commands"):
             command(name, catalogue.find("commands", name).cls)
         if word is not None and word not in commands.choices:
-            hint = did_you_mean(word, commands.choices, "commands")
+            hint = did_you_mean(word, commands.choices, "commands") + catalogue.not_installed("commands")
             broken = "; ".join(f"{p.distribution} is not usable: {p.error}" for p in catalogue.plugins if p.error)
             raise UserError(f"no command {word!r}", hint=f"{hint}; {broken}" if broken else hint)
     return parser
@@ -107,5 +107,9 @@ def _do_run(options: argparse.Namespace) -> None:
     folder = options.out or Path("runs") / str(spec.name)
     with sources.locating():
         result = run(spec, catalogue, folder, emit, options.fresh)
-    if options.json and os.environ.get("RANK", "0") == "0":
-        print(json.dumps(result))
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if options.json:
+        print(json.dumps(json.loads(json.dumps(result), parse_constant=lambda name: None)))  # JSON knows no NaN
+    elif not catalogue.manager.hook.corenas_event.get_hookimpls():  # nothing has told of it
+        print(f"{folder / 'best'}: {result['best']['metrics']}", file=sys.stderr)

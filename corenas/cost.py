@@ -18,7 +18,8 @@ import torch
 from attrs import frozen
 from torch import nn
 
-from corenas.mutable import Gated, Resizing, apply, mutables
+from corenas.errors import did_you_mean
+from corenas.mutable import Gated, Resizing, apply, keys_used, mutables
 from corenas.space import Codes, SearchSpace
 from corenas.value import LARGEST_TABLE, Constant, Dimension, Expression, Value, as_value, at_least, grid, looked_up
 
@@ -92,10 +93,12 @@ class Cost:
     model: a supernet over the space's keys, on any device
     example: one input, of shape (1, channels, height, width); only its shape counts
     Raises ValueError where a layer's number of positions depends on a variable that no `Resizing` mutable declares,
-    and for a plain layer whose flops are not known.
+    for a plain layer whose flops are not known, and for a model with variables that the space lacks.
     """
 
     def __init__(self, model: nn.Module, space: SearchSpace, example: torch.Tensor) -> None:
+        for key in sorted(keys_used(model) - {*space.keys}):
+            raise ValueError(f"the model depends on {key!r}, which the space lacks: {did_you_mean(key, space.keys)}")
         self._terms = _terms(model, space, example)
         self._tabulate(space)
 

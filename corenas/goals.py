@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from corenas.contracts import Evaluator, LiveTask, Metric
 from corenas.cost import METRICS
 from corenas.errors import Fault, did_you_mean, refuse
+from corenas.measure import blamed
 from corenas.objectives import Constraint, Objective, Objectives, parse_amount
 from corenas.settings import Amount, Bins, Bounds, Range, SearchSettings
 
@@ -19,7 +20,8 @@ def metrics_of(evaluators: Sequence[Evaluator], task: LiveTask) -> dict[str, Met
     """All metrics that a search can speak of. Raises UserError for one that two evaluators give."""
     found, faults = dict(COST_METRICS), []
     for i, evaluator in enumerate(evaluators):
-        given = evaluator.provides(task)
+        with blamed(f"evaluators[{i}] ({type(evaluator).__name__})"):
+            given = dict(evaluator.provides(task))
         if twice := sorted(found.keys() & given.keys()):
             text = f"{', '.join(twice)} is measured already, by the core or another evaluator"
             faults.append(Fault(text, ("evaluators", i)))
@@ -36,9 +38,13 @@ def read_objectives(settings: SearchSettings, metrics: Mapping[str, Metric]) -> 
     faults = [_unknown(metric, metrics, "search", *place) for metric, *place in named if metric not in metrics]
     if not settings.goals:
         faults.append(Fault("expected at least one objective", ("search", "objectives")))
+    if len(settings.goals) > 1 and not settings.pareto and all(goal.weight is None for goal in settings.goals):
+        text = "several objectives are added up, so it has to be said what one unit of each is worth"
+        hint = 'for instance { metric = "flops", weight = 1e-6 }; or pareto = true; or a constraint instead'
+        faults.append(Fault(text, ("search", "objectives"), hint=hint))
     refuse(faults)
     objectives = tuple(
-        Objective(g.metric, g.direction or metrics[g.metric].direction, g.weight) for g in settings.goals
+        Objective(g.metric, g.direction or metrics[g.metric].direction, g.weight or 1.0) for g in settings.goals
     )
     if bins is None:
         return Objectives(objectives, bool(settings.pareto))

@@ -75,7 +75,9 @@ class Stand:
 
 def plain(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Metrics as plain numbers, which can be stored; one of numpy or torch becomes a float. Raises as `float` does."""
-    return {str(name): n if type(n) is int else float(n) for name, n in metrics.items()}
+    if text := [name for name, n in metrics.items() if isinstance(n, str | bytes)]:
+        raise TypeError(f"{text[0]} is text, no number")
+    return {str(name): n if type(n) is int and abs(n) < 1 << 63 else float(n) for name, n in metrics.items()}
 
 
 def broken(constraints: Sequence[Constraint], metrics: Mapping[str, float]) -> str | None:

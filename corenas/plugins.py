@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, requires
 from types import ModuleType
 from typing import Any
 
@@ -72,12 +72,18 @@ class Catalogue:
             return self.components[kind, name]
         if (kind, name) in self.conflicts:
             raise UserError(self.conflicts[kind, name], key=("type",), hint="uninstall one of them")
-        hint = did_you_mean(name, self.names(kind), f"installed {kind}")
+        hint = did_you_mean(name, self.names(kind), f"installed {kind}") + self.not_installed(kind)
         if broken := [f"{p.distribution} ({p.error})" for p in self.plugins if p.error]:
             hint += f"; not usable: {', '.join(broken)}"
-        if re.fullmatch(r"[\w-]+", name):
-            hint += f"; to install it: pip install corenas-{kind.removesuffix('s')}-{name}"
         raise UserError(f"no {kind.removesuffix('s')} {name!r}", key=("type",), hint=hint)
+
+    def not_installed(self, kind: str) -> str:
+        """Which distributions of a kind corenas comes with (`corenas[all]`) and are not here, as the end of a hint."""
+        prefix = f"corenas-{'tool' if kind == 'commands' else kind.removesuffix('s')}-"
+        known = {re.split(r"[^\w.-]", requirement)[0] for requirement in requires("corenas") or ()}
+        lacking = sorted(known - {plugin.distribution for plugin in self.plugins})
+        names = " ".join(name for name in lacking if name.startswith(prefix))
+        return f"; more can be installed: pip install {names}" if names else ""
 
     def options(self, kind: str, table: Any) -> Any:
         """The options of a component from its table `{type = "…", …}`, or from its name alone.

@@ -68,9 +68,11 @@ def write(
         for exporter in exporters:
             exporter.write(plain.cpu().eval(), task.example, temporary, title)
         (temporary / "arch.toml").write_text(tomli_w.dumps(dict(arch)), encoding="utf-8")
-        (temporary / "cost.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        strict = json.loads(json.dumps(card), parse_constant=lambda name: None)  # JSON knows no NaN
+        (temporary / "cost.json").write_text(json.dumps(strict, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"cannot write: {error.strerror or error}", file=str(folder)) from error
     return test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -90,7 +91,7 @@ class _Run:
         store.note("device", str(prepared.device))
         resumed = bool(store.noted("seconds") or store.curve("train"))
         self.tell(RunStarted(self.spec.name or self.folder.name, self.folder, resumed))
-        result = distributed.first(lambda: store.noted("result") if (self.folder / "best").is_dir() else None)
+        result = distributed.first(self._written)
         if result is None:  # a finished run does not touch its test data again
             result = self._stages()
             store.note("result", result)
@@ -98,12 +99,17 @@ class _Run:
         self.tell(RunDone(self.folder, result, prepared.task.splits, metrics))
         return result
 
+    def _written(self) -> dict[str, Any] | None:
+        """The result, if there is one and all that it tells of is there."""
+        result = self.store.noted("result")
+        return result if result and all((self.folder / row["folder"]).is_dir() for row in result["table"]) else None
+
     def _stages(self) -> dict[str, Any]:
         prepared = self.prepared
         supernet, derived = self._trained()
         if "search" in prepared.stages:
             searched = [self._searched(number, supernet) for number in range(len(prepared.wanted))]
-            fronts = [self._front(number, trials) for number, trials in enumerate(searched)]
+            fronts = [self._front(number, searched) for number in range(len(searched))]
         else:
             arch = derived or self.spec.space.default()
             searched, fronts = [], [[Trial(arch, prepared.cost.of([arch])[0])]]
@@ -153,14 +159,17 @@ class _Run:
                 emit=self.emit,
             )  # fmt: skip
 
-    def _front(self, number: int, trials: Sequence[Trial]) -> list[Trial]:
-        """What a search has found: one trial, or a front, the best by the first objective first."""
-        objectives = self.prepared.objectives
-        front = objectives.front([trial for trial in trials if trial.fidelity == 1])
+    def _front(self, number: int, searched: Sequence[Sequence[Trial]]) -> list[Trial]:
+        """What a search has found: one trial, or a front, the best by the first objective first. What the others have
+        measured counts as well.
+        """  # fmt: skip
+        objectives, constraints = self.prepared.objectives, self.prepared.wanted[number].constraints
+        trials = [*searched[number], *itertools.chain(*searched[:number], *searched[number + 1 :])]
+        front = objectives.front([_judged(t, constraints) for t in trials if t.ok and t.fidelity == 1])
         if not front:
             wanted = str(self.prepared.wanted[number]) or "a result"
-            raise UserError(f"none of {len(trials)} trials is done and has {wanted}", key=("search", "constraints"),
-                            hint=f"corenas trials {self.folder} lists them")  # fmt: skip
+            text = f"none of {len(searched[number])} trials is done and has {wanted}"
+            raise UserError(text, key=("search", "constraints"), hint=f"corenas trials {self.folder} lists them")
         return sorted(front, key=lambda trial: objectives.objectives[0].gain(trial.metrics), reverse=True)
 
     def _finished(self, number: int, best: Trial, supernet: nn.Module | None) -> dict[str, Any]:

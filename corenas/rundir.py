@@ -24,6 +24,10 @@ from corenas.store import Store
 _OWN = ("spec.toml", "run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "supernet.pt", "retrain*.pt", "best*",
         "report.html")  # fmt: skip
 """What a run writes into its directory; some of it under a name ending in `.part` first."""
+_held: list[int] = []
+"""Handles that hold a lock. Workers that read data do not: they may outlive a run that is killed, by seconds."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [*map(os.close, _held)])
 
 
 def check_folder(folder: Path, fresh: bool) -> None:
@@ -75,7 +79,9 @@ def _lock(folder: Path, after: ExitStack) -> None:
         import fcntl
 
         handle = os.open(folder, os.O_RDONLY)
+        _held.append(handle)
         after.callback(os.close, handle)
+        after.callback(_held.remove, handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

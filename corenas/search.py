@@ -116,7 +116,7 @@ def _asked(searcher: Search, name: str, n: int, space: SearchSpace | None) -> li
     if len(keys) > n:
         raise UserError(f"{name} was asked for {n} archs and gave {len(keys)}")
     for arch, fidelity in keys:
-        if not isinstance(arch, Arch) or not 0 < fidelity <= 1:
+        if not isinstance(arch, Arch) or not isinstance(fidelity, int | float) or not 0 < fidelity <= 1:
             raise UserError(f"{name} asked for {arch!r} with fidelity {fidelity!r}, which is no arch with 0 to 1")
         if space is not None and arch not in space:
             raise UserError(f"{name} asked for an arch that is not in the space: {dict(arch)}")
@@ -154,7 +154,7 @@ def _trial(measure: Callable[..., Trial | Mapping[str, float]], arch: Arch, fide
     seconds = time.perf_counter() - start
     try:
         metrics = plain(found)
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         text = f"measuring an arch gave {found!r}: expected a mapping from metrics to numbers, or a Trial"
         raise UserError(text) from None
     return Trial(arch, metrics, "done", seconds, None, fidelity)

@@ -34,11 +34,18 @@ def _is_amount(amount: float | str) -> bool:
 
 Amount = Annotated[float | str, 'an amount such as 2e8, "200M" or "60%"', _is_amount]
 """A number, or text such as "200M" or, of the largest subnet's, "60%"."""
-Width = Annotated[float | str, 'an amount above 0 such as 2e5 or "1M"', lambda amount: parse_amount(amount) > 0]
+Width = Annotated[float | str, 'an amount above 0 such as 2e5 or "1M"', lambda amount: parse_amount(amount) > 1e-9]
+
+
+_OPTIMIZER = {"type": "SGD", "lr": 0.1, "momentum": 0.9}
+
+
+def _over_default(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    return table if "type" in table else {**_OPTIMIZER, **table}
 
 
 def _optimizer(instance: object, attribute: object, table: Mapping[str, Any]) -> None:
-    refuse(optim.optimizer_faults(table))
+    refuse(optim.optimizer_faults(_over_default(table)))
 
 
 @frozen
@@ -70,7 +77,7 @@ class Train:
 
     epochs: how often the training data is seen
     batch_size: images a step, over all accumulated parts and all processes
-    optimizer: type, the name of a class in torch.optim, and its arguments
+    optimizer: type, the name of a class in torch.optim, and its arguments; without `type` they change the default
     schedule: how the learning rate goes on
     no_decay: which parameters have no weight decay: "norm", "bias"
     clip_norm: largest norm of all gradients together
@@ -85,9 +92,7 @@ class Train:
 
     epochs: int = field(default=10, validator=ge(0))
     batch_size: int = field(default=64, validator=ge(1))
-    optimizer: Mapping[str, Any] = field(
-        factory=lambda: {"type": "SGD", "lr": 0.1, "momentum": 0.9}, validator=_optimizer
-    )
+    optimizer: Mapping[str, Any] = field(factory=dict, converter=_over_default, validator=_optimizer)
     schedule: Schedule = Schedule()
     no_decay: tuple[Literal["norm", "bias"], ...] = ("norm", "bias")
     clip_norm: float | None = field(default=None, validator=optional(gt(0)))
@@ -125,12 +130,12 @@ class Goal:
 
     metric: its name; those of the evaluators, and flops, params, activations
     direction: "max" or "min"; left out, what its evaluator says
-    weight: what one unit of it is worth beside the other objectives
+    weight: what one unit of it is worth beside the other objectives; without `pareto` one of several must say it
     """
 
     metric: str
     direction: Literal["max", "min"] | None = None
-    weight: float = field(default=1.0, validator=[gt(0), lt(math.inf)])
+    weight: float | None = field(default=None, validator=optional([gt(0.0), lt(math.inf)]))
 
 
 @frozen

@@ -217,13 +217,20 @@ class SearchSpace:
             raise UserError(f"expected a table, found {table!r}")
         reader = _Reader()
         tree = reader.table(table, (), ())
+        for key in tree.keys() - reader.variables.keys():
+            if key.startswith(OVERRIDE):
+                reader.fault("expected a variable: what is fixed belongs into the spec itself", (key,))
         refuse(reader.faults)
         return cls(reader.variables.values(), {key: item for key, item in tree.items() if not key.startswith(OVERRIDE)})
 
     def to_table(self) -> dict[str, Any]:
         """The TOML table of this space, blocks written out one by one."""
         loose = {v.key: v for v in self.variables if v.key.startswith(OVERRIDE) or not self.tree}
-        return _written({**loose, **self.tree}, ())
+        places: dict[str, int] = {}
+        for place, key in enumerate(self.keys):
+            places.setdefault(key if key in loose else key.partition(".")[0], place)
+        inorder = sorted({**loose, **self.tree}.items(), key=lambda item: places.get(item[0], -1))
+        return _written(dict(inorder), ())
 
     @property
     def finite(self) -> bool:

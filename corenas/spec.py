@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,8 +102,9 @@ def _evolved(item: Any, path: Sequence[str], value: Any) -> Any:
     if not path:
         return value
     key, *rest = path
-    if attrs.has(type(item)) and key in attrs.fields_dict(type(item)):
-        return attrs.evolve(item, **{key: _evolved(getattr(item, key), rest, value)})
+    if attrs.has(type(item)) and key in (fields := attrs.fields_dict(attrs.resolve_types(type(item)))):
+        inner = _evolved(getattr(item, key), rest, value) if rest else structure(value, fields[key].type or Any)
+        return attrs.evolve(item, **{key: inner})
     if isinstance(item, Mapping) and key in item:
         return {**item, key: _evolved(item[key], rest, value)}
     raise ValueError(f"the spec has no key {key!r} there")
@@ -160,10 +162,14 @@ def load_spec(path: str | Path, catalogue: Catalogue, overrides: Sequence[str] =
 
 def _spec(table: dict[str, Any], folder: Path, catalogue: Catalogue, overrides: Sequence[str], places: Places) -> Spec:
     faults: list[Fault] = []
-    for item in overrides:
-        with collecting(faults):
-            _override(table, item, places)
-    table, base = _over_base(table)
+    base = None
+    for of_base in (True, False):  # what is set is set in what another run gives, so first which run that is
+        for item in overrides:
+            if item.startswith("supernet") is of_base:
+                with collecting(faults):
+                    _override(table, item, places)
+        if of_base:
+            table, base = _over_base(table)
     if "space" in table:
         raw, table["space"] = table["space"], None
         with collecting(faults, "space"):
@@ -177,12 +183,16 @@ def _spec(table: dict[str, Any], folder: Path, catalogue: Catalogue, overrides: 
         if getattr(spec, key) is None:
             hint = did_you_mean("", catalogue.names(f"{key}s"), f"this algorithm needs one; installed {key}s")
             faults.append(Fault("required key is missing", (key,), hint=hint))
-    for arch in (spec.space.smallest(), spec.space.largest()) if spec.space is not None else ():
-        with collecting(faults, "space"):
-            spec.overridden(arch)
+    overriding = [v for v in spec.space.variables if v.key.startswith(OVERRIDE)] if spec.space is not None else []
+    for variable in overriding:
+        for choice in dict.fromkeys((*variable.choices[:100], variable.choices[-1])):
+            with collecting(faults, "space"):
+                spec.overridden({variable.key: choice})
     for i, name in enumerate(spec.export.formats):
-        with collecting(faults, "export", "formats", i):
+        try:
             catalogue.find("exporters", name)
+        except UserError as error:
+            faults += [attrs.evolve(fault, key=("export", "formats", i)) for fault in error.faults]
     if base is not None:  # data cut by another seed would be seen in training
         trained = structure({**base, "space": None}, Spec, catalogue.options)
         faults += [Fault("the supernet was trained with another one", (key,), hint=f"leave `{key}` out")
@@ -207,7 +217,7 @@ def _over_base(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | 
     space = table.get("space")
     if isinstance(space, dict) and space.keys() <= {"fix", "narrow"}:
         table = {**table, "space": {**base["space"], **space}}
-    return {**base, **table}, base
+    return copy.deepcopy({**base, **table}), base
 
 
 def _check_layout(space: SearchSpace, backbone: Any, catalogue: Catalogue) -> None:

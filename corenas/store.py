@@ -32,6 +32,7 @@ class Store:
     """The database of a run directory. Each write is one transaction; a killed process loses at most the one it was in.
 
     path: the file, made if need be; None keeps everything in memory
+    readonly: nothing is written, so that the medium need not be writable either
     Raises UserError if the file cannot be opened, read or written.
     """
 
@@ -40,7 +41,10 @@ class Store:
         if readonly and (path is None or not path.exists()):
             raise UserError("no such run", file=path and str(path.parent), hint="it has no run.sqlite")
         with self._reported():
-            self._db = sqlite3.connect(":memory:" if path is None else path)
+            name = ":memory:" if path is None else path.absolute().as_uri()
+            if readonly and not Path(f"{path}-wal").exists():  # else a file beside it has to be made to read this one
+                name += "?immutable=1"
+            self._db = sqlite3.connect(name, uri=True)
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if version != _VERSION and (tables or readonly):

@@ -96,7 +96,7 @@ def train(
     start = shown_at = written_at = time.perf_counter()
     average, shown, figures = None, {}, {}
     for number, phase in enumerate(trainer.phases[at_phase:], at_phase):
-        settings = phase.train
+        settings, last = phase.train, number + 1 == len(trainer.phases)
         resumed = kept.found and number == at_phase
         if phase.begin is not None and not resumed:
             with seeding.seeded(seed, "begin", number, device=device):
@@ -124,6 +124,9 @@ def train(
         }  # fmt: skip
         if resumed:
             kept.load(parts, rng)
+            figures = kept.found["figures"]
+            if figures:  # a run that was killed after the checkpoint has not told of this point
+                emit(Progress(stage, index, figures, point=True))
             kept.found = {}  # it takes as much memory as the model and its optimizer
         for epoch in range(at_epoch, settings.epochs):
             _tell_progress(model, epoch / settings.epochs)
@@ -157,18 +160,18 @@ def train(
                     emit(Progress(stage, index, _figures(shown, optimizer, epoch, index)))
                 if now - written_at > _OFTEN and step + 1 < stream.steps and distributed.world() == 1:
                     written_at = now
-                    kept.write(parts, rng, (number, epoch, step + 1, index))
+                    kept.write(parts, rng, (number, epoch, step + 1, index), {})
             at_step = 0
             shown = dict(zip(shown, distributed.mean([*shown.values()], stream.share), strict=True))
             figures = _figures(shown, optimizer, epoch, index)
             if distributed.world() > 1:
                 _agree(model, average)
             if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
-                kept.write(parts, rng, (number, epoch + 1, 0, index))
+                kept.write(parts, rng, (number, epoch + 1, 0, index), figures, last and epoch + 1 == settings.epochs)
             emit(Progress(stage, index, figures, point=True))
         at_epoch = 0
         if settings.epochs == 0:
-            kept.write(parts, rng, (number, 0, 0, index))
+            kept.write(parts, rng, (number, 0, 0, index), {}, last)
     emit(StageDone(stage, time.perf_counter() - start, figures))
     return average or model
 
@@ -287,8 +290,9 @@ def _figures(shown: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, epoc
 
 
 class _Checkpoint:
-    """The file that a training goes on from: the states of its parts, and the place where it goes on: with which step
-    of which epoch of which phase, and how many steps there were before. Without a path there is none.
+    """The file that a training goes on from: the states of its parts; the place where it goes on: with which step of
+    which epoch of which phase, and how many steps there were before; the figures of an epoch that ends there; whether
+    all is done. Without a path there is none.
     """  # fmt: skip
 
     def __init__(self, path: Path | None) -> None:
@@ -317,7 +321,14 @@ class _Checkpoint:
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise self.unusable(f"belongs to another model: {str(error).splitlines()[0]}") from error
 
-    def write(self, parts: Mapping[str, Any], rng: np.random.Generator, place: tuple[int, int, int, int]) -> None:
+    def write(
+        self,
+        parts: Mapping[str, Any],
+        rng: np.random.Generator,
+        place: tuple[int, int, int, int],
+        figures: Mapping[str, float],
+        done: bool = False,
+    ) -> None:
         """Replace the file, so that it is whole or not there; the first process alone does."""
         if self.path is None or distributed.rank() > 0:
             return
@@ -325,7 +336,8 @@ class _Checkpoint:
         temporary = self.path.with_name(f"{self.path.name}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"place": place, "rng": rng.bit_generator.state, **states}, temporary)
+            note = {"place": place, "rng": rng.bit_generator.state, "figures": dict(figures), "done": done}
+            torch.save({**note, **states}, temporary)
             os.replace(temporary, self.path)
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError for a full disk
             with suppress(OSError):
@@ -337,9 +349,12 @@ class _Checkpoint:
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
     """Give a supernet the weights of a checkpoint: of the moving average where there is one.
 
-    Raises UserError if there is no checkpoint, or none of this model.
+    Raises UserError if there is no checkpoint, none of this model, or one of a training that has not come to its end.
     """
     kept = _Checkpoint(checkpoint)
     if not kept.found:
         raise UserError("no such checkpoint", file=str(checkpoint), hint="has this run trained its supernet?")
+    if not kept.found.get("done"):
+        text = "this training has not come to its end"
+        raise UserError(text, file=str(checkpoint), hint="the command that began its run goes on with it")
     kept.load({"average" if "average" in kept.found else "model": model})

@@ -389,3 +389,9 @@ def test_what_a_layer_says_of_itself_counts():
     assert (
         Cost(Model(), space, torch.zeros(1, 6, 4)).of([space.default()])[0]["flops"] == counter.get_total_flops() // 2
     )
+
+
+def test_variables_of_a_model_that_the_space_lacks_are_told():
+    space = SearchSpace([Categorical("width", (4, 8))])
+    with pytest.raises(ValueError, match=r"depends on 'wdth', which the space lacks: did you mean 'width'"):
+        Cost(Conv(Categorical("wdth", (4, 8)), 1, 3), space, torch.zeros(1, 4, 8, 8))

@@ -73,7 +73,12 @@ def test_mistakes_in_objectives_are_told_at_once():
         ("search.pareto.metric", "nothing measures 'flop'"),
     ]
     assert faults(lambda: read_objectives(settings(objectives=[]), METRICS))[0][0] == "search.objectives"
-    for width in ("5%", 0, "-1M"):
+    for width in ("5%", 0, "-1M", 1e-310):
         assert faults(lambda w=width: settings(pareto={"metric": "flops", "width": w}))[0][0] == "pareto.width"
+    two = ["top1", "flops"]
+    (found,) = faults(lambda: read_objectives(settings(objectives=two), METRICS))
+    assert found[0] == "search.objectives"
+    assert "what one unit of each is worth" in found[1]
+    assert read_objectives(settings(objectives=two, pareto=True), METRICS).pareto
     with pytest.raises(UserError, match=r"did you mean 'top1'\?"):
         read_objectives(settings(objectives="top"), METRICS)

@@ -99,7 +99,8 @@ def boom(arch):
 @pytest.mark.parametrize(("result", "error"), [
     (lambda arch: Failure("device is gone"), "bad: device is gone"),
     (boom, "bad: ValueError: no such layer"),
-    (lambda arch: {"x": "fast"}, "bad: ValueError: could not convert string to float: 'fast'"),
+    (lambda arch: {"x": "3"}, "bad: TypeError: x is text, no number"),
+    (lambda arch: {"x": 10**400}, "bad: OverflowError"),
     (lambda arch: None, "bad: "),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_a_failed_trial(result, error):

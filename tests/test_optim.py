@@ -60,8 +60,15 @@ def faults(table):
     return [f.dotted for f in caught.value.faults]
 
 
+def test_without_a_type_the_default_is_changed():
+    assert train().optimizer == {"type": "SGD", "lr": 0.1, "momentum": 0.9}
+    assert train(optimizer={"lr": 0.2}).optimizer == {"type": "SGD", "lr": 0.2, "momentum": 0.9}
+    assert train(optimizer={"type": "Adam"}).optimizer == {"type": "Adam"}
+    assert faults({"optimizer": {"lr": "0.1"}}) == ["optimizer.lr"]
+
+
 def test_mistakes_in_an_optimizer_are_told_by_key():
-    assert faults({"optimizer": {"lr": 0.1}}) == ["optimizer.type"]
+    assert faults({"optimizer": {"type": 3, "lr": 0.1}}) == ["optimizer.type"]
     assert faults({"optimizer": {"type": "Sdg", "lr": 0.1}}) == ["optimizer.type"]
     assert faults({"optimizer": {"type": "SGD", "lr": "0.1", "momentun": 0.9, "nesterov": 1}}) == [
         "optimizer.lr", "optimizer.momentun", "optimizer.nesterov"]  # fmt: skip

@@ -1,19 +1,25 @@
 """What a run does with what it is given: events, formats, evaluators, stages; with toy components only."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from concurrent import futures
 from typing import ClassVar
 
 import pytest
 import torch
 import toys
-from attrs import frozen
+from attrs import evolve, frozen
 
 from corenas import calibrate
-from corenas.contracts import Metric, Note, RunDone, RunStarted, StageDone, StageStarted, TrialDone
+from corenas.contracts import Metric, Note, RunDone, RunStarted, StageDone, StageStarted, Trial, TrialDone
 from corenas.errors import UserError
 from corenas.prepare import load_supernet, prepare
+from corenas.result import plain_network, write
 from corenas.run import run
+from corenas.rundir import opened
 from corenas.spec import load_spec
 from corenas.store import Store
 
@@ -82,6 +88,14 @@ def test_no_epochs_leave_a_supernet_as_it_was_made(spec, catalogue, tmp_path):
     assert saved["place"][-1] == 0
     again = run(chosen, catalogue, tmp_path / "run", lambda event: None)
     assert again["trials"] == 12
+
+
+def test_an_evaluator_that_does_not_say_what_it_measures_is_named(tmp_path):
+    for given in (lambda *_: 1 / 0, lambda *_: None):
+        broken = frozen(type("Broken", (Letters,), {"__doc__": "Broken.", "provides": given}))
+        catalogue = toys.make_catalogue(evaluators=broken)
+        with pytest.raises(UserError, match=r"evaluators\[0\] \(Broken\) failed"):
+            prepare(toys.make_spec(tmp_path, catalogue), data=False)
 
 
 def test_a_metric_that_two_evaluators_give_is_a_mistake(spec, catalogue, tmp_path):
@@ -217,12 +231,25 @@ def test_several_constraints_give_one_table_and_no_arch_is_measured_twice(tmp_pa
     assert {"arch": result["table"][0]["arch"], "metrics": result["table"][0]["metrics"],
             "test": result["table"][0]["test"]} == result["best"]  # fmt: skip
     assert len(measured) == len({*measured})
+    met = [trial for i in range(3) for trial in Store(tmp_path / "run/run.sqlite", readonly=True).trials(i)
+           if trial.ok and trial.metrics["flops"] <= 0.3 * largest["flops"]]  # fmt: skip
+    assert result["best"]["metrics"]["top1"] == max(trial.metrics["top1"] for trial in met), "whoever measured it"
     store = Store(tmp_path / "run/run.sqlite", readonly=True)
     assert [len(store.trials(i)) for i in range(3)] == [20, 20, 20]
     assert result["trials"] == 60
     (done,) = (event for event in events if isinstance(event, RunDone))
     assert done.result == result
     assert done.metrics["top1"].unit == "%"
+
+
+def test_a_network_that_is_gone_is_written_again(tmp_path):
+    catalogue = toys.make_catalogue()
+    spec = toys.make_spec(tmp_path, catalogue, search={"trials": 3, "constraints": [{}, {}]})
+    result = run(spec, catalogue, tmp_path / "run", lambda event: None)
+    shutil.rmtree(tmp_path / "run" / "best-2")
+    again = run(spec, catalogue, tmp_path / "run", lambda event: None)
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+    assert (tmp_path / "run" / "best-2" / "arch.toml").exists()
 
 
 def test_no_constraints_at_all_are_one_search(tmp_path):
@@ -252,6 +279,12 @@ def test_a_supernet_is_searched_again_under_other_constraints(tmp_path, monkeypa
     assert toys.same(dict(load_supernet(prepare(spec), tmp_path / "b").state_dict()), dict(weights))
     resolved, _ = load_spec(tmp_path / "b/spec.toml", catalogue)
     assert run(resolved, catalogue, tmp_path / "b", lambda event: None) == result
+    kept, _ = load_spec(tmp_path / "again.toml", catalogue, ["search.trials=4", "train.optimizer.lr=0.5"])
+    assert (kept.search.trials, kept.search.constraints) == (4, {"flops": "50%"})
+    (tmp_path / "bare.toml").write_text(f'[supernet]\nfrom = "{tmp_path}/a"\n')
+    kept, _ = load_spec(tmp_path / "bare.toml", catalogue, ["search.trials=4", "space.fix.op=skip"])
+    assert kept.search == evolve(first.search, trials=4)
+    assert [*kept.space["op"].choices] == ["skip"]
     for text, message in (
         ("seed = 3", "seed: the supernet was trained with another one"),
         ('space = { width = [4, 16], op = ["skip"] }', "trained in another space"),
@@ -323,6 +356,36 @@ def test_a_file_that_is_gone_or_broken_is_a_message_and_fresh_begins_anew(tmp_pa
     assert {n: (folder / n).read_bytes() for n in before if n.endswith((".pt", ".toml"))} == {
         n: content for n, content in before.items() if n.endswith((".pt", ".toml"))}  # fmt: skip
     assert run(spec, catalogue, folder, lambda event: None, fresh=True)["trials"] == 12
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no such processes here")
+def test_processes_that_outlive_a_killed_run_do_not_hold_its_directory(tmp_path):
+    code = """
+import os, sys, time
+from pathlib import Path
+from corenas.rundir import opened
+with opened(Path(sys.argv[1]), {}, {}, False, print):
+    if os.fork() == 0:
+        time.sleep(20)
+    os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "run"], check=False).returncode == 9
+    with opened(tmp_path / "run", {}, {}, False, print):
+        pass
+
+
+def test_a_network_that_cannot_be_written_leaves_nothing(tmp_path):
+    catalogue = toys.make_catalogue()
+    prepared = prepare(toys.make_spec(tmp_path, catalogue))
+
+    class Full:
+        def write(self, *args):
+            raise OSError(28, "No space left on device")
+
+    arch = prepared.spec.space.default()
+    with pytest.raises(UserError, match="No space left on device"):
+        write(prepared, plain_network(prepared, arch, None, False), Trial(arch), tmp_path / "net", [Full()], False)
+    assert not [*tmp_path.glob("net*")]
 
 
 def test_another_number_of_threads_is_told(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from corenas.contracts import Note, Progress, StageDone, StageStarted, Trial, TrialDone
+from corenas.contracts import Note, Progress, Proposal, StageDone, StageStarted, Trial, TrialDone
 from corenas.errors import UserError
 from corenas.objectives import Objective, Objectives
 from corenas.search import search
@@ -174,13 +174,14 @@ def test_plain_functions_can_be_searched_and_nonsense_from_them_is_a_message():
     trials = search(Random(), lambda arch: {"top1": np.float32(arch["width"])}, 9)
     assert [trial.metrics for trial in trials] == [{"top1": float(trial.arch["width"])} for trial in trials]
     assert all(type(trial.metrics["top1"]) is float for trial in trials)
-    for nonsense in (None, 3.0, {"top1": "high"}, [1]):
+    for nonsense in (None, 3.0, {"top1": "high"}, {"top1": "3"}, {"top1": 10**400}, [1]):
         with pytest.raises(UserError, match="expected a mapping from metrics to numbers"):
             search(Random(), lambda arch, nonsense=nonsense: nonsense, 9)
 
 
 @pytest.mark.parametrize(("method", "answer", "message"), [
     ("ask", lambda *a: 1 / 0, "Random failed: ZeroDivisionError"), ("ask", lambda *a: None, "Random failed: TypeError"),
+    ("ask", lambda *a: [Proposal(SPACE.default(), "x")], "with fidelity 'x'"),
     ("ask", lambda *a: [3], "asked for 3 "), ("tell", lambda *a: {}["x"], "Random failed: KeyError"),
     ("ask", lambda *a: [Arch({"width": 99, "op": "a"})], "not in the space"),
     ("ask", lambda *a: [SPACE.arch({"width": w}) for w in range(1, 31)], "was asked for 10 archs and gave 30"),

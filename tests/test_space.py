@@ -572,6 +572,14 @@ def test_a_space_written_and_read_is_the_same(text):
         assert twin.size == space.size
 
 
+def test_variables_of_the_spec_keep_their_place():
+    space = read('a = [1, 2]\nb.c = [3, 4]\n["spec:train.epochs"]\ntype = "int"\nlow = 1\nhigh = 9\n[d]\ne = [5, 6]\n')
+    assert space.keys == ("a", "b.c", "spec:train.epochs", "d.e")
+    assert again(space).variables == space.variables
+    with pytest.raises(UserError, match=r"spec:train\.epochs: expected a variable"):
+        SearchSpace.from_table({"a": [1, 2], "spec:train.epochs": 3})
+
+
 @given(spaces())
 @settings(derandomize=True, deadline=None, max_examples=80)
 def test_a_space_of_loose_variables_is_written_with_its_conditions(space):

@@ -402,7 +402,7 @@ def test_an_unknown_component_is_answered_with_close_names_and_what_is_installed
     (fault,) = caught.value.faults
     assert fault.message == "no mutator 'unifrom'"
     assert fault.line == 7
-    for text in ("did you mean 'uniform'?", "installed mutators: uniform", "pip install corenas-mutator-unifrom"):
+    for text in ("did you mean 'uniform'?", "installed mutators: uniform"):
         assert text in fault.hint
 
 

@@ -93,6 +93,21 @@ def test_a_store_that_is_not_there_or_none_is_a_mistake(tmp_path):
         Store(tmp_path / "none" / "run.sqlite")
 
 
+def test_reading_leaves_nothing_beside_the_file_so_that_its_medium_need_not_be_writable(tmp_path):
+    path = tmp_path / "a b#?.sqlite"
+    writer = Store(path)
+    writer.add(TRIALS[0])
+    live = Store(path, readonly=True)
+    writer.add(TRIALS[1])
+    assert [trial.arch for trial in live.trials()] == [trial.arch for trial in TRIALS[:2]]
+    live.close()
+    writer.close()
+    assert [*tmp_path.iterdir()] == [path]
+    reader = Store(path, readonly=True)
+    assert [trial.arch for trial in reader.trials()] == [trial.arch for trial in TRIALS[:2]]
+    assert [*tmp_path.iterdir()] == [path]
+
+
 def test_a_closed_store_says_so():
     store = Store()
     store.close()

@@ -376,6 +376,26 @@ def test_a_long_epoch_goes_on_in_its_middle(tmp_path, monkeypatch, stop):
     assert same(everything(tmp_path / "cut.pt"), everything(tmp_path / "whole.pt"))
 
 
+def test_half_a_training_gives_no_weights_and_the_end_of_an_epoch_is_told_once_more(tmp_path):
+    path, points = tmp_path / "c.pt", []
+
+    def note(event):
+        if isinstance(event, Progress) and event.point:
+            points.append(event)
+            if len(points) == 1:
+                raise Stop  # killed after the checkpoint, before anybody heard
+
+    model, _, go = setup(settings(epochs=2))
+    with pytest.raises(Stop):
+        go(checkpoint=path, emit=note)
+    with pytest.raises(UserError, match="has not come to its end"):
+        load_weights(model, path)
+    setup(settings(epochs=2))[2](checkpoint=path, emit=note)
+    assert points[0] == points[1]
+    assert [point.figures["epoch"] for point in points] == [1, 1, 2]
+    load_weights(model, path)
+
+
 def test_a_training_that_is_done_trains_no_more(tmp_path):
     model, _, go = setup(settings())
     go(checkpoint=tmp_path / "c.pt")

@@ -78,6 +78,14 @@ def test_a_variable_that_overrides_nothing_is_a_mistake_with_its_place(tmp_path,
     for key, text in (("spec:train.lr", "no key"), ("spec:train.epochs.x", "no key"), ("spec:search.trials", "only")):
         with pytest.raises(UserError, match=text):
             toys.make_spec(tmp_path, catalogue, **settings(space={**toys.TABLE, key: [1, 2]}))
+    for key, choices, text in (
+        ("spec:train.precision", ["float32", "float31"], "found 'float31'"),
+        ("spec:train.optimizer.type", ["SGD", "Adam", "Adan"], "no optimizer 'Adan'"),
+        ("spec:train.batch_size", {"type": "float", "low": 8, "high": 9}, "expected a whole number, found 8.0"),
+        ("spec:train.epochs", ["many"], "expected a whole number, found 'many'"),
+    ):
+        with pytest.raises(UserError, match=text):
+            toys.make_spec(tmp_path, catalogue, **settings(space={**toys.TABLE, key: choices}))
     with pytest.raises(UserError, match="epochs"):
         toys.make_spec(tmp_path, catalogue, **settings(space={**toys.TABLE, "spec:train.epochs": [-1, 2]}))
 

@@ -1,6 +1,7 @@
 """What the commands promise; what they say of specs and runs is tested end to end in tests/test_cli.py."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from corenas.cli import main
 from corenas.testing.commands import command_checks
 from corenas.testing.distributions import distribution_checks
 from corenas_tool_inspect import corenas_commands
+from corenas_tool_inspect.table import print_json
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +112,8 @@ def test_show_refuses_images_without_pixels(side, capsys):
     space = str(SPACES / "darts-tiny.toml")
     assert main(["show", "backbone", "darts", "--space", space, "--image", side]) == 2
     assert "--image" in capsys.readouterr().err
+
+
+def test_json_has_no_nan(capsys):
+    print_json({"a": [math.nan, math.inf, 1.5], "b": "NaN"})
+    assert capsys.readouterr().out == '{"a": [null, null, 1.5], "b": "NaN"}\n'

@@ -155,7 +155,7 @@ def test_the_command_writes_beside_and_says_what(tmp_path, monkeypatch, capsys):
         str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
     )
     assert run(parser.parse_args(["mutator", "mine", "--to", "elsewhere"])) == 0
-    assert "pip install -e ./elsewhere" in capsys.readouterr().out
+    assert "pip install pytest -e ./elsewhere" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("check", command_checks)

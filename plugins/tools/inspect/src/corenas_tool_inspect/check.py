@@ -28,8 +28,8 @@ def command(options: Namespace) -> None:
         print_json({"ok": True, "errors": [], "space": space, "cost": costs, "estimate": told})
         return
     print(f"{options.spec} is fine: {spec.name}, stages {', '.join([*prepared.stages, 'export'])}")
-    if size is not None:
-        print(f"space      {size:,} archs ({size:.2e}), {len(spec.space.variables)} variables")
+    number = "archs without number" if size is None else f"{size:,} archs ({size:.2e})"
+    print(f"space      {number}, {len(spec.space.variables)} variables")
     if prepared.task.splits:
         print("data       " + ", ".join(f"{name} {n:,}" for name, n in prepared.task.splits.items()))
     print_table([{"arch": name, **cost} for name, cost in costs.items()])
@@ -40,6 +40,8 @@ def command(options: Namespace) -> None:
             print(f"about {wanted.drawing.share:.1%} of drawn archs have {' and '.join(map(str, cheap))}")
     if needs is not None:
         stages = ", ".join(f"{stage} about {_duration(seconds)}" for stage, seconds in needs.seconds.items())
+        lacking = [stage for stage in ("train", "search") if stage in prepared.stages and stage not in needs.seconds]
+        stages += "".join(f"; {stage}: not tried, the first steps took too long" for stage in lacking if stages)
         memory = f", memory about {needs.memory / 1e9:.2g} GB" if needs.memory else ""
         print(f"needs      {stages or 'not known'}{memory} (tried: {needs.tried}, on {prepared.device})")
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 
 def print_json(content: Any) -> None:
-    """One JSON object on stdout."""
-    json.dump(content, sys.stdout)
-    sys.stdout.write("\n")
+    """One JSON object on stdout; what is no number, or infinite, is null there."""
+    print(json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None)))
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

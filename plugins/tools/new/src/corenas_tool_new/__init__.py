@@ -97,7 +97,8 @@ def _new(options: Namespace) -> int:
         print(json.dumps({"folder": str(folder), "files": [*map(str, files)]}))
     else:
         print("\n".join(map(str, files)))
-        print(f"\nNow: pip install -e {folder if folder.is_absolute() else f'./{folder}'}, then pytest {folder}")
+        where = folder if folder.is_absolute() else f"./{folder}"
+        print(f"\nNow: pip install pytest -e {where}, then python -m pytest {folder}")
     return 0
 
 

@@ -26,7 +26,7 @@ def closing_lines(event: RunDone) -> list[str]:
     for row in table if len(table) > 1 else ():
         figures = figure_text({**row["metrics"], **row["test"]}, event.metrics, splits["test"])
         lines.append(f"{row['constraints'] or 'no constraint'}: {figures}, in {folder}/{row['folder']}/")
-    files = sorted(path.name for path in (folder / "best").glob("*"))
+    files = sorted(path.name for path in (folder / "best").glob("*") if path.is_file())
     lines.append(f"network:   {folder}/best/ ({', '.join(files)})")
     if result["trials"]:
         lines.append(f"trials:    {folder}/run.sqlite, listed by: corenas trials {folder}")
