@@ -515,7 +515,7 @@ def test_a_byte_order_mark_does_not_matter(write):
 
 def test_a_format_that_nothing_writes_is_a_mistake(write):
     assert faults(write(SPEC + '[export]\nformats = ["pt2",\n "onnx"]')) == [
-        ("spec.toml", 23, "export.formats[1].type", "no exporter 'onnx'")]  # fmt: skip
+        ("spec.toml", 23, "export.formats[1]", "no exporter 'onnx'")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
