@@ -92,7 +92,7 @@ class Train:
 
     epochs: int = field(default=10, validator=ge(0))
     batch_size: int = field(default=64, validator=ge(1))
-    optimizer: Mapping[str, Any] = field(factory=dict, converter=_over_default, validator=_optimizer)
+    optimizer: Mapping[str, Any] = field(factory=_OPTIMIZER.copy, converter=_over_default, validator=_optimizer)
     schedule: Schedule = Schedule()
     no_decay: tuple[Literal["norm", "bias"], ...] = ("norm", "bias")
     clip_norm: float | None = field(default=None, validator=optional(gt(0)))

@@ -114,6 +114,15 @@ def test_show_refuses_images_without_pixels(side, capsys):
     assert "--image" in capsys.readouterr().err
 
 
+def test_options_within_lists_and_tables_are_shown(capsys):
+    assert main(["show", "search"]) == 0
+    shown = capsys.readouterr().out
+    for line in ("      weight: what one unit", "      min: the least", "      width: how wide"):
+        assert line in shown
+    assert main(["show", "train"]) == 0
+    assert '{"type": "SGD", "lr": 0.1, "momentum": 0.9}' in capsys.readouterr().out
+
+
 def test_json_has_no_nan(capsys):
     print_json({"a": [math.nan, math.inf, 1.5], "b": "NaN"})
     assert capsys.readouterr().out == '{"a": [null, null, 1.5], "b": "NaN"}\n'

@@ -103,11 +103,19 @@ def _options(cls: type) -> list[dict[str, Any]]:
         if not row["required"]:
             row["default"] = to_table(default)
         row["meaning"] = texts.get(attribute.name, "")
-        inner = [arm for arm in (attribute.type, *typing.get_args(attribute.type)) if attrs.has(arm)]
-        if inner:
-            row["options"] = _options(inner[0])
+        inner = next(_classes(attribute.type), None)
+        if inner is not None:
+            row["options"] = _options(inner)
         rows.append(row)
     return rows
+
+
+def _classes(t: Any) -> Iterator[type]:
+    """The options classes that a type has somewhere: of `tuple[str | Goal, ...]` that is `Goal`."""
+    if attrs.has(t):
+        yield t
+    for arm in typing.get_args(t):
+        yield from _classes(arm)
 
 
 def _lines(cls: type, indent: str) -> Iterator[str]:
