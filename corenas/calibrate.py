@@ -99,11 +99,14 @@ class Evaluation:
     def images(self) -> Iterable[Any]:
         """The batches that statistics are computed on."""
         c = self.calibration
-        return self._batches(c.data, c.batch_size, c.batches, c.pipeline == "train") if c.batches else []
+        limit = min(c.batches * c.batch_size, self.task.splits[c.data])
+        if limit % c.batch_size == 1 < limit:  # one image may have one value of a channel, and no variance
+            limit -= 1
+        return self._batches(c.data, c.batch_size, limit, c.pipeline == "train") if c.batches else []
 
     def split(self, name: str, share: float = 1.0) -> loading.Batches:
         """The batches of a split: all in order, or of a share of it, always the same, some at random."""
-        limit = 0 if share == 1 else math.ceil(share * self.task.splits[name] / self.batch_size)
+        limit = 0 if share == 1 else math.ceil(share * self.task.splits[name])
         return self._batches(name, self.batch_size, limit, False)
 
     def _batches(self, split: str, batch_size: int, limit: int, augmented: bool) -> loading.Batches:

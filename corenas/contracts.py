@@ -144,7 +144,9 @@ class Sampler(Protocol):
     """Draws the archs of each training step."""
 
     def sample(self, score: Callable[[Sequence[Arch]], Sequence[float]]) -> list[Arch]:
-        """The archs of one step; `score` gives their losses on this step's batch, without gradient."""
+        """The archs of one step; `score` gives their losses on this step's batch, without gradient (on its first part,
+        where `train.accumulate` cuts it).
+        """  # fmt: skip
 
 
 @runtime_checkable
@@ -203,8 +205,10 @@ class Step(Protocol):
     def backward(self, loss: Tensor) -> Tensor:
         """Add a loss's gradients to those of the step and free its graph. Returns the loss, detached."""
 
-    def more(self, split: str) -> Any:
-        """The next batch of another stream, "valid" for instance; with several processes a part of it each."""
+    def more(self, split: str, augmented: bool = False) -> Any:
+        """The next batch of another stream, "valid" for instance, in an order of its own; with several processes a part
+        of it each. Each call gives one, also for each of the parts that `train.accumulate` cuts a batch into.
+        """  # fmt: skip
 
     def mean(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors averaged over processes: for gradients of parameters that are the algorithm's own."""

@@ -82,6 +82,7 @@ class Stream:
 
     steps: batches an epoch; the last, smaller one is left out unless it is the only one
     share: of each batch that this process sees
+    name: streams of another name have another order
     Raises UserError for batches with fewer samples than they have parts.
     """
 
@@ -94,8 +95,9 @@ class Stream:
         workers: int = 0,
         augmented: bool = True,
         parts: int = 1,
+        name: str = "data",
     ) -> None:
-        self._data = _Batched(task.dataset(split, augmented), seed, f"data:{split}")
+        self._data = _Batched(task.dataset(split, augmented), seed, f"{name}:{split}")
         self.batch_size = min(batch_size, len(self._data.samples))
         self.steps = len(self._data.samples) // self.batch_size
         self.workers = workers
@@ -130,7 +132,7 @@ class Stream:
 
 
 class Batches:
-    """Batches of a split on a device, to be gone through again and again: all in order, or `limit` shuffled ones.
+    """Batches of a split on a device, to be gone through again and again: all in order, or of `limit` images at random.
 
     They are decoded once and kept, unless that takes more than 2 GiB.
     """
@@ -148,7 +150,7 @@ class Batches:
     ) -> None:
         samples: Any = task.dataset(split, augmented)
         self._data, self.device, self.workers = _Batched(samples, seed, f"batches:{split}"), device, workers
-        order = self._data.shuffled()[: limit * batch_size] if limit else np.arange(len(samples))
+        order = self._data.shuffled()[:limit] if limit else np.arange(len(samples))
         self._places = _cut(order, batch_size)
         self._kept: Sequence[Any] | None = None
         tensors = samples.tensors() if not augmented and hasattr(samples, "tensors") else None

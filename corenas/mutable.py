@@ -70,7 +70,8 @@ def keys_used(model: nn.Module) -> set[str]:
 def apply(model: nn.Module, choices: Mapping[str, Any]) -> Applied:
     """Give every mutable of a model its part of an arch; as `with apply(model, arch):` for a while only.
 
-    choices: a choice for each key; for a mixed operation it may be a tensor of weights, one per candidate
+    choices: a choice for each key; for a mixed operation it may be a tensor of weights, one per candidate; one with a
+        gradient only in a `with`, since a model that holds it cannot be copied
     Raises KeyError for a key that the choices lack; the model is then as it was.
     """
     known: dict[Value | Dimension, Any] = {}

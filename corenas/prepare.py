@@ -119,6 +119,9 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
             objectives = goals.read_objectives(spec.search, metrics)
     if "retrain" not in spec.algorithm.stages and spec.retrain != Retrain():
         faults.append(Fault("this algorithm has no retraining", ("retrain",), hint="leave this table out"))
+    if "search" not in spec.algorithm.stages and any(spec.search.bounds):
+        text = "this algorithm has no search, which would hold to these"
+        faults.append(Fault(text, ("search", "constraints"), hint="leave them out"))
     several = isinstance(spec.search.constraints, tuple)
     for i, bounds in enumerate(spec.search.bounds if metrics else ()):
         place = ("search", "constraints", i) if several else ("search", "constraints")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,12 @@ class _Run:
         if "train" not in prepared.stages:
             return None, None
         checkpoint = self.folder / "supernet.pt"
-        check_checkpoint(self.store, checkpoint, "train", spec.train.checkpoint_every)
         trainer = start_trainer(prepared)
+        if "derive" in prepared.stages and not hasattr(trainer, "derive"):
+            text = "it says that it derives an arch, and what it trains with has no `derive`"
+            raise UserError(text, key=("algorithm",))
+        every = math.lcm(*(phase.train.checkpoint_every for phase in trainer.phases))
+        check_checkpoint(self.store, checkpoint, "train", every)
         supernet = train(
             trainer, prepared.supernet, prepared.task, spec.mutator, prepared.cost,
             seed=spec.seed, device=prepared.device, checkpoint=checkpoint, emit=self.emit,
@@ -140,7 +145,10 @@ class _Run:
         if "derive" not in prepared.stages:
             return supernet, None
         with blamed(f"algorithm {self.catalogue.name_of(spec.algorithm)}"):
-            return supernet, spec.space.arch(trainer.derive())  # type: ignore[attr-defined]
+            derived = trainer.derive()
+            if not isinstance(derived, Mapping):
+                raise TypeError(f"it derived {derived!r}, no arch")
+            return supernet, spec.space.arch(derived)
 
     def _searched(self, number: int, supernet: nn.Module | None) -> list[Trial]:
         """The trials of one search."""

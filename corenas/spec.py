@@ -93,6 +93,8 @@ class Spec:
         return spec
 
 
+_STAGES = ("train", "search", "derive", "retrain")
+_NEEDS = ("mutator", "distiller", "searcher")
 _SEARCHABLE = ("train", "task", "backbone")
 """What a training of one arch depends on."""
 
@@ -179,8 +181,15 @@ def _spec(table: dict[str, Any], folder: Path, catalogue: Catalogue, overrides: 
         spec = structure(table, Spec, catalogue.options)
     except UserError as error:
         raise UserError(faults=[*faults, *error.faults]) from None
-    for key in spec.algorithm.needs:
-        if getattr(spec, key) is None:
+    stages, needs = spec.algorithm.stages, {*spec.algorithm.needs}
+    known = [stage for stage in _STAGES if stage in stages]
+    if [*stages] != known or ("derive" in stages and ("train" not in stages or "search" in stages)):
+        text = f"this algorithm has the stages {stages!r}: expected some of {', '.join(_STAGES)}, in this order"
+        faults.append(Fault(text, ("algorithm",), hint="derive comes after train, and without search"))
+    if unknown := sorted(needs - {*_NEEDS}):
+        faults.append(Fault(f"this algorithm needs {unknown}: expected some of {', '.join(_NEEDS)}", ("algorithm",)))
+    for key in _NEEDS:
+        if getattr(spec, key) is None and (key in needs or (key == "searcher" and "search" in stages)):
             hint = did_you_mean("", catalogue.names(f"{key}s"), f"this algorithm needs one; installed {key}s")
             faults.append(Fault("required key is missing", (key,), hint=hint))
     overriding = [v for v in spec.space.variables if v.key.startswith(OVERRIDE)] if spec.space is not None else []

@@ -24,10 +24,11 @@ from corenas.calibrate import statistics_kept
 from corenas.contracts import Emit, LiveTask, Mutator, MutatorContext, Progress, StageDone, StageStarted, Trainer
 from corenas.cost import Cost
 from corenas.errors import UserError
+from corenas.measure import blamed
 from corenas.mutable import apply
 from corenas.optim import build_optimizer, build_schedule
 from corenas.settings import Train
-from corenas.space import Arch
+from corenas.space import Arch, SearchSpace
 
 _EVERY = 0.25
 """Seconds between two signs of life."""
@@ -89,6 +90,8 @@ def train(
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kept = _Checkpoint(checkpoint)
     at_phase, at_epoch, at_step, index = kept.found.get("place", (0, 0, 0, 0))
+    if not trainer.phases:
+        raise UserError("this algorithm has no phases to train in", key=("algorithm",))
     if at_phase >= len(trainer.phases):
         raise kept.unusable(f"belongs to another model: it has a phase {at_phase + 1}")
     total = sum(p.train.epochs * max(1, task.splits["train"] // p.train.batch_size) for p in trainer.phases)
@@ -99,14 +102,14 @@ def train(
         settings, last = phase.train, number + 1 == len(trainer.phases)
         resumed = kept.found and number == at_phase
         if phase.begin is not None and not resumed:
-            with seeding.seeded(seed, "begin", number, device=device):
+            with seeding.seeded(seed, "begin", number, device=device), blamed("the algorithm, as a phase began,"):
                 phase.begin()
             average = None  # the weights may have changed places
         average = None if settings.ema is None else average or copy.deepcopy(model)
         if settings.sync_norm and distributed.world() > 1:
             _synchronise(model)
         stream = loading.Stream(task, "train", settings.batch_size, seed, settings.workers, parts=settings.accumulate)
-        others = _Streams(task, settings.batch_size, seed, device)
+        others = _Streams(task, settings.batch_size, seed, device, settings.workers)
         optimizer = build_optimizer(model, settings)
         schedule = build_schedule(optimizer, settings.schedule, settings.epochs, stream.steps)
         scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
@@ -122,6 +125,10 @@ def train(
             "model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "average": average,
             "streams": others, "trainer": trainer, "sampler": sampler,
         }  # fmt: skip
+        for name, part in (("algorithm", trainer), ("mutator", sampler)):
+            if hasattr(part, "state_dict") != hasattr(part, "load_state_dict"):
+                text = "what it trains with has one of `state_dict` and `load_state_dict`: expected both or none"
+                raise UserError(text, key=(name,))
         if resumed:
             kept.load(parts, rng)
             figures = kept.found["figures"]
@@ -139,7 +146,7 @@ def train(
                     optimizer.zero_grad()
                     cut, shown = loading.to_device(cut, device), {}
                     score = partial(_losses, model, task, precision, *cut[0])
-                    archs = [] if sampler is None else sampler.sample(score)
+                    archs = [] if sampler is None else _drawn(sampler, score, phase.space)
                     for part, (batch, share) in enumerate(cut):
                         lent = LoopStep(
                             archs, optimizer, index, part, rng=seeding.generator(seed, f"step:{index}:{part}"),
@@ -147,7 +154,11 @@ def train(
                         )  # fmt: skip
                         with precision, _explained():
                             told = trainer.train_step(batch, lent)
+                        if not isinstance(told, Mapping):
+                            text = f"the algorithm's train_step gave {told!r}: expected a mapping of figures"
+                            raise UserError(text, key=("algorithm",))
                         for name, figure in told.items():
+                            figure = torch.as_tensor(figure, device=device)
                             shown[name] = shown.get(name, 0.0) + share / stream.share * figure
                     _update(model, optimizer, scaler, settings)
                 if average is not None:
@@ -184,16 +195,20 @@ class _Streams:
     batch_size: int
     seed: int
     device: torch.device
+    workers: int = 0
     taken: Counter[str] = field(factory=Counter)
     live: dict[str, Iterator[Any]] = field(factory=dict)
 
-    def more(self, split: str) -> Any:
+    def more(self, split: str, augmented: bool = False) -> Any:
         """The next batch of a split."""
-        if split not in self.live:
-            stream = loading.Stream(self.task, split, self.batch_size, self.seed, augmented=False)
-            self.live[split] = stream.forever(self.taken[split])
-        self.taken[split] += 1
-        return loading.to_device(next(self.live[split]), self.device)
+        if split == "test":
+            raise UserError("test data is not there to be trained on", key=("algorithm",))
+        name = f"{split}, augmented" if augmented else split
+        if name not in self.live:
+            stream = loading.Stream(self.task, split, self.batch_size, self.seed, self.workers, augmented, name="more")
+            self.live[name] = stream.forever(self.taken[name])
+        self.taken[name] += 1
+        return loading.to_device(next(self.live[name]), self.device)
 
     def state_dict(self) -> dict[str, int]:
         return dict(self.taken)
@@ -223,6 +238,18 @@ def _explained() -> Iterator[None]:
             if words in str(error):
                 raise UserError(text, key=("train", "batch_size"), hint=hint) from error
         raise
+
+
+def _drawn(sampler: Any, score: Callable[[Sequence[Arch]], Sequence[float]], space: SearchSpace) -> Sequence[Arch]:
+    """The archs of a step. Raises UserError, naming the mutator, for what is none."""
+    with blamed(f"mutator {type(sampler).__module__}.{type(sampler).__name__}"):
+        archs = sampler.sample(score)
+        if not isinstance(archs, Sequence) or not archs or not all(isinstance(arch, Arch) for arch in archs):
+            raise TypeError(f"it drew {archs!r}, no list of archs")
+        codes = space.encode(archs)
+        if not np.array_equal(codes, space.canonical(codes)):
+            raise ValueError("it drew an arch with choices for what is inactive: `space.arch` makes it canonical")
+    return archs
 
 
 def _tell_progress(model: nn.Module, share: float) -> None:
@@ -312,6 +339,7 @@ class _Checkpoint:
 
     def load(self, parts: Mapping[str, Any], rng: np.random.Generator | None = None) -> None:
         """Give parts the states that they had; those without a state are left as they are."""
+        name = ""
         try:
             for name, part in parts.items():
                 if hasattr(part, "load_state_dict"):
@@ -319,7 +347,8 @@ class _Checkpoint:
             if rng is not None:
                 rng.bit_generator.state = self.found["rng"]
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise self.unusable(f"belongs to another model: {str(error).splitlines()[0]}") from error
+            text = f"belongs to another model: {name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise self.unusable(text) from error
 
     def write(
         self,
@@ -338,6 +367,9 @@ class _Checkpoint:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             note = {"place": place, "rng": rng.bit_generator.state, "figures": dict(figures), "done": done}
             torch.save({**note, **states}, temporary)
+            if alien := torch.serialization.get_unsafe_globals_in_checkpoint(temporary):
+                text = f"the state of what is trained holds {', '.join(alien)}, which could not be read again"
+                raise UserError(text, hint="a `state_dict` of an algorithm or a sampler is tensors and plain data")
             os.replace(temporary, self.path)
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError for a full disk
             with suppress(OSError):

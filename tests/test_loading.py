@@ -129,19 +129,20 @@ def test_batches_of_a_split_come_in_order_and_whole():
 
 
 def test_limited_batches_are_shuffled_and_the_same_whichever_way_they_are_read():
-    found = [Batches(task, "train", 16, CPU, seed=3, limit=4) for task in (Task(), FastTask())]
+    found = [Batches(task, "train", 16, CPU, seed=3, limit=64) for task in (Task(), FastTask())]
     assert [values(batch) for batch in found[0]] == [values(batch) for batch in found[1]]
     assert [len(batch[1]) for batch in found[0]] == [16] * 4
     flat = torch.cat([batch[0] for batch in found[0]]).flatten(1)
     assert len(np.unique(flat.numpy(), axis=0)) == 64
-    assert [values(b) for b in Batches(Task(), "train", 16, CPU, seed=4, limit=4)] != [values(b) for b in found[0]]
-    assert len(Batches(Task(), "train", 50, CPU, limit=9)) == 2
+    assert [values(b) for b in Batches(Task(), "train", 16, CPU, seed=4, limit=64)] != [values(b) for b in found[0]]
+    assert [len(batch[1]) for batch in Batches(Task(), "train", 50, CPU, limit=60)] == [50, 10]
+    assert len(Batches(Task(), "train", 50, CPU, limit=450)) == 2
 
 
 def test_augmented_batches_hang_on_the_seed_alone():
-    first = [values(b) for b in Batches(Task(), "train", 16, CPU, True, seed=3, limit=2)]
+    first = [values(b) for b in Batches(Task(), "train", 16, CPU, True, seed=3, limit=32)]
     state = torch.get_rng_state()
-    assert [values(b) for b in Batches(FastTask(), "train", 16, CPU, True, seed=3, limit=2)] == first
+    assert [values(b) for b in Batches(FastTask(), "train", 16, CPU, True, seed=3, limit=32)] == first
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -106,7 +106,7 @@ class OwnStep:
         loss.backward()
         return loss.detach()
 
-    def more(self, split: str) -> Any:
+    def more(self, split: str, augmented: bool = False) -> Any:
         """A batch of another split."""
         return next(batches(self._task, split, self.index + 1))
 

@@ -52,7 +52,7 @@ def samples(task: LiveTask, split: str, augmented: bool = False, n: int = 6) -> 
 
 def batch_of(task: LiveTask, split: str = "train", n: int = 8) -> Any:
     """A batch as training has it."""
-    return next(iter(Batches(task, split, n, torch.device("cpu"), limit=1)))
+    return next(iter(Batches(task, split, n, torch.device("cpu"), limit=n)))
 
 
 @contextmanager

@@ -62,8 +62,12 @@ class Augment:
             torch.set_num_threads(threads)
 
     def _all(self, image: Tensor) -> Tensor:
-        for step in self.steps:
-            image = step(image)
+        for i, step in enumerate(self.steps):
+            try:
+                image = step(image)
+            except Exception as error:  # of an image that is smaller than the one that was tried, or of a rare draw
+                text = f"this does not take an image of shape {tuple(image.shape)}: {error}"
+                raise UserError(text, key=("task", "augment", i)) from error
         return image
 
     def check(self, image: Tensor) -> None:

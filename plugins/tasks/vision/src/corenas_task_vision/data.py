@@ -52,7 +52,7 @@ class Files:
         self.mode, self.size = _mode(channels), size
 
     def __getitem__(self, place: int) -> Tensor:
-        path = os.fsdecode(self.paths[place])
+        path = str(os.fsdecode(self.paths[place]))
         try:
             with Image.open(path) as picture:
                 picture.draft(self.mode, (2 * self.size, 2 * self.size))
@@ -81,7 +81,9 @@ def _mode(channels: int) -> str:
 
 
 def _converted(picture: Image.Image, mode: str) -> Image.Image:
-    if picture.mode.startswith("I;16"):  # PIL would cut off all that is brighter than 255 of 65,535
+    if picture.mode.startswith("I;16") or (
+        picture.mode == "I" and picture.format == "PPM"
+    ):  # PIL would cut off all that is brighter than 255 of 65,535
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     elif picture.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, of a scale that nobody knows; expected 8 or 16")
@@ -255,7 +257,13 @@ def class_names(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> Iterable[str]:
-    for where, _, files in os.walk(folder, followlinks=True):
+    seen: set[str] = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if os.path.realpath(where) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(where))
         for file in files:
             if file.lower().endswith(SUFFIXES) and not file.startswith("."):
                 yield os.path.join(where, file)

@@ -153,7 +153,7 @@ class LiveClassification:
         self._splits: dict[str, Split] = {}
         names: Sequence[str] = ()
         if data:
-            self._splits, names = read(options, channels, size, rng)
+            self._splits, names = read(options, channels, self.finish.resized, rng)
             found = max(len(names), known.classes or 0)
         else:
             found = known.classes or options.classes or _classes_at(options)

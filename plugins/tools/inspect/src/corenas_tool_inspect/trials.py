@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from typing import Any
 
+from corenas.errors import UserError
 from corenas.objectives import Objective, Objectives
 from corenas.store import Store
 from corenas_tool_inspect.table import print_json, print_table
@@ -19,19 +20,16 @@ def command(options: Namespace) -> None:
     listed = [(wanted, trial) for number, wanted in enumerate(searches) for trial in store.trials(number)]
     if options.pareto:
         asked = store.noted("objectives")
+        if asked is None:
+            raise UserError("this run has not begun to search", file=str(options.run))
         objectives = [Objective(**goal) for goal in asked["objectives"]]
         if not asked["pareto"] and len(objectives) == 1:  # one goal has no trade-off: cost is the other side
             objectives.append(Objective("flops", "min"))
         best = Objectives(tuple(objectives), True, asked["bin_metric"], asked["bin_width"])
         listed = [("", trial) for trial in best.front(trial for _, trial in listed if trial.fidelity == 1)]
     if options.json:
-        keys = (
-            "arch",
-            "metrics",
-            "state",
-            "seconds",
-            *(["fidelity"] if any(t.fidelity < 1 for _, t in listed) else []),
-        )
+        keys = ["arch", "metrics", "state", "seconds", "error"]
+        keys += ["fidelity"] if any(t.fidelity < 1 for _, t in listed) else []
         print_json({"trials": [{key: trial.to_json()[key] for key in keys} for _, trial in listed]})
         return
     rows = []
@@ -39,7 +37,8 @@ def command(options: Namespace) -> None:
         row: dict[str, Any] = {"arch": trial.arch.digest, "state": trial.state}
         row |= {"search": wanted} if len(searches) > 1 and not options.pareto else {}
         row |= {"fidelity": trial.fidelity} if any(t.fidelity < 1 for _, t in listed) else {}
-        rows.append(row | dict(trial.metrics) | {"seconds": trial.seconds})
+        why = {"error": trial.error or ""} if any(t.error for _, t in listed) else {}
+        rows.append(row | dict(trial.metrics) | {"seconds": trial.seconds} | why)
     if options.csv:
         full = [trial.row | row for (_, trial), row in zip(listed, rows, strict=True)]
         writer = csv.DictWriter(sys.stdout, [*dict.fromkeys(key for row in full for key in row)], lineterminator="\n")

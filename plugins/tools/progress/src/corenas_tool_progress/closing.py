@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 
@@ -19,13 +20,17 @@ def closing_lines(event: RunDone) -> list[str]:
     if result["trials"]:
         which = f"of {front} on the front the " if front > 1 else ""
         figures = figure_text(best["metrics"], event.metrics, splits["valid"])
-        lines.append(f"{which}best of {result['trials']} trials: {figures} on {splits['valid']} validation images")
+        several = (
+            f"with {table[0]['constraints'] or 'no constraint'}" if len(table) > 1 else f"of {result['trials']} trials"
+        )
+        lines.append(f"{which}best {several}: {figures} on {splits['valid']} validation images")
     if best["test"]:
         figures = figure_text(best["test"], event.metrics, splits["test"])
         lines.append(f"on {splits['test']} test images, touched once: {figures}")
     for row in table if len(table) > 1 else ():
         figures = figure_text({**row["metrics"], **row["test"]}, event.metrics, splits["test"])
         lines.append(f"{row['constraints'] or 'no constraint'}: {figures}, in {folder}/{row['folder']}/")
+    best_folder = json.dumps((folder / "best").as_posix(), ensure_ascii=False)
     files = sorted(path.name for path in (folder / "best").glob("*") if path.is_file())
     lines.append(f"network:   {folder}/best/ ({', '.join(files)})")
     if result["trials"]:
@@ -35,12 +40,12 @@ def closing_lines(event: RunDone) -> list[str]:
     if {"network.py", "network.safetensors"} <= {*files}:
         lines += [
             "load it, with torch alone:",
-            f'    import sys; sys.path.insert(0, "{folder}/best"); from network import Network',
+            f"    import sys; sys.path.insert(0, {best_folder}); from network import Network",
             "    from safetensors.torch import load_file; network = Network().eval()",
-            f'    network.load_state_dict(load_file("{folder}/best/network.safetensors"))',
+            f"    network.load_state_dict(load_file({best_folder} + '/network.safetensors'))",
         ]
     if "network.pt2" in files:
-        lines.append(f'    or: torch.export.load("{folder}/best/network.pt2").module()')
+        lines.append(f"    or: torch.export.load({best_folder} + '/network.pt2').module()")
     return lines
 
 
