@@ -368,6 +368,7 @@ class _Checkpoint:
             note = {"place": place, "rng": rng.bit_generator.state, "figures": dict(figures), "done": done}
             torch.save({**note, **states}, temporary)
             if alien := torch.serialization.get_unsafe_globals_in_checkpoint(temporary):
+                temporary.unlink()
                 text = f"the state of what is trained holds {', '.join(alien)}, which could not be read again"
                 raise UserError(text, hint="a `state_dict` of an algorithm or a sampler is tensors and plain data")
             os.replace(temporary, self.path)

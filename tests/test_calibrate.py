@@ -161,3 +161,13 @@ def test_every_arch_sees_the_same_images_in_any_order(supernet):
         assert [two(arch) for arch in archs[::-1]][::-1] == forth
         assert [len(batch[1]) for batch in one.images] == [20, 20]
     assert Evaluation(supernet, TASK, Calibration(batches=0), CPU).images == []
+
+
+def test_a_share_is_one_of_images_and_no_calibration_ends_on_a_single_one(supernet):
+    n = TASK.splits["valid"]
+    whole = Evaluation(supernet, TASK, Calibration(), CPU, batch_size=20)
+    assert [len(batch[1]) for batch in whole.split("valid", 0.25)] == [n // 4]
+    assert sum(len(batch[1]) for batch in whole.split("valid")) == n
+    for size in (n - 1, 1, n):
+        lengths = [len(batch[1]) for batch in Evaluation(supernet, TASK, Calibration(n, size, "valid"), CPU).images]
+        assert lengths == {n - 1: [n - 1], 1: [1] * n, n: [n]}[size]

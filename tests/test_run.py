@@ -194,6 +194,51 @@ class Baseline(toys.AlgorithmOptions):
     needs: ClassVar = ()
 
 
+@pytest.mark.parametrize(("stages", "message"), [
+    (("train", "search", "retrian"), "expected some of train, search, derive, retrain"), ("train", "expected some of"),
+    (("search", "train"), "in this order"), (("derive",), "derive comes after train"),
+    (("train", "search", "derive"), "without search"),
+], ids=str)  # fmt: skip
+def test_stages_that_there_are_not_are_refused(tmp_path, stages, message):
+    odd = frozen(type("Odd", (toys.AlgorithmOptions,), {"__doc__": "Odd.", "stages": stages}))
+    with pytest.raises(UserError, match=message):
+        toys.make_spec(tmp_path, toys.make_catalogue(algorithms=odd))
+
+
+def test_a_need_that_there_is_not_is_refused(tmp_path):
+    odd = frozen(type("Odd", (toys.AlgorithmOptions,), {"__doc__": "Odd.", "needs": ("mutators",)}))
+    with pytest.raises(UserError, match="this algorithm needs \\['mutators'\\]"):
+        toys.make_spec(tmp_path, toys.make_catalogue(algorithms=odd))
+
+
+def test_what_does_not_derive_is_refused_before_it_trains_and_so_are_constraints_that_nothing_holds_to(tmp_path):
+    silent = frozen(type("Silent", (Deriving,), {"__doc__": "Silent.", "start": toys.AlgorithmOptions.start}))
+    catalogue = toys.make_catalogue(algorithms=silent)
+    with pytest.raises(UserError, match="has no `derive`"):
+        run(toys.make_spec(tmp_path, catalogue, searcher=None), catalogue, tmp_path / "run", lambda event: None)
+    assert not (tmp_path / "run" / "supernet.pt").exists()
+    spec = toys.make_spec(tmp_path, catalogue, searcher=None, search={"constraints": {"flops": "50%"}})
+    with pytest.raises(UserError, match="no search, which would hold to these"):
+        prepare(spec, weights=False)
+
+
+@frozen
+class Rare(toys.AlgorithmOptions):
+    """A checkpoint after every second epoch, whatever the spec says."""
+
+    def start(self, context):
+        trainer = super().start(context)
+        trainer.phases = [evolve(phase, train=evolve(phase.train, checkpoint_every=2)) for phase in trainer.phases]
+        return trainer
+
+
+def test_a_phase_that_has_written_no_checkpoint_yet_begins_again(tmp_path):
+    catalogue = toys.make_catalogue(algorithms=Rare)
+    spec = begun(tmp_path, catalogue, points=1)
+    assert not (tmp_path / "run" / "supernet.pt").exists()
+    assert run(spec, catalogue, tmp_path / "run", lambda event: None)["trials"] == 12
+
+
 def test_a_retraining_that_the_algorithm_does_not_have_is_refused(tmp_path):
     catalogue = toys.make_catalogue()
     spec = toys.make_spec(tmp_path, catalogue, retrain={"train": {"epochs": 2}})

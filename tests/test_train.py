@@ -13,6 +13,7 @@ from corenas.contracts import Phase, Progress, StageDone, StageStarted
 from corenas.errors import UserError
 from corenas.mutable import apply
 from corenas.settings import Schedule, Train
+from corenas.space import Arch
 from corenas.supernet import build_supernet, supernet_cost
 from corenas.train import LoopStep, load_weights, train
 
@@ -394,6 +395,83 @@ def test_half_a_training_gives_no_weights_and_the_end_of_an_epoch_is_told_once_m
     assert points[0] == points[1]
     assert [point.figures["epoch"] for point in points] == [1, 1, 2]
     load_weights(model, path)
+
+
+def test_another_stream_of_the_training_data_has_an_order_of_its_own_and_may_be_augmented():
+    same_images, kinds = [], []
+
+    class Reading(Trainer):
+        def train_step(self, batch, step):
+            same_images.append(torch.equal(step.more("train")[1], batch[1]))
+            kinds.append(torch.equal(step.more("valid")[0], step.more("valid", augmented=True)[0]))
+            with pytest.raises(UserError, match="test data"):
+                step.more("test")
+            return super().train_step(batch, step)
+
+    setup(settings(epochs=1), trainer=Reading)[2]()
+    assert not any(same_images)
+    assert not any(kinds)
+
+
+class Alien(Trainer):
+    """Keeps an arch where plain data belongs."""
+
+    def state_dict(self):
+        return {"board": [SPACE.default()]}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_a_state_that_could_not_be_read_again_is_refused_before_anything_is_lost(tmp_path):
+    setup(settings(epochs=1))[2](checkpoint=tmp_path / "c.pt")
+    before = (tmp_path / "c.pt").read_bytes()
+    with pytest.raises(UserError, match=r"holds corenas\.space\.Arch"):
+        setup(settings(), trainer=Alien)[2](checkpoint=tmp_path / "d.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
+    assert (tmp_path / "c.pt").read_bytes() == before
+
+
+class Half(Trainer):
+    def state_dict(self):
+        return {}
+
+
+class Mute(Trainer):
+    def train_step(self, batch, step):
+        super().train_step(batch, step)
+
+
+class Floats(Trainer):
+    def train_step(self, batch, step):
+        return {name: float(figure) for name, figure in super().train_step(batch, step).items()}
+
+
+def test_what_the_author_of_an_algorithm_forgets_is_told():
+    with pytest.raises(UserError, match="expected both or none"):
+        setup(settings(), trainer=Half)[2]()
+    with pytest.raises(UserError, match="train_step gave None"):
+        setup(settings(), trainer=Mute)[2]()
+    with pytest.raises(UserError, match="no phases"):
+        setup()[2]()
+    events = []
+    setup(settings(epochs=1), trainer=Floats)[2](emit=events.append)
+    assert events[-1].figures["loss"] > 0
+
+
+@pytest.mark.parametrize(("drawn", "message"), [
+    ({}, "no list of archs"), ([], "no list of archs"), (None, "no list of archs"), ([{"op": "skip"}], "no list"),
+    ([Arch({"op": "skip"})], "KeyError"), ([Arch({**SPACE.default(), "width": 5})], "KeyError: 5"),
+])  # fmt: skip
+def test_what_a_sampler_draws_has_to_be_archs_of_its_space(drawn, message):
+    class Wrong:
+        def start(self, context):
+            self.sample = lambda score: drawn
+            return self
+
+    with pytest.raises(UserError, match=message) as caught:
+        setup(settings())[2](Wrong())
+    assert "mutator " in str(caught.value)
 
 
 def test_a_training_that_is_done_trains_no_more(tmp_path):

@@ -157,3 +157,10 @@ EXTRA = {"CenterCrop": {"size": 8}, "ColorJitter": {"hue": 0.1}, "JPEG": {"quali
 def test_every_transform_that_is_offered_works_on_images(name):
     augment = Augment([{"type": name, **EXTRA.get(name, {})}])
     augment.check(torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+
+
+def test_what_fails_on_a_rare_draw_or_a_small_image_is_a_mistake_as_well():
+    augment = Augment([{"type": "RandomCrop", "size": 16}])
+    augment.check(torch.zeros(3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"task\.augment\[0\]: this does not take an image of shape \(3, 8, 8\)"):
+        augment(torch.zeros(3, 8, 8, dtype=torch.uint8))

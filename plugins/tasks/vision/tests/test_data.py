@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -51,6 +52,26 @@ def pictures(task):
 
 def labels(task, name):
     return [int(label) for label in task.dataset(name, False).split.labels]
+
+
+def test_hidden_folders_and_links_that_lead_back_bring_no_image_twice(tmp_path):
+    root = tmp_path / "data"
+    folder(root, {"a": 20, "b": 20})
+    shutil.copytree(root / "a", root / "a" / ".ipynb_checkpoints")
+    shutil.copytree(root / "b", tmp_path / "elsewhere")
+    (root / "a" / "self").symlink_to(root / "a")
+    (root / "b" / "more").symlink_to(tmp_path / "elsewhere")
+    task = start(data={"type": "folder", "root": str(root)})
+    assert sum(task.splits.values()) == 20 + 40
+
+
+def test_a_16_bit_pgm_is_read_by_its_scale(tmp_path):
+    root = folder(tmp_path / "data", {"a": 9, "b": 9})
+    grey = np.full((30, 40), 128 * 257, ">u2")
+    (tmp_path / "data" / "a" / "x.pgm").write_bytes(b"P5 40 30 65535\n" + grey.tobytes())
+    pool = start(data={"type": "folder", "root": root}, size=16).dataset("train", False).split.pool
+    place = [str(path) for path in pool.paths.astype(str)].index(str(tmp_path / "data" / "a" / "x.pgm"))
+    assert {*pool[place].unique().tolist()} == {128}
 
 
 @pytest.mark.parametrize("data", ["digits", "mnist5k"])

@@ -1,5 +1,7 @@
 """What the commands promise; what they say of specs and runs is tested end to end in tests/test_cli.py."""
 
+import csv
+import io
 import json
 import math
 import re
@@ -8,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from corenas.cli import main
+from corenas.contracts import Trial
+from corenas.space import Arch
+from corenas.store import Store
 from corenas.testing.commands import command_checks
 from corenas.testing.distributions import distribution_checks
 from corenas_tool_inspect import corenas_commands
@@ -126,3 +131,17 @@ def test_options_within_lists_and_tables_are_shown(capsys):
 def test_json_has_no_nan(capsys):
     print_json({"a": [math.nan, math.inf, 1.5], "b": "NaN"})
     assert capsys.readouterr().out == '{"a": [null, null, 1.5], "b": "NaN"}\n'
+
+
+def test_trials_say_why_one_failed(tmp_path, capsys):
+    store = Store(tmp_path / "run.sqlite")
+    store.add(Trial(Arch({"a": 1}), {"flops": 3}))
+    store.add(Trial(Arch({"a": 2}), {}, "failed", error='no, "device"\nhere'))
+    store.close()
+    assert main(["trials", str(tmp_path), "--json"]) == 0
+    assert [t.get("error") for t in json.loads(capsys.readouterr().out)["trials"]] == [None, 'no, "device"\nhere']
+    assert main(["trials", str(tmp_path), "--csv"]) == 0
+    rows = [*csv.DictReader(io.StringIO(capsys.readouterr().out))]
+    assert [row["error"] for row in rows] == ["", 'no, "device"\nhere']
+    assert main(["trials", str(tmp_path), "--pareto"]) == 2
+    assert "has not begun to search" in capsys.readouterr().err

@@ -28,9 +28,11 @@ def command(options: Namespace) -> None:
         best = Objectives(tuple(objectives), True, asked["bin_metric"], asked["bin_width"])
         listed = [("", trial) for trial in best.front(trial for _, trial in listed if trial.fidelity == 1)]
     if options.json:
-        keys = ["arch", "metrics", "state", "seconds", "error"]
+        keys = ["arch", "metrics", "state", "seconds"]
         keys += ["fidelity"] if any(t.fidelity < 1 for _, t in listed) else []
-        print_json({"trials": [{key: trial.to_json()[key] for key in keys} for _, trial in listed]})
+        whys = [["error"] if trial.state == "failed" else [] for _, trial in listed]
+        told = zip(listed, whys, strict=True)
+        print_json({"trials": [{key: trial.to_json()[key] for key in keys + why} for (_, trial), why in told]})
         return
     rows = []
     for wanted, trial in listed:
