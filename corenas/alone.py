@@ -46,12 +46,14 @@ def stand_alone(
     checkpoint: Path | None = None,
     emit: Emit = lambda event: None,
     stage: str = "retrain",
+    split: str = "train",
 ) -> nn.Module:
     """Train one arch from scratch as a spec says: its backbone, train settings and seed. Test data is never read.
 
     arch: its choices of variables named `spec:…` override the spec
     fidelity: share of the epochs, one at least
     checkpoint: a file by which a killed training goes on
+    split: the data that it is trained on
     """
     given, spec = spec, spec.overridden(arch)
     if spec.task != given.task:
@@ -60,4 +62,4 @@ def stand_alone(
     network = subnet(spec, task, arch)
     trainer = _OnLabels(network, task, spec.space, settings)
     return train(trainer, network, task, None, None, seed=spec.seed, device=device, checkpoint=checkpoint,
-                 emit=emit, stage=stage)  # fmt: skip
+                 emit=emit, stage=stage, split=split)  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
 
 from corenas import distributed, seeding
 from corenas.contracts import LiveTask
@@ -77,8 +77,20 @@ def _cut(order: np.ndarray, batch_size: int, epoch: int = 0) -> list[Places]:
     return [[(epoch, int(i)) for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
 
 
+def _samples(task: LiveTask, split: str, augmented: bool) -> Any:
+    parts: list[Any] = [task.dataset(name, augmented) for name in split.split("+")]
+    if len(parts) == 1:
+        return parts[0]
+    joined: Any = ConcatDataset(parts)
+    if hasattr(parts[0], "collate"):
+        joined.collate = parts[0].collate
+    return joined
+
+
 class Stream:
-    """The shuffled training batches of a split, epoch by epoch, each cut into parts: of every process so many.
+    """The shuffled training batches of a split, or of several ("train+valid"), epoch by epoch.
+
+    Each is cut into parts: of every process so many.
 
     steps: batches an epoch; the last, smaller one is left out unless it is the only one
     share: of each batch that this process sees
@@ -97,7 +109,7 @@ class Stream:
         parts: int = 1,
         name: str = "data",
     ) -> None:
-        self._data = _Batched(task.dataset(split, augmented), seed, f"{name}:{split}")
+        self._data = _Batched(_samples(task, split, augmented), seed, f"{name}:{split}")
         self.batch_size = min(batch_size, len(self._data.samples))
         self.steps = len(self._data.samples) // self.batch_size
         self.workers = workers

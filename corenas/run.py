@@ -212,7 +212,9 @@ def retrain(
     """  # fmt: skip
     spec, task, device = prepared.spec, prepared.task, prepared.device
     again = evolve(spec, train=spec.retrain.train or spec.train, backbone=spec.retrain.backbone or spec.backbone)
-    network = stand_alone(again, task, arch, device=device, checkpoint=checkpoint, emit=emit, stage=stage)
+    network = stand_alone(
+        again, task, arch, device=device, checkpoint=checkpoint, emit=emit, stage=stage, split=spec.retrain.data
+    )
     return evolve(prepared, spec=again, cost=supernet_cost(network, spec.space.fix(arch), task)), network
 
 

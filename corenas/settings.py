@@ -203,10 +203,12 @@ class Retrain:
     """How an arch that was found is trained again from scratch, where the algorithm asks for it.
 
     train: how its weights are trained; left out, as the supernet's were
+    data: what it is trained on: "train", or "train+valid" where the search is over and nothing is chosen any more
     backbone: its backbone's options, wider or deeper ones for instance; left out, the supernet's
     """
 
     train: Train | None = None
+    data: Literal["train", "train+valid"] = "train"
     backbone: Any = field(default=None, metadata={"kind": "backbones"})
 
 

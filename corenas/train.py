@@ -77,12 +77,14 @@ def train(
     checkpoint: Path | None = None,
     emit: Emit = lambda event: None,
     stage: str = "train",
+    split: str = "train",
     limit: int | None = None,
 ) -> nn.Module:
     """Train a supernet through all phases of an algorithm. Returns it, or its moving average if the settings have one.
 
     mutator, cost: None where the algorithm draws no archs
     checkpoint: a file written after epochs and read at the start, so that a killed training goes on
+    split: the data that is trained on; "train+valid" is both
     limit: stop after so many steps, to see how long they take
     Raises UserError if the loss is no finite number or the checkpoint cannot be used.
     """
@@ -94,7 +96,8 @@ def train(
         raise UserError("this algorithm has no phases to train in", key=("algorithm",))
     if at_phase >= len(trainer.phases):
         raise kept.unusable(f"belongs to another model: it has a phase {at_phase + 1}")
-    total = sum(p.train.epochs * max(1, task.splits["train"] // p.train.batch_size) for p in trainer.phases)
+    samples = sum(task.splits[name] for name in split.split("+"))
+    total = sum(p.train.epochs * max(1, samples // p.train.batch_size) for p in trainer.phases)
     emit(StageStarted(stage, total, "steps", index))
     start = shown_at = written_at = time.perf_counter()
     average, shown, figures = None, {}, {}
@@ -108,7 +111,7 @@ def train(
         average = None if settings.ema is None else average or copy.deepcopy(model)
         if settings.sync_norm and distributed.world() > 1:
             _synchronise(model)
-        stream = loading.Stream(task, "train", settings.batch_size, seed, settings.workers, parts=settings.accumulate)
+        stream = loading.Stream(task, split, settings.batch_size, seed, settings.workers, parts=settings.accumulate)
         others = _Streams(task, settings.batch_size, seed, device, settings.workers)
         optimizer = build_optimizer(model, settings)
         schedule = build_schedule(optimizer, settings.schedule, settings.epochs, stream.steps)

@@ -194,6 +194,19 @@ class Baseline(toys.AlgorithmOptions):
     needs: ClassVar = ()
 
 
+def test_a_retraining_may_see_the_validation_images_as_well(tmp_path):
+    catalogue, seen = toys.make_catalogue(algorithms=Deriving), []
+    for data in ("train", "train+valid"):
+        retrain = {"train": {"epochs": 1, "batch_size": 8}, "data": data}
+        spec = toys.make_spec(tmp_path, catalogue, searcher=None, evaluators=[], retrain=retrain)
+        events = []
+        run(spec, catalogue, tmp_path / data, events.append)
+        seen.append(next(e.total for e in events if isinstance(e, StageStarted) and e.stage == "retrain"))
+        assert torch.load(tmp_path / data / "retrain.pt", weights_only=True)["place"][-1] == seen[-1]
+    splits = prepare(spec).task.splits
+    assert seen == [splits["train"] // 8, (splits["train"] + splits["valid"]) // 8]
+
+
 @pytest.mark.parametrize(("stages", "message"), [
     (("train", "search", "retrian"), "expected some of train, search, derive, retrain"), ("train", "expected some of"),
     (("search", "train"), "in this order"), (("derive",), "derive comes after train"),
