@@ -95,6 +95,7 @@ def _run(parser: argparse.ArgumentParser) -> Any:
 def _do_run(options: argparse.Namespace) -> None:
     from corenas.plugins import load_catalogue
     from corenas.spec import load_spec
+    from corenas.store import strict_json
 
     catalogue = load_catalogue()
     spec, sources = load_spec(options.spec, catalogue, options.set)
@@ -110,6 +111,6 @@ def _do_run(options: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     if options.json:
-        print(json.dumps(json.loads(json.dumps(result), parse_constant=lambda name: None)))  # JSON knows no NaN
+        print(strict_json(result))
     elif not catalogue.manager.hook.corenas_event.get_hookimpls():  # nothing has told of it
         print(f"{folder / 'best'}: {result['best']['metrics']}", file=sys.stderr)

@@ -176,6 +176,8 @@ def _field(lookup: Lookup | None, value: Any, field: attrs.Attribute[Any]) -> An
     """Reads one field and runs its validator while the key is known."""
     result: Any = structure(value, field.type or Any, lookup, field.metadata.get("kind"))
     try:
+        if callable(field.converter):  # before the validator, as attrs does
+            result = field.converter(result)
         if field.validator is not None:
             field.validator(None, field, result)
     except (ValueError, TypeError) as error:

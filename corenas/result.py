@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from corenas.errors import UserError
 from corenas.plugins import Catalogue
 from corenas.prepare import Prepared
 from corenas.space import Arch
+from corenas.store import strict_json
 
 
 def read_exporters(names: Sequence[str], catalogue: Catalogue) -> list[Exporter]:
@@ -68,8 +68,7 @@ def write(
         for exporter in exporters:
             exporter.write(plain.cpu().eval(), task.example, temporary, title)
         (temporary / "arch.toml").write_text(tomli_w.dumps(dict(arch)), encoding="utf-8")
-        strict = json.loads(json.dumps(card), parse_constant=lambda name: None)  # JSON knows no NaN
-        (temporary / "cost.json").write_text(json.dumps(strict, indent=2) + "\n", encoding="utf-8")
+        (temporary / "cost.json").write_text(strict_json(card, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     except OSError as error:

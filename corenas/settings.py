@@ -45,7 +45,7 @@ def _over_default(table: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _optimizer(instance: object, attribute: object, table: Mapping[str, Any]) -> None:
-    refuse(optim.optimizer_faults(_over_default(table)))
+    refuse(optim.optimizer_faults(table))
 
 
 @frozen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -164,14 +164,15 @@ def load_spec(path: str | Path, catalogue: Catalogue, overrides: Sequence[str] =
 
 def _spec(table: dict[str, Any], folder: Path, catalogue: Catalogue, overrides: Sequence[str], places: Places) -> Spec:
     faults: list[Fault] = []
-    base = None
-    for of_base in (True, False):  # what is set is set in what another run gives, so first which run that is
-        for item in overrides:
-            if item.startswith("supernet") is of_base:
-                with collecting(faults):
-                    _override(table, item, places)
-        if of_base:
-            table, base = _over_base(table)
+
+    def override(items: Iterable[str]) -> None:
+        for item in items:
+            with collecting(faults):
+                _override(table, item, places)
+
+    override(item for item in overrides if item.startswith("supernet"))
+    table, base = _over_base(table)
+    override(item for item in overrides if not item.startswith("supernet"))  # in what that run gives
     if "space" in table:
         raw, table["space"] = table["space"], None
         with collecting(faults, "space"):

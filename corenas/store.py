@@ -28,6 +28,11 @@ PRAGMA user_version = {_VERSION};
 _COLUMNS = "arch, metrics, state, seconds, error, fidelity"
 
 
+def strict_json(content: Any, indent: int | None = None) -> str:
+    """Plain data as JSON; what is no number, or infinite, is null there."""
+    return json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None), indent=indent)
+
+
 class Store:
     """The database of a run directory. Each write is one transaction; a killed process loses at most the one it was in.
 

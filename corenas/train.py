@@ -333,7 +333,7 @@ class _Checkpoint:
             self.found = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise self.unusable(f"cannot be read: {type(error).__name__}") from error
-        if not isinstance(self.found, dict) or not self.found.keys() >= {"model", "place"}:
+        if not isinstance(self.found, dict) or not self.found.keys() >= {"model", "place", "figures", "done"}:
             raise self.unusable("belongs to another model: it is none of this program")
 
     def unusable(self, text: str) -> UserError:
@@ -390,7 +390,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     kept = _Checkpoint(checkpoint)
     if not kept.found:
         raise UserError("no such checkpoint", file=str(checkpoint), hint="has this run trained its supernet?")
-    if not kept.found.get("done"):
+    if not kept.found["done"]:
         text = "this training has not come to its end"
         raise UserError(text, file=str(checkpoint), hint="the command that began its run goes on with it")
     kept.load({"average" if "average" in kept.found else "model": model})

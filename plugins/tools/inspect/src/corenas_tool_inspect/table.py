@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from corenas.store import strict_json
 
 
 def print_json(content: Any) -> None:
     """One JSON object on stdout; what is no number, or infinite, is null there."""
-    print(json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None)))
+    print(strict_json(content))
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

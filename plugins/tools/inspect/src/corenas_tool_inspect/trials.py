@@ -30,9 +30,9 @@ def command(options: Namespace) -> None:
     if options.json:
         keys = ["arch", "metrics", "state", "seconds"]
         keys += ["fidelity"] if any(t.fidelity < 1 for _, t in listed) else []
-        whys = [["error"] if trial.state == "failed" else [] for _, trial in listed]
-        told = zip(listed, whys, strict=True)
-        print_json({"trials": [{key: trial.to_json()[key] for key in keys + why} for (_, trial), why in told]})
+        rows = [trial.to_json() for _, trial in listed]
+        failed = [*keys, "error"]
+        print_json({"trials": [{k: row[k] for k in (failed if row["state"] == "failed" else keys)} for row in rows]})
         return
     rows = []
     for wanted, trial in listed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from corenas.contracts import Metric, RunDone
 from corenas.objectives import amount
@@ -30,7 +31,6 @@ def closing_lines(event: RunDone) -> list[str]:
     for row in table if len(table) > 1 else ():
         figures = figure_text({**row["metrics"], **row["test"]}, event.metrics, splits["test"])
         lines.append(f"{row['constraints'] or 'no constraint'}: {figures}, in {folder}/{row['folder']}/")
-    best_folder = json.dumps((folder / "best").as_posix(), ensure_ascii=False)
     files = sorted(path.name for path in (folder / "best").glob("*") if path.is_file())
     lines.append(f"network:   {folder}/best/ ({', '.join(files)})")
     if result["trials"]:
@@ -40,13 +40,18 @@ def closing_lines(event: RunDone) -> list[str]:
     if {"network.py", "network.safetensors"} <= {*files}:
         lines += [
             "load it, with torch alone:",
-            f"    import sys; sys.path.insert(0, {best_folder}); from network import Network",
+            f"    import sys; sys.path.insert(0, {_quoted(folder / 'best')}); from network import Network",
             "    from safetensors.torch import load_file; network = Network().eval()",
-            f"    network.load_state_dict(load_file({best_folder} + '/network.safetensors'))",
+            f"    network.load_state_dict(load_file({_quoted(folder / 'best/network.safetensors')}))",
         ]
     if "network.pt2" in files:
-        lines.append(f"    or: torch.export.load({best_folder} + '/network.pt2').module()")
+        lines.append(f"    or: torch.export.load({_quoted(folder / 'best/network.pt2')}).module()")
     return lines
+
+
+def _quoted(path: Path) -> str:
+    """A path as Python text, whatever its name."""
+    return json.dumps(path.as_posix(), ensure_ascii=False)
 
 
 def figure_text(figures: Mapping[str, float], metrics: Mapping[str, Metric], n: int) -> str:
