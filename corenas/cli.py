@@ -94,12 +94,12 @@ def _run(parser: argparse.ArgumentParser) -> Any:
 
 def _do_run(options: argparse.Namespace) -> None:
     from corenas.plugins import load_catalogue
-    from corenas.spec import load_spec
+    from corenas.run.spec import load_spec
     from corenas.store import strict_json
 
     catalogue = load_catalogue()
     spec, sources = load_spec(options.spec, catalogue, options.set)
-    from corenas.run import run
+    from corenas.run.stages import run_spec
 
     def emit(event: Any) -> None:
         for line in catalogue.emit(event):
@@ -107,7 +107,7 @@ def _do_run(options: argparse.Namespace) -> None:
 
     folder = options.out or Path("runs") / str(spec.name)
     with sources.locating():
-        result = run(spec, catalogue, folder, emit, options.fresh)
+        result = run_spec(spec, catalogue, folder, emit, options.fresh)
     if os.environ.get("RANK", "0") != "0":
         return
     if options.json:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from corenas.cost import Cost
-from corenas.errors import Fault, UserError, refuse
+from corenas.errors import Fault, UserError, raise_if_any
 from corenas.objectives import Constraint, amount
 from corenas.space import Arch, Codes, SearchSpace
 
@@ -70,7 +70,7 @@ class Constrained:
                 text = f"no arch has {constraint}: this space reaches {amount(low)} to {amount(high)}"
                 hint = f"{constraint.metric} of the smallest subnet is {low:,}, of the largest {high:,}"
                 faults.append(Fault(text, (constraint.metric,), hint=hint))
-        refuse(faults)
+        raise_if_any(faults)
 
     def _violation(self, codes: Codes) -> np.ndarray:
         """How far outside each arch lies, summed over the constraints, each relative to its bound."""

@@ -7,16 +7,17 @@ things get one context object, which can grow, and give their state as plain dat
 # pyright: reportReturnType=false
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from attrs import field, frozen
 
-from corenas.objectives import Objectives
+from corenas.objectives import Objectives, Trial
 from corenas.settings import Train
-from corenas.space import Arch, SearchSpace
+from corenas.space import Arch, Codes, SearchSpace
 from corenas.value import Dimension, Variable
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from corenas.calibrate import Evaluation
     from corenas.cost import Cost
     from corenas.distill import Signals
 
@@ -276,50 +276,23 @@ class Distiller(Protocol):
 
 # -- how it is searched -----------------------------------------------------------------------------------------------
 
-State: TypeAlias = Literal["done", "infeasible", "failed", "stopped"]
 
+class Region(Protocol):
+    """What draws archs: a space, or the part of one that obeys constraints. Many at a time they are codes.
 
-@frozen
-class Trial:
-    """One arch with what was measured of it.
-
-    state: done; infeasible (a constraint is not met); failed (an evaluator says `error`); stopped
-    seconds: how long the measuring took
-    fidelity: share of the whole effort that was spent on measuring; only 1 can win
+    Codes are a matrix (archs, variables) of the index of each choice; `encode` and `decode` go there and back.
     """
 
-    arch: Arch
-    metrics: Mapping[str, float] = field(factory=dict)
-    state: State = "done"
-    seconds: float = 0.0
-    error: str | None = None
-    fidelity: float = 1.0
-
-    @property
-    def ok(self) -> bool:
-        """Whether it counts: everything was measured and every constraint is met."""
-        return self.state == "done"
-
-    def to_json(self) -> dict[str, Json]:
-        """As plain data."""
-        return {"arch": dict(self.arch), "metrics": dict(self.metrics), "state": self.state,
-                "seconds": self.seconds, "error": self.error, "fidelity": self.fidelity}  # fmt: skip
-
-    @property
-    def row(self) -> dict[str, Json]:
-        """As one row of a table: its choices, its metrics, then the rest. `pandas.DataFrame(t.row for t in trials)`."""
-        return {**self.arch, **self.metrics, "state": self.state, "seconds": self.seconds, "fidelity": self.fidelity}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Json]) -> Trial:
-        """The trial that `to_json` gave."""
-        return cls(**{**data, "arch": Arch(data["arch"])})
-
-
-class Drawing(Protocol):
-    """What draws archs: a space, or the part of one that obeys constraints."""
-
     variables: tuple[Variable, ...]
+
+    def draw(self, rng: np.random.Generator, n: int) -> Codes:
+        """The codes of n archs at random."""
+
+    def encode(self, archs: Iterable[Mapping[str, Any]]) -> Codes:
+        """The codes of archs."""
+
+    def decode(self, codes: Codes) -> list[Arch]:
+        """The archs of codes."""
 
     def sample(self, rng: np.random.Generator) -> Arch:
         """An arch at random."""
@@ -338,19 +311,27 @@ class Problem:
     space: draws, mutates and crosses archs that obey the cheap constraints
     objectives: ranks trials
     budget: how many trials there will be, those of a lower fidelity counted as the share that they are
+    cost: codes of the space -> a column of whole numbers for each of flops, params and activations; None where archs
+        are none of a network
     """
 
-    space: Drawing
+    space: Region
     objectives: Objectives
     budget: int
+    cost: Callable[[Codes], Mapping[str, np.ndarray]] | None = None
 
 
 @frozen
 class Proposal:
-    """An arch to be measured with a share of the whole effort, above 0 and up to 1 (successive halving)."""
+    """An arch to be measured, with what there is to say of it.
+
+    fidelity: share of the whole effort, above 0 and up to 1 (successive halving)
+    extra: facts that its trial keeps, plain data: what a predictor expected, a sweep's inclusion probability
+    """
 
     arch: Arch
     fidelity: float = 1.0
+    extra: Mapping[str, Json] = field(factory=dict)
 
 
 class Search(Protocol):
@@ -378,17 +359,37 @@ class Searcher(Protocol):
 
 
 @frozen
+class Measured:
+    """What an evaluator gives for an arch where it has more to say than metrics.
+
+    extra: facts that the trial keeps, plain data: the device, the spread of a timing
+    """
+
+    metrics: Mapping[str, float]
+    extra: Mapping[str, Json] = field(factory=dict)
+
+
+@frozen
 class Failure:
     """What an evaluator gives for an arch that it could not measure, with the reason."""
 
     reason: str
 
 
+class Evaluation(Protocol):
+    """Runs subnets of a trained supernet on a split of the data, their batch norm recalibrated."""
+
+    def calibrated(self, arch: Arch) -> AbstractContextManager[nn.Module]:
+        """The supernet under an arch, in evaluation mode with its statistics recomputed, for a while."""
+
+    def __call__(self, arch: Arch, split: str = "valid", share: float = 1.0) -> Mapping[str, float]:
+        """An arch's metrics on a split, or on a share of it."""
+
+
 @frozen
 class EvaluatorContext:
     """What an evaluator measures with. `supernet` and `evaluation` are None where no supernet was trained.
 
-    evaluation: runs subnets on a split of the data, their batch norm recalibrated
     subnet: arch -> this one network, freshly initialised, without ever allocating a supernet (Zen-NAS)
     alone: (arch, fidelity) -> the network of an arch trained from scratch as the spec says, for that share of its
         epochs; choices of variables named `spec:…` override the spec
@@ -407,18 +408,26 @@ class EvaluatorContext:
     rng: Callable[[Arch], np.random.Generator]
 
 
-class Measure(Protocol):
-    """A live evaluator."""
+class LiveEvaluator(Protocol):
+    """Measures archs, several at a time."""
 
-    def __call__(self, archs: Sequence[Arch], fidelity: float) -> Sequence[Mapping[str, float] | Failure]:
-        """Metrics of archs, one mapping or `Failure` each, in order; `fidelity` is the share of the whole effort."""
+    def __call__(self, archs: Sequence[Arch], fidelity: float) -> Sequence[Mapping[str, float] | Measured | Failure]:
+        """Metrics of archs, one result each, in order; `fidelity` is the share of the whole effort.
+
+        What an arch is given must not hang on which others are measured with it. If a call for several raises, each is
+        measured again by itself.
+        """
 
 
 @runtime_checkable
 class Evaluator(Protocol):
     """Options of something that measures archs.
 
-    cheap: whether thousands a second are no trouble; cheap ones run first, so that constraints spare the others
+    cheap: whether thousands a second are no trouble; cheap ones run first, in one call for all archs of an `ask`, so
+        that constraints spare the others
+    Optional: `batch`, how many archs a costly one wants at once, since it can share work among them (1 unless it says
+    so); `exclusive`, whether it wants the machine for itself (timing): then nothing else is measured meanwhile,
+    whatever the executor
     """
 
     cheap: ClassVar[bool]
@@ -426,8 +435,22 @@ class Evaluator(Protocol):
     def provides(self, task: LiveTask) -> Mapping[str, Metric]:
         """The metrics it gives for a task."""
 
-    def start(self, context: EvaluatorContext) -> Measure:
+    def start(self, context: EvaluatorContext) -> LiveEvaluator:
         """A function from archs to their metrics."""
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """An evaluator that measures several archs at once in less time than one by one."""
+
+    batch: int
+
+
+@runtime_checkable
+class Exclusive(Protocol):
+    """An evaluator that says whether it wants the machine for itself."""
+
+    exclusive: bool
 
 
 # -- where it runs, what comes out ------------------------------------------------------------------------------------

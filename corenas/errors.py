@@ -10,10 +10,10 @@ from typing import TypeAlias
 
 from attrs import evolve, frozen
 
-Path: TypeAlias = tuple[str | int, ...]
+KeyPath: TypeAlias = tuple[str | int, ...]
 
 
-def dotted(*path: str | int) -> str:
+def dotted_key(*path: str | int) -> str:
     """A path as a key of TOML: `stages.2.block.kernel`."""
     return ".".join(map(str, path))
 
@@ -26,7 +26,7 @@ class Fault:
     """
 
     message: str
-    key: Path = ()
+    key: KeyPath = ()
     file: str | None = None
     line: int | None = None
     hint: str | None = None
@@ -75,7 +75,7 @@ def collecting(faults: list[Fault], *prefix: str | int, also: type[Exception] | 
         faults.append(Fault(str(error), prefix))
 
 
-def refuse(faults: Iterable[Fault]) -> None:
+def raise_if_any(faults: Iterable[Fault]) -> None:
     """Raises UserError with mistakes, if there are any."""
     if found := [*faults]:
         raise UserError(faults=found)
@@ -87,3 +87,15 @@ def did_you_mean(name: str, known: Iterable[str], noun: str = "known") -> str:
     shown = [*names[:20], f"and {len(names) - 20} more"] if len(names) > 20 else names
     close = " or ".join(map(repr, difflib.get_close_matches(name, names, n=2)))
     return f"{f'did you mean {close}? ' if close else ''}{noun}: {', '.join(shown) or 'none'}"
+
+
+@contextmanager
+def blaming_plugin(who: str) -> Iterator[None]:
+    """Tell what goes wrong inside as the fault of a plugin, with its name. Raises UserError for any exception."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        hint = "this is no mistake of yours but its author's; CORENAS_TRACEBACK=1 shows where"
+        raise UserError(f"{who} failed: {type(error).__name__}: {error}", hint=hint) from error

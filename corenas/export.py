@@ -28,45 +28,60 @@ class _Tracer(fx.Tracer):
         return isinstance(m, Exportable) or super().is_leaf_module(m, module_qualified_name)
 
 
-def export(model: nn.Module, choices: Mapping[str, Any], example: Tensor) -> fx.GraphModule:
-    """The subnet of an arch as a plain module: layers of torch.nn and functional calls, its own copy of the weights.
+def export_subnet(model: nn.Module, choices: Mapping[str, Any], example: Tensor) -> fx.GraphModule:
+    """Return the subnet of an arch as a plain module: layers of torch.nn, functional calls, a copy of its weights.
 
     example: an input; the outputs of both are compared on noise of its shape
     Raises UserError if they differ by more than 1e-5 of the largest, if the model's forward cannot be traced, or if a
     part is no layer of torch.
     """
     with apply(model, choices):
-        try:
-            # Without gradient layers may take short cuts that are not to be exported; in training a model may have
-            # outputs that the network has not.
-            with torch.enable_grad(), statistics_kept(model):
-                graph = _Tracer().trace(model.eval())
-        except Exception as error:  # whatever a forward may do with a value that it takes for a tensor
-            hint = "forward must not branch on the values of tensors; put such a part into a mutable with `export`"
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(f"this model cannot be traced for export: {reason}", hint=hint) from error
-        parts: dict[str, Any] = {}
-        names: dict[str, str] = {}
-        for node in graph.nodes:
-            if node.op in ("call_module", "get_attr"):
-                target = str(node.target)
-                if target not in names:
-                    names[target] = _unique(target, parts)
-                    part = operator.attrgetter(target)(model)
-                    parts[names[target]] = part.export() if isinstance(part, Exportable) else copy.deepcopy(part)
-                node.target = names[target]
-                if isinstance(parts[node.target], nn.Parameter):  # what was called is there without a call
-                    node.op, node.args, node.kwargs = "get_attr", (), {}
-        plain = fx.GraphModule(parts, graph, "Network")
-        plain.train(model.training)
-        alien = [type(part).__name__ for part in plain.modules() if not type(part).__module__.startswith("torch.")]
-        if alien:
-            raise UserError(f"{alien[0]} is no layer of torch: its `export` must give one")
-        found = difference(model, plain, example.to(next(model.parameters(), example).device))
-        if not found <= TOLERANCE:
-            raise UserError(f"the exported network differs from the supernet by {found:.1e} of its largest output",
-                            hint="please report this with the spec")  # fmt: skip
+        return export_active(model, example)
+
+
+def export_active(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    """Return the subnet of the arch in force as a plain module, as `export_subnet` does."""
+    plain = _exported(model, _traced(model))
+    plain.train(model.training)
+    alien = [type(part).__name__ for part in plain.modules() if not type(part).__module__.startswith("torch.")]
+    if alien:
+        raise UserError(f"{alien[0]} is no layer of torch: its `export` must give one")
+    error = difference(model, plain, example.to(next(model.parameters(), example).device))
+    if not error <= TOLERANCE:
+        text = f"the exported network differs from the supernet by {error:.1e} of its largest output"
+        raise UserError(text, hint="please report this with the spec")
     return plain
+
+
+def _traced(model: nn.Module) -> fx.Graph:
+    """Return what a model does under the arch in force, and leave it in evaluation mode."""
+    try:
+        # Without gradient layers may take short cuts that are not to be exported; in training a model may have outputs
+        # that the network has not.
+        with torch.enable_grad(), statistics_kept(model):
+            return _Tracer().trace(model.eval())
+    except Exception as error:  # whatever a forward may do with a value that it takes for a tensor
+        hint = "forward must not branch on the values of tensors; put such a part into a mutable with `export`"
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"this model cannot be traced for export: {reason}", hint=hint) from error
+
+
+def _exported(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """Return a module of the parts that a graph calls, each as what it exports or as a copy."""
+    parts: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        target = str(node.target)
+        if target not in names:
+            names[target] = _unique(target, parts)
+            part = operator.attrgetter(target)(model)
+            parts[names[target]] = part.export() if isinstance(part, Exportable) else copy.deepcopy(part)
+        node.target = names[target]
+        if isinstance(parts[node.target], nn.Parameter):  # what was called is there without a call
+            node.op, node.args, node.kwargs = "get_attr", (), {}
+    return fx.GraphModule(parts, graph, "Network")
 
 
 def flat_name(name: str) -> str:

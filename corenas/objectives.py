@@ -6,14 +6,61 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 
-if TYPE_CHECKING:
-    from corenas.contracts import Trial
-    from corenas.space import Arch
+from corenas.space import Arch
+
+State: TypeAlias = Literal["done", "infeasible", "failed", "stopped"]
+
+
+@frozen
+class Trial:
+    """One arch with what was measured of it.
+
+    state: done; infeasible (a constraint is not met); failed (an evaluator says `error`); stopped
+    seconds: how long the measuring took
+    fidelity: share of the whole effort that was spent on measuring; only 1 can win
+    extra: facts that are no metrics, plain data: a prediction, the device
+    """
+
+    arch: Arch
+    metrics: Mapping[str, float] = field(factory=dict)
+    state: State = "done"
+    seconds: float = 0.0
+    error: str | None = None
+    fidelity: float = 1.0
+    extra: Mapping[str, Any] = field(factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether it counts: everything was measured and every constraint is met."""
+        return self.state == "done"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "arch": dict(self.arch),
+            "metrics": dict(self.metrics),
+            "state": self.state,
+            "seconds": self.seconds,
+            "error": self.error,
+            "fidelity": self.fidelity,
+            "extra": dict(self.extra),
+        }
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """One row of a table: its choices, its metrics, then the rest. `pandas.DataFrame(t.row for t in trials)`."""
+        rest = {"state": self.state, "seconds": self.seconds, "fidelity": self.fidelity}
+        return {**self.arch, **self.metrics, **self.extra, **rest}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Trial:
+        """Return the trial that `to_json` gave."""
+        return cls(**{**data, "arch": Arch(data["arch"])})
 
 
 @frozen

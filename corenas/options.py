@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeVar
 import attrs
 import cattrs
 
-from corenas.errors import Fault, UserError, collecting, did_you_mean, refuse
+from corenas.errors import Fault, UserError, collecting, did_you_mean, raise_if_any
 from corenas.value import Constant, Value, Variable
 
 T = TypeVar("T")
@@ -195,7 +195,7 @@ def _each(function: Callable[[Any], Any], keys: Iterable[Any]) -> dict[Any, Any]
     for key in keys:
         with collecting(faults, key):
             found[key] = function(key)
-    refuse(faults)
+    raise_if_any(faults)
     return found
 
 

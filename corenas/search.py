@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from attrs import define, evolve, field, frozen
 
 from corenas import distributed
-from corenas.contracts import Emit, Note, Progress, Proposal, Search, StageDone, StageStarted, Trial, TrialDone
-from corenas.errors import UserError
-from corenas.measure import blamed, plain
-from corenas.objectives import Objectives
+from corenas.contracts import Emit, Note, Progress, Proposal, Search, StageDone, StageStarted, TrialDone
+from corenas.errors import UserError, blaming_plugin
+from corenas.measure import plain
+from corenas.objectives import Objectives, Trial
 from corenas.space import Arch, SearchSpace
 from corenas.store import Store
 
 Key: TypeAlias = tuple[Arch, float]
 """An arch and the share of the whole effort that it is measured with: what a trial is known by."""
 
-_PATIENCE = 200
+MAX_IDLE_ASKS = 200
 """How often a searcher may ask for nothing new before the search ends."""
-_LITTLE = 1e-9
+BUDGET_TOLERANCE = 1e-9
 """What is left of a budget when it is spent, up to rounding."""
 
 
-def search(
+@runtime_checkable
+class Runner(Protocol):
+    """Adds to trials what it measures of their archs; one that is not ok is left as it is (`measure.TrialRunner`).
+
+    batch: how many trials, all of one fidelity, it is best called with
+    """
+
+    @property
+    def batch(self) -> int:
+        """How many trials at once."""
+        ...
+
+    def __call__(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the trials in order, measured."""
+        ...
+
+
+def run_search(
     searcher: Search,
-    measure: Callable[..., Trial | Mapping[str, float]],
+    measure: Runner | Callable[..., Trial | Mapping[str, float]],
     budget: int,
     *,
+    screen: Runner | None = None,
+    alone: Runner | None = None,
     batch: int = 10,
     seconds: float = math.inf,
     space: SearchSpace | None = None,
@@ -42,8 +64,10 @@ def search(
 ) -> list[Trial]:
     """Run a search until its budget of distinct archs is spent or the searcher asks for nothing more.
 
-    measure: arch -> its metrics or trial; called with (arch, fidelity) where a searcher proposes a share of the effort.
-        Under torchrun each process measures its share of the archs; an executor gets `measure` pickled
+    measure: arch -> its metrics or trial, called with (arch, fidelity) where a searcher proposes a share of the effort;
+        or a `Runner`. Under torchrun each process measures its share of the archs; an executor gets it pickled
+    screen: measures all archs of an `ask` first, in this process; `measure` then gets those that are still ok
+    alone: measures what is left in this process while nothing else is measured: timing
     seconds: end after this time as well
     space: archs outside it are refused
     store: where each trial goes as it finishes, and the searcher's state after each `tell`; what it holds counts
@@ -51,118 +75,273 @@ def search(
     known: trials that need not be measured again
     Returns all trials in order. No arch is measured twice with the same fidelity. Raises UserError for a searcher that
     does not do as it should, and if all trials failed.
+
+    >>> from corenas import Objective, Objectives, Problem, SearchSpace, load_catalogue, run_search
+    >>> import numpy as np
+    >>> space = SearchSpace.from_table({"width": [4, 8, 12]})
+    >>> problem = Problem(space, Objectives((Objective("size"),)), budget=3)
+    >>> searcher = load_catalogue().options("searchers", "random").start(problem, np.random.default_rng(0))
+    >>> trials = run_search(searcher, lambda arch: {"size": 2 * arch["width"]}, budget=3)
+    >>> problem.objectives.best(trials, 1)[0].metrics
+    {'size': 24}
     """
     store = store if store is not None and distributed.rank() == 0 else Store()
-    name = f"searcher {type(searcher).__module__}.{type(searcher).__name__}"
-    # All processes run the same search, told the same trials; the first one alone writes into the store.
-    before, saved = distributed.first(lambda: (store.trials(number), store.noted(f"searcher:{number}")))
-    trials = {(trial.arch, trial.fidelity): trial for trial in before}  # in the order in which they were made
-    told: set[Key] = set()
-    session = start = time.perf_counter()  # of this session, and as if all of them had been one
-    if saved is not None:
-        with blamed(name):
-            searcher.load_state_dict(saved["state"])
-        told = {*[*trials][: saved["told"]]}
-        start -= saved["seconds"]
-
-    def over() -> bool:  # the first process's clock counts for all
-        return seconds < math.inf and distributed.first(lambda: time.perf_counter() - start > seconds)
-
-    idle, spent, best = 0, _spent(trials), _best(objectives, before)
-    emit(StageStarted("search", budget, "trials", math.floor(spent + _LITTLE)))
-    while (left := budget - _spent(told)) > _LITTLE and idle < _PATIENCE and not over():
+    runners = _Runners(measure if isinstance(measure, Runner) else _Function(measure), screen, alone, executor)
+    asking = _Asking(searcher, space)
+    ledger = _Ledger.restored(asking, store, number, budget, seconds, objectives)
+    started = time.perf_counter()
+    emit(StageStarted("search", budget, "trials", ledger.spent_trials))
+    idle_asks = 0
+    while ledger.left > BUDGET_TOLERANCE and idle_asks < MAX_IDLE_ASKS and not ledger.time_is_over():
         # A run that was killed between a trial and its `tell` asks again for what it had asked for.
-        asked = _asked(searcher, name, min(batch, math.ceil(left - _LITTLE)), space)
-        missing = [key for key in dict.fromkeys(asked) if key not in trials]
+        proposals = asking.ask(min(batch, math.ceil(ledger.left - BUDGET_TOLERANCE)))
+        missing = {_key(p): p for p in proposals if _key(p) not in ledger.trials}
         # The store may hold trials that this searcher never heard of, and nothing be left of the budget.
-        if not asked or (missing and spent > budget - _LITTLE):
+        if not proposals or (missing and ledger.is_spent):
             break
-        for trial in _measured(measure, missing, known or {}, executor):
-            spent += trial.fidelity
-            trials[trial.arch, trial.fidelity] = trial
+        for trial in _in_order(missing, known or {}, runners):
+            ledger.add(trial)
             store.add(trial, number)
             emit(TrialDone(trial))
-            best = _best(objectives, [*best, trial])
-            emit(Progress("search", math.floor(spent + _LITTLE), _figures(best, objectives)))
-            if spent > budget - _LITTLE or over():
+            emit(Progress("search", ledger.spent_trials, ledger.figures()))
+            if ledger.is_spent or ledger.time_is_over():
                 break
-        if not trials.keys() >= {*asked}:
+        if not all(_key(proposal) in ledger.trials for proposal in proposals):
             break
-        idle = 0 if missing else idle + 1
-        told |= {*asked}
-        with blamed(name):
-            searcher.tell([trials[key] for key in asked])
-            state = {"state": searcher.state_dict(), "told": len(told), "seconds": time.perf_counter() - start}
-            store.note(f"searcher:{number}", state)
-    if spent < budget - _LITTLE:
-        why = "the time is over" if over() else "the searcher found nothing new"
-        emit(Note(f"{why} after {len(trials)} of {budget} trials"))
-    found = [*trials.values()]
-    if found and all(trial.state == "failed" for trial in found):
-        raise UserError(f"all {len(found)} trials failed", hint=f"the first: {found[0].error}")
-    emit(StageDone("search", time.perf_counter() - session, _figures(best, objectives)))
-    return found
+        idle_asks = 0 if missing else idle_asks + 1
+        asking.tell([ledger.trials[_key(proposal)] for proposal in proposals])
+        ledger.told |= {_key(proposal) for proposal in proposals}
+        with blaming_plugin(asking.name):  # a state that is no plain data
+            store.set(f"searcher:{number}", ledger.state(asking))
+    if not ledger.is_spent:
+        why = "the time is over" if ledger.time_is_over() else "the searcher found nothing new"
+        emit(Note(f"{why} after {len(ledger.trials)} of {budget} trials"))
+    trials = [*ledger.trials.values()]
+    if trials and all(trial.state == "failed" for trial in trials):
+        raise UserError(f"all {len(trials)} trials failed", hint=f"the first: {trials[0].error}")
+    emit(StageDone("search", time.perf_counter() - started, ledger.figures()))
+    return trials
 
 
-def _spent(keys: Any) -> float:
+def _key(proposal: Proposal) -> Key:
+    return proposal.arch, proposal.fidelity
+
+
+@define
+class _Ledger:
+    """What a search has done: its trials, which of them its searcher was told of, and what they took.
+
+    started: when it began, on this process's clock, as if all its sessions had been one
+    """
+
+    budget: int
+    seconds: float
+    objectives: Objectives | None
+    trials: dict[Key, Trial]
+    told: set[Key]
+    started: float
+    spent: float = field(init=False)
+    best: list[Trial] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.spent = _spent(self.trials)
+        self.best = self._best(self.trials.values())
+
+    @classmethod
+    def restored(
+        cls,
+        asking: _Asking,
+        store: Store,
+        number: int,
+        budget: int,
+        seconds: float,
+        objectives: Objectives | None,
+    ) -> _Ledger:
+        """Return what a store holds of a search, and give its searcher the state that belongs to it.
+
+        All processes run the same search, told the same trials; the first one alone reads and writes the store.
+        """
+        before, saved = distributed.first(lambda: (store.trials(number), store.get(f"searcher:{number}")))
+        trials = {(trial.arch, trial.fidelity): trial for trial in before}  # in the order in which they were made
+        told: set[Key] = set()
+        started = time.perf_counter()
+        if saved is not None:
+            asking.restore(saved["state"])
+            told = {*[*trials][: saved["told"]]}  # trials are told of in the order in which they were made
+            started -= saved["seconds"]
+        return cls(budget, seconds, objectives, trials, told, started)
+
+    def state(self, asking: _Asking) -> dict[str, Any]:
+        """Return what `restored` needs beside the trials."""
+        return {"state": asking.state(), "told": len(self.told), "seconds": time.perf_counter() - self.started}
+
+    @property
+    def left(self) -> float:
+        """The share of the budget that the searcher has not been told of."""
+        return self.budget - _spent(self.told)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing is left of the budget."""
+        return self.spent > self.budget - BUDGET_TOLERANCE
+
+    @property
+    def spent_trials(self) -> int:
+        """How many whole trials were made, or what comes to as much."""
+        return math.floor(self.spent + BUDGET_TOLERANCE)
+
+    def time_is_over(self) -> bool:
+        """Return whether the search has taken its time; the first process's clock counts for all."""
+        if self.seconds == math.inf:
+            return False
+        return distributed.first(lambda: time.perf_counter() - self.started > self.seconds)
+
+    def add(self, trial: Trial) -> None:
+        """Take in a trial."""
+        self.trials[trial.arch, trial.fidelity] = trial
+        self.spent += trial.fidelity
+        self.best = self._best([*self.best, trial])
+
+    def figures(self) -> dict[str, float]:
+        """Return the metrics of the best trial that are searched for."""
+        if not self.best or self.objectives is None:
+            return {}
+        return {goal.metric: self.best[0].metrics[goal.metric] for goal in self.objectives.objectives}
+
+    def _best(self, trials: Iterable[Trial]) -> list[Trial]:
+        return self.objectives.best([t for t in trials if t.fidelity == 1], 1) if self.objectives else []
+
+
+def _spent(keys: Iterable[Key]) -> float:
     return math.fsum(fidelity for _, fidelity in keys)
 
 
-def _asked(searcher: Search, name: str, n: int, space: SearchSpace | None) -> list[Key]:
-    """What the searcher asks for, as archs with their fidelities. Raises UserError, with its name, for nonsense."""
-    with blamed(name):
-        asked = [*searcher.ask(n)]
-    keys = [(item.arch, item.fidelity) if isinstance(item, Proposal) else (item, 1.0) for item in asked]
-    if len(keys) > n:
-        raise UserError(f"{name} was asked for {n} archs and gave {len(keys)}")
-    for arch, fidelity in keys:
-        if not isinstance(arch, Arch) or not isinstance(fidelity, int | float) or not 0 < fidelity <= 1:
-            raise UserError(f"{name} asked for {arch!r} with fidelity {fidelity!r}, which is no arch with 0 to 1")
-        if space is not None and arch not in space:
-            raise UserError(f"{name} asked for an arch that is not in the space: {dict(arch)}")
-    return keys
+class _Asking:
+    """A searcher, of which every mistake is told with its name."""
+
+    def __init__(self, searcher: Search, space: SearchSpace | None) -> None:
+        self.searcher, self.space = searcher, space
+        self.name = f"searcher {type(searcher).__module__}.{type(searcher).__name__}"
+
+    def ask(self, n: int) -> list[Proposal]:
+        """Return what the searcher asks for. Raises UserError for nonsense."""
+        with blaming_plugin(self.name):
+            asked = [*self.searcher.ask(n)]
+        if len(asked) > n:
+            raise UserError(f"{self.name} was asked for {n} archs and gave {len(asked)}")
+        proposals = [item if isinstance(item, Proposal) else Proposal(item) for item in asked]
+        for proposal in proposals:
+            arch, fidelity = _key(proposal)
+            if not isinstance(arch, Arch) or not isinstance(fidelity, int | float) or not 0 < fidelity <= 1:
+                raise UserError(f"{self.name} asked for {arch!r} with fidelity {fidelity!r}, no arch with 0 to 1")
+            if self.space is not None and arch not in self.space:
+                raise UserError(f"{self.name} asked for an arch that is not in the space: {dict(arch)}")
+        return proposals
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Tell the searcher of the trials that it asked for."""
+        with blaming_plugin(self.name):
+            self.searcher.tell(trials)
+
+    def state(self) -> Mapping[str, Any]:
+        """Return the searcher's state."""
+        with blaming_plugin(self.name):
+            return self.searcher.state_dict()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Give the searcher a state that it had."""
+        with blaming_plugin(self.name):
+            self.searcher.load_state_dict(state)
 
 
-def _measured(
-    measure: Callable[..., Any], keys: Sequence[Key], known: Mapping[Key, Trial], executor: futures.Executor | None
-) -> Iterator[Trial]:
-    """The trials of archs, in order, as soon as they are there; those that are there already are not measured."""
-    if executor is not None:
-        running = {key: executor.submit(_trial, measure, *key) for key in keys if key not in known}
+@frozen
+class _Function:
+    """A user's function as a `Runner`."""
+
+    function: Callable[..., Trial | Mapping[str, float]]
+    batch: int = 1
+
+    def __call__(self, trials: Sequence[Trial]) -> list[Trial]:
+        return [self._measured(trial) for trial in trials]
+
+    def _measured(self, trial: Trial) -> Trial:
+        start = time.perf_counter()
+        result = self.function(trial.arch) if trial.fidelity == 1 else self.function(trial.arch, trial.fidelity)
+        if isinstance(result, Trial):
+            return evolve(result, extra={**trial.extra, **result.extra})
+        seconds = time.perf_counter() - start
         try:
-            for key in keys:
-                with blamed("the executor"):
-                    trial = known[key] if key in known else running[key].result()
-                yield trial
+            metrics = plain(result)
+        except (AttributeError, TypeError, ValueError, OverflowError):
+            text = f"measuring an arch gave {result!r}: expected a mapping from metrics to numbers, or a Trial"
+            raise UserError(text) from None
+        return evolve(trial, metrics={**trial.metrics, **metrics}, seconds=trial.seconds + seconds)
+
+
+@frozen
+class _Runners:
+    """Where trials are measured: first all of them here, then spread, then one by one while nothing else runs."""
+
+    measure: Runner
+    screen: Runner | None
+    alone: Runner | None
+    executor: futures.Executor | None
+
+    def __call__(self, trials: Sequence[Trial]) -> Iterator[Trial]:
+        """Give the trials in order, each as soon as it is measured."""
+        screened = [*trials]
+        if self.screen is not None:
+            screened = [trial for same in _of_one_fidelity(trials) for trial in self.screen(same)]
+        spread = self._spread([trial for trial in screened if trial.ok])
+        measured = (next(spread) if trial.ok else trial for trial in screened)
+        alone = self.alone
+        if alone is None:
+            yield from measured
+            return
+        if self.executor is not None:
+            measured = [*measured]  # the workers are done before anything is timed
+        for trial in measured:
+            yield distributed.first(lambda trial=trial: alone([trial])[0])
+
+    def _spread(self, trials: Sequence[Trial]) -> Iterator[Trial]:
+        """Give the trials in order, measured by an executor's workers, by torchrun's processes, or here."""
+        size = self.measure.batch
+        chunks = [same[at : at + size] for same in _of_one_fidelity(trials) for at in range(0, len(same), size)]
+        if self.executor is not None:
+            yield from self._submitted(self.executor, chunks)
+            return
+        world, rank = distributed.world(), distributed.rank()
+        for at in range(0, len(chunks), world):
+            own = [_run(self.measure, chunk) for chunk in chunks[at : at + world][rank : rank + 1]]
+            yield from itertools.chain(*itertools.chain(*distributed.together(own)))
+
+    def _submitted(self, executor: futures.Executor, chunks: Sequence[Sequence[Trial]]) -> Iterator[Trial]:
+        running = [executor.submit(_run, self.measure, chunk) for chunk in chunks]
+        try:
+            for future in running:
+                with blaming_plugin("the executor"):
+                    trials = future.result()
+                yield from trials
         finally:
-            for future in running.values():
+            for future in running:
                 future.cancel()
-        return
-    world, rank = distributed.world(), distributed.rank()
-    for at in range(0, len(keys), world):
-        turn = keys[at : at + world]
-        own = [known.get(key) or _trial(measure, *key) for key in turn[rank : rank + 1]]
-        yield from (trial for given in distributed.together(own) for trial in given)
 
 
-def _trial(measure: Callable[..., Trial | Mapping[str, float]], arch: Arch, fidelity: float) -> Trial:
-    start = time.perf_counter()
+def _of_one_fidelity(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
+    """Give runs of trials with the same fidelity."""
+    for _, same in itertools.groupby(trials, key=lambda trial: trial.fidelity):
+        yield [*same]
+
+
+def _run(measure: Runner, trials: Sequence[Trial]) -> list[Trial]:
+    """Measure some trials in this process alone, whatever the others of torchrun do."""
     with distributed.apart():
-        found = measure(arch) if fidelity == 1 else measure(arch, fidelity)
-    if isinstance(found, Trial):
-        return found
-    seconds = time.perf_counter() - start
-    try:
-        metrics = plain(found)
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        text = f"measuring an arch gave {found!r}: expected a mapping from metrics to numbers, or a Trial"
-        raise UserError(text) from None
-    return Trial(arch, metrics, "done", seconds, None, fidelity)
+        return measure(trials)
 
 
-def _best(objectives: Objectives | None, trials: Sequence[Trial]) -> list[Trial]:
-    return objectives.best([trial for trial in trials if trial.fidelity == 1], 1) if objectives else []
-
-
-def _figures(best: Sequence[Trial], objectives: Objectives | None) -> dict[str, float]:
-    return {goal.metric: best[0].metrics[goal.metric] for goal in objectives.objectives} if best and objectives else {}
+def _in_order(missing: Mapping[Key, Proposal], known: Mapping[Key, Trial], runners: _Runners) -> Iterator[Trial]:
+    """Give the trials of proposals in order; those that are known already are not measured."""
+    drafts = [Trial(p.arch, fidelity=p.fidelity, extra=p.extra) for key, p in missing.items() if key not in known]
+    measured = runners(drafts)
+    for key in missing:
+        yield known[key] if key in known else next(measured)

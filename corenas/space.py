@@ -16,7 +16,7 @@ import numpy as np
 from attrs import asdict, evolve, field, frozen
 from attrs.converters import optional
 
-from corenas.errors import Fault, Path, UserError, collecting, did_you_mean, dotted, refuse
+from corenas.errors import Fault, KeyPath, UserError, collecting, did_you_mean, dotted_key, raise_if_any
 from corenas.options import build
 from corenas.value import Condition, Constant, Value, Variable
 
@@ -198,7 +198,7 @@ class SearchSpace:
                 pairs = zip(parents, variable.when, strict=True)
                 self._parents.append([(places[parent.key], _mask(parent, c)) for parent, c in pairs])
                 self._variables[variable.key] = variable
-        refuse(faults)
+        raise_if_any(faults)
         self._dtype = np.int64 if self.finite else np.float64
         self._defaults = np.array([v.code(v.default) for v in self.variables], self._dtype)
 
@@ -220,7 +220,7 @@ class SearchSpace:
         for key in tree.keys() - reader.variables.keys():
             if key.startswith(OVERRIDE):
                 reader.fault("expected a variable: what is fixed belongs into the spec itself", (key,))
-        refuse(reader.faults)
+        raise_if_any(reader.faults)
         return cls(reader.variables.values(), {key: item for key, item in tree.items() if not key.startswith(OVERRIDE)})
 
     def to_table(self) -> dict[str, Any]:
@@ -265,7 +265,7 @@ class SearchSpace:
                 with collecting(faults, pattern, also=ValueError):
                     left, default = [*map(self[key].own, wanted)], self[key].default
                     allowed[key] = Categorical(key, left, default=default if default in left else None)
-        refuse(faults)
+        raise_if_any(faults)
         narrower: dict[str, Variable] = {}
         for key, variable in self._variables.items():
             # A condition speaks of choices that are still there.
@@ -291,7 +291,7 @@ class SearchSpace:
             if key in chosen or not isinstance(choice, Mapping | list | tuple):  # an empty table says nothing
                 with collecting(faults, key, also=ValueError):
                     chosen[key] = self[key].own(choice)
-        refuse(faults)
+        raise_if_any(faults)
         active = self.active(self.encode([chosen]))[0]
         return Arch({v.key: chosen[v.key] if on else v.default for v, on in zip(self.variables, active, strict=True)})
 
@@ -559,17 +559,19 @@ class _Reader:
         self.variables: dict[str, Variable] = {}
         self.faults: list[Fault] = []
 
-    def fault(self, message: str, path: Path, hint: str | None = None) -> None:
+    def fault(self, message: str, path: KeyPath, hint: str | None = None) -> None:
         self.faults.append(Fault(message, path, hint=hint))
 
-    def table(self, table: Mapping[str, Any], path: Path, when: Sequence[Condition]) -> dict[str, Any]:
+    def table(self, table: Mapping[str, Any], path: KeyPath, when: Sequence[Condition]) -> dict[str, Any]:
         rest = {key: item for key, item in table.items() if key not in ("block", "blocks")}
         tree = {key: self.item(item, (*path, key), when) for key, item in rest.items()}
         if len(rest) < len(table):
             tree["blocks"] = self.blocks(table, tree, path, when)
         return tree
 
-    def blocks(self, table: Mapping[str, Any], tree: Mapping[str, Any], path: Path, when: Sequence[Condition]) -> Any:
+    def blocks(
+        self, table: Mapping[str, Any], tree: Mapping[str, Any], path: KeyPath, when: Sequence[Condition]
+    ) -> Any:
         """The blocks of a stage, each active where the stage's depth reaches it."""
         pattern, written = table.get("block"), table.get("blocks")
         given = [x for x in (pattern, written) if x is not None]
@@ -593,7 +595,7 @@ class _Reader:
                 break
         return blocks
 
-    def item(self, item: Any, path: Path, when: Sequence[Condition]) -> Any:
+    def item(self, item: Any, path: KeyPath, when: Sequence[Condition]) -> Any:
         if isinstance(item, Mapping):
             return self.typed(item, path, when) if "type" in item else self.table(item, path, when)
         if _nested(item):
@@ -606,7 +608,7 @@ class _Reader:
             return Constant(item)
         return self.fault(f"expected a number, a string, a list or a table, found {item!r}", path)
 
-    def typed(self, item: Mapping[str, Any], path: Path, when: Sequence[Condition]) -> Any:
+    def typed(self, item: Mapping[str, Any], path: KeyPath, when: Sequence[Condition]) -> Any:
         cls = _TYPES.get(str(item["type"]).lower())
         if cls is None:
             hint = did_you_mean(str(item["type"]), _TYPES, "types of variables")
@@ -614,14 +616,14 @@ class _Reader:
         conditions = [*when, *self.conditions(item.get("when", {}), path)]
         return self.variable(path, cls, conditions, {k: x for k, x in item.items() if k not in ("type", "when")})
 
-    def conditions(self, table: Any, path: Path) -> list[Condition]:
+    def conditions(self, table: Any, path: KeyPath) -> list[Condition]:
         """`when = { op = "mbconv" }` speaks of a variable in the same table, `{ "stages.0.op" = … }` of any."""
         found: list[Condition] = []
         if not isinstance(table, Mapping):
             self.fault(f"expected a table of keys and choices, found {table!r}", (*path, "when"))
             table = {}
         for key, choices in table.items():
-            near = dotted(*path[:-1], key)
+            near = dotted_key(*path[:-1], key)
             with collecting(self.faults, *path, "when", key, also=ValueError):
                 parent = _parent(near if near in self.variables else key, self.variables)
                 wanted = choices if isinstance(choices, list) else [choices]
@@ -629,9 +631,9 @@ class _Reader:
         return found
 
     def variable(
-        self, path: Path, cls: type[Variable], when: Sequence[Condition], options: Mapping[str, Any]
+        self, path: KeyPath, cls: type[Variable], when: Sequence[Condition], options: Mapping[str, Any]
     ) -> Variable | None:
-        key = dotted(*path)
+        key = dotted_key(*path)
         if key in self.variables:
             return self.fault(_TWICE, path)
         with collecting(self.faults, *path):

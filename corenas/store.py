@@ -1,4 +1,4 @@
-"""What is kept of a run: one SQLite file with its trials, its curves, its searcher's state and what it was asked."""
+"""What is kept of a run: one SQLite file with its trials, its curves, its searcher's state and its spec."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from corenas.contracts import Trial
 from corenas.errors import UserError
+from corenas.objectives import Trial
 from corenas.space import Arch
 
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS trials (
     id INTEGER PRIMARY KEY, search INTEGER NOT NULL, arch TEXT NOT NULL, fidelity REAL NOT NULL, metrics TEXT NOT NULL,
-    state TEXT NOT NULL, seconds REAL NOT NULL, error TEXT, UNIQUE (search, arch, fidelity)
+    state TEXT NOT NULL, seconds REAL NOT NULL, error TEXT, extra TEXT NOT NULL, UNIQUE (search, arch, fidelity)
 );
 CREATE TABLE IF NOT EXISTS curves (
     stage TEXT NOT NULL, done INTEGER NOT NULL, figures TEXT NOT NULL, PRIMARY KEY (stage, done)
 );
 PRAGMA user_version = {_VERSION};
 """
-_COLUMNS = "arch, metrics, state, seconds, error, fidelity"
+_COLUMNS = "arch, metrics, state, seconds, error, fidelity, extra"
 
 
 def strict_json(content: Any, indent: int | None = None) -> str:
-    """Plain data as JSON; what is no number, or infinite, is null there."""
+    """Return plain data as JSON; what is no number, or infinite, is null there."""
     return json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None), indent=indent)
 
 
@@ -53,8 +53,12 @@ class Store:
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if version != _VERSION and (tables or readonly):
-                raise UserError("this database is empty, or of another version of corenas", file=str(path),
-                                hint="put back a copy of it, or begin anew: --fresh")  # fmt: skip
+                self._db.close()
+                raise UserError(
+                    "this database is empty, or of another version of corenas",
+                    file=str(path),
+                    hint="put back a copy of it, or begin anew: --fresh",
+                )
             if not readonly:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.executescript(_SCHEMA)
@@ -67,33 +71,38 @@ class Store:
             hint = "is the disk full? of a file that is broken put back a copy, or begin anew: --fresh"
             raise UserError(f"cannot use this database: {error}", file=str(self.path), hint=hint) from error
 
-    def note(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: Any) -> None:
         """Keep plain data under a name."""
         self._write("INSERT OR REPLACE INTO notes VALUES (?, ?)", key, json.dumps(value))
 
-    def noted(self, key: str, default: Any = None) -> Any:
-        """What was kept under a name."""
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return what was kept under a name."""
         rows = self._read("SELECT value FROM notes WHERE key = ?", key)
         return json.loads(rows[0][0]) if rows else default
 
     def add(self, trial: Trial, search: int = 0) -> None:
         """Store a trial of one of a run's searches."""
-        arch, metrics = json.dumps(dict(trial.arch)), json.dumps(dict(trial.metrics))
-        self._write(f"INSERT INTO trials ({_COLUMNS}, search) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    arch, metrics, trial.state, trial.seconds, trial.error, trial.fidelity, search)  # fmt: skip
+        arch, metrics, extra = (json.dumps(dict(part)) for part in (trial.arch, trial.metrics, trial.extra))
+        row = arch, metrics, trial.state, trial.seconds, trial.error, trial.fidelity, extra, search
+        self._write(f"INSERT INTO trials ({_COLUMNS}, search) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *row)
 
     def trials(self, search: int | None = None) -> list[Trial]:
-        """The trials of one of a run's searches, or of all, in the order in which they were made."""
-        rows = self._read(f"SELECT {_COLUMNS} FROM trials WHERE ? IN (search, -1) ORDER BY id",
-                          -1 if search is None else search)  # fmt: skip
-        return [Trial(Arch(json.loads(a)), json.loads(m), state, s, error, f) for a, m, state, s, error, f in rows]
+        """Return the trials of one of a run's searches, or of all, in the order in which they were made."""
+        if search is None:
+            rows = self._read(f"SELECT {_COLUMNS} FROM trials ORDER BY id")
+        else:
+            rows = self._read(f"SELECT {_COLUMNS} FROM trials WHERE search = ? ORDER BY id", search)
+        return [
+            Trial(Arch(json.loads(arch)), json.loads(metrics), state, seconds, error, fidelity, json.loads(extra))
+            for arch, metrics, state, seconds, error, fidelity, extra in rows
+        ]
 
     def point(self, stage: str, done: int, figures: Mapping[str, float]) -> None:
         """Store a point of a stage's curve; one that is there already is replaced."""
         self._write("INSERT OR REPLACE INTO curves VALUES (?, ?, ?)", stage, done, json.dumps(dict(figures)))
 
     def curve(self, stage: str) -> list[tuple[int, dict[str, float]]]:
-        """A stage's curve: how far it had come, and its figures then."""
+        """Return a stage's curve: how far it had come, and its figures then."""
         rows = self._read("SELECT done, figures FROM curves WHERE stage = ? ORDER BY done", stage)
         return [(done, json.loads(figures)) for done, figures in rows]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from corenas.contracts import Backbone, LiveTask
 from corenas.cost import Cost
-from corenas.errors import Fault, UserError, did_you_mean, refuse
+from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.mutable import keys_used
 from corenas.space import OVERRIDE, SearchSpace
 from corenas.value import TooManyCombinationsError
@@ -50,7 +50,7 @@ def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Su
     reached = {v.key for v in space.variables if len(v.choices) > 1 and all(c.choices for c in v.when)}
     unused = [key for key in space.keys if key in reached - parents - used and not key.startswith(OVERRIDE)]
     hint = did_you_mean(unused[0], used, "variables in use") if unused else None
-    refuse(Fault("no layer uses this variable", ("space", *_path(key)), hint=hint) for key in unused)
+    raise_if_any(Fault("no layer uses this variable", ("space", *_path(key)), hint=hint) for key in unused)
     return supernet
 
 

@@ -23,8 +23,7 @@ from corenas import distributed, loading, seeding
 from corenas.calibrate import statistics_kept
 from corenas.contracts import Emit, LiveTask, Mutator, MutatorContext, Progress, StageDone, StageStarted, Trainer
 from corenas.cost import Cost
-from corenas.errors import UserError
-from corenas.measure import blamed
+from corenas.errors import UserError, blaming_plugin
 from corenas.mutable import apply
 from corenas.optim import build_optimizer, build_schedule
 from corenas.settings import Train
@@ -105,7 +104,10 @@ def train(
         settings, last = phase.train, number + 1 == len(trainer.phases)
         resumed = kept.found and number == at_phase
         if phase.begin is not None and not resumed:
-            with seeding.seeded(seed, "begin", number, device=device), blamed("the algorithm, as a phase began,"):
+            with (
+                seeding.seeded(seed, "begin", number, device=device),
+                blaming_plugin("the algorithm, as a phase began,"),
+            ):
                 phase.begin()
             average = None  # the weights may have changed places
         average = None if settings.ema is None else average or copy.deepcopy(model)
@@ -245,7 +247,7 @@ def _explained() -> Iterator[None]:
 
 def _drawn(sampler: Any, score: Callable[[Sequence[Arch]], Sequence[float]], space: SearchSpace) -> Sequence[Arch]:
     """The archs of a step. Raises UserError, naming the mutator, for what is none."""
-    with blamed(f"mutator {type(sampler).__module__}.{type(sampler).__name__}"):
+    with blaming_plugin(f"mutator {type(sampler).__module__}.{type(sampler).__name__}"):
         archs = sampler.sample(score)
         if not isinstance(archs, Sequence) or not archs or not all(isinstance(arch, Arch) for arch in archs):
             raise TypeError(f"it drew {archs!r}, no list of archs")

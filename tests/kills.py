@@ -50,7 +50,7 @@ def outcome(folder):
     """Everything that a run ends with, measured times apart."""
     store = Store(folder / "run.sqlite", readonly=True)
     trials = [(t.arch, dict(t.metrics), t.state, t.error, t.fidelity) for t in store.trials()]
-    result = {key: store.noted("result")[key] for key in ("best", "front", "table")}
+    result = {key: store.get("result")[key] for key in ("best", "front", "table")}
     saved = torch.load(folder / "supernet.pt", weights_only=True)
     network = (folder / "best" / "network.safetensors").read_bytes()
     return (

@@ -6,8 +6,8 @@ import torch
 
 from corenas import distributed
 from corenas.plugins import load_catalogue
-from corenas.prepare import prepare, start_trainer
-from corenas.spec import load_spec
+from corenas.run.prepare import prepare, start_trainer
+from corenas.run.spec import load_spec
 from corenas.train import train
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from toys import Backbone, Task, make_space
 
-from corenas import export
 from corenas.calibrate import Evaluation, measure, recalibrate, statistics_kept
+from corenas.export import export_subnet
 from corenas.mutable import apply, mutables
 from corenas.settings import Calibration
 from corenas.supernet import build_supernet
@@ -74,12 +74,12 @@ def test_statistics_are_those_of_the_plain_network(supernet, seed, sizes):
     arch = SPACE.sample(np.random.default_rng(seed))
     batches = [*zip(*(tensor[: sum(sizes)].split(sizes) for tensor in TASK.data["train"]), strict=True)]
     supernet.eval()
-    plain = export.export(supernet, arch, TASK.example)
+    plain = export_subnet(supernet, arch, TASK.example)
     wanted = by_hand(plain, batches)
     momenta = [norm.momentum for norm in norms(supernet)]
     with apply(supernet, arch):
         recalibrate(supernet, TASK, batches)
-        found = export.export(supernet, arch, TASK.example)
+        found = export_subnet(supernet, arch, TASK.example)
     for norm, (mean, var) in zip(norms(found), wanted, strict=True):
         torch.testing.assert_close(norm.running_mean.double(), mean, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(norm.running_var.double(), var, atol=1e-5, rtol=1e-5)
@@ -139,7 +139,7 @@ def test_statistics_are_kept_whatever_happens(supernet):
 def test_an_archs_metrics_are_those_of_its_plain_network(supernet):
     arch = SPACE.sample(np.random.default_rng(3))
     evaluation = Evaluation(supernet, TASK, Calibration(batches=2, batch_size=30), CPU, seed=4)
-    plain = export.export(supernet.eval(), arch, TASK.example)
+    plain = export_subnet(supernet.eval(), arch, TASK.example)
     for norm, (mean, var) in zip(norms(plain), by_hand(copy.deepcopy(plain), evaluation.images), strict=True):
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(var)

@@ -144,7 +144,7 @@ def test_fresh_deletes_what_the_run_wrote_and_that_only_when_the_new_one_can_beg
 def test_data_that_has_changed_since_a_run_was_begun_is_refused(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     store = Store(tmp_path / "run" / "run.sqlite")
-    store.note("splits", {"train": 1, "valid": 1, "test": 1})
+    store.set("splits", {"train": 1, "valid": 1, "test": 1})
     store.close()
     done = corenas("run", QUICKSTART, *SHORT, "--out", tmp_path / "run")
     assert done.returncode == 2

@@ -13,11 +13,11 @@ from corenas.constrained import Constrained
 from corenas.contracts import Problem
 from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.objectives import Constraint, Objective, Objectives
 from corenas.plugins import load_catalogue
-from corenas.search import search
+from corenas.search import run_search
 from corenas.space import SearchSpace
 
 TABLE = {"width": [4, 8, 12], "depth": [1, 2, 3], "block": {"kernel": [1, 3]}}
@@ -76,9 +76,9 @@ def test_a_loop_of_ones_own_trains_a_supernet_and_the_core_searches_it(digits):
     objectives, small = Objectives((Objective("top1"),)), [Constraint("flops", high=60_000)]
     problem = Problem(Constrained(space, cost, small), objectives, budget=10)
     searcher = CATALOGUE.options("searchers", {"type": "evolution", "population": 4, "mutation": 2, "crossover": 1})
-    trials = search(searcher.start(problem, rng), accuracy, problem.budget)
+    trials = run_search(searcher.start(problem, rng), accuracy, problem.budget)
     best = objectives.best(trials, 1)[0]
-    network = export(supernet.eval(), best.arch, valid[:1])
+    network = export_subnet(supernet.eval(), best.arch, valid[:1])
 
     assert all(cost.of([trial.arch])[0]["flops"] <= 60_000 for trial in trials)
     assert best.metrics["top1"] > 40
@@ -111,7 +111,7 @@ def test_any_searcher_drives_a_function_of_ones_own(name):
     space = SearchSpace.from_table({"x": {"type": "int", "low": 0, "high": 40}, "y": [1, 2, 3], "on": ["yes", "no"]})
     problem = Problem(space, Objectives((Objective("gain"),)), budget=60)
     searcher = CATALOGUE.options("searchers", name).start(problem, np.random.default_rng(0))
-    trials = search(searcher, lambda arch: {"gain": arch["x"] * arch["y"] - 5 * (arch["on"] == "no")}, 60)
+    trials = run_search(searcher, lambda arch: {"gain": arch["x"] * arch["y"] - 5 * (arch["on"] == "no")}, 60)
     best = problem.objectives.best(trials, 1)[0]
 
     assert len(trials) == 60
@@ -122,7 +122,7 @@ def test_trials_become_a_pandas_frame_in_one_line():
     space = SearchSpace.from_table(TABLE)
     problem = Problem(space, Objectives((Objective("size"),)), budget=8)
     searcher = CATALOGUE.options("searchers", "random").start(problem, np.random.default_rng(0))
-    trials = search(searcher, lambda arch: {"size": arch["width"] * arch["depth"]}, 8)
+    trials = run_search(searcher, lambda arch: {"size": arch["width"] * arch["depth"]}, 8)
 
     frame = pandas.DataFrame(trial.row for trial in trials)
 

@@ -10,7 +10,7 @@ from torch import nn
 from toys import Backbone, Conv, Linear, Mixed, Task, make_space
 
 from corenas.errors import UserError
-from corenas.export import TOLERANCE, difference, export
+from corenas.export import TOLERANCE, difference, export_subnet
 from corenas.mutable import apply, chosen
 from corenas.supernet import Supernet, build_supernet
 from corenas.value import Constant, Variable
@@ -43,7 +43,7 @@ def test_a_plain_network_computes_what_the_supernet_does(arch):
     for training in (False, True):
         model.train(training)
         buffers = [buffer.clone() for buffer in model.buffers()]
-        plain = export(model, arch, TASK.example)
+        plain = export_subnet(model, arch, TASK.example)
         assert all(map(torch.equal, model.buffers(), buffers))
         assert {module.training for module in plain.modules()} == {training}
         with apply(model, arch):
@@ -55,7 +55,7 @@ def test_a_plain_network_computes_what_the_supernet_does(arch):
 
 def test_a_plain_network_has_weights_of_its_own():
     model = make().eval()
-    plain = export(model, SPACE.largest(), TASK.example)
+    plain = export_subnet(model, SPACE.largest(), TASK.example)
     wanted = plain(IMAGES)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
@@ -77,12 +77,12 @@ class Wrong(Linear):
 def test_a_network_that_differs_is_refused():
     model = nn.Sequential(nn.Flatten(), Wrong(64, WIDTH), nn.ReLU())
     with pytest.raises(UserError, match="differs from the supernet"):
-        export(model, {"width": 8}, TASK.example)
+        export_subnet(model, {"width": 8}, TASK.example)
 
 
 def exported(*layers, arch=None, example=TASK.example):
     torch.manual_seed(0)
-    return export(nn.Sequential(*layers).eval(), arch or {"width": 4}, example)
+    return export_subnet(nn.Sequential(*layers).eval(), arch or {"width": 4}, example)
 
 
 class Graph(nn.Module):
@@ -114,7 +114,7 @@ class Graph(nn.Module):
 def test_residual_and_dense_graphs_are_exported_as_they_are(width, depth):
     torch.manual_seed(0)
     model = Graph(depth).eval()
-    plain = export(model, {"width": width}, TASK.example)
+    plain = export_subnet(model, {"width": width}, TASK.example)
     with apply(model, {"width": width}):
         close(plain(IMAGES), model(IMAGES), 1e-5)
 
@@ -153,7 +153,7 @@ class Last(nn.Module):
 
 def test_names_are_unique_and_names_in_python():
     for model in (Names().eval(), Supernet(Names(), Last()).eval()):
-        plain = export(model, {}, TASK.example)
+        plain = export_subnet(model, {}, TASK.example)
         names = [name for name, _ in plain.named_children()]
         assert len({*names}) == len(names) == 10 + isinstance(model, Supernet)
         assert all(name.isidentifier() for name in names)
@@ -185,8 +185,14 @@ def test_a_model_that_cannot_be_traced_is_a_mistake(layer):
 def test_a_mixed_operation_leaves_its_choice_alone():
     op = Variable("op", ("conv", "pool"))
     model = nn.Sequential(Mixed({"conv": Conv(1, 2), "pool": nn.AvgPool2d(2)}, op), nn.ReLU())
-    assert [type(m) for m in export(model.eval(), {"op": "pool"}, TASK.example).children()] == [nn.AvgPool2d, nn.ReLU]
-    assert [type(m) for m in export(model.eval(), {"op": "conv"}, TASK.example).children()] == [nn.Conv2d, nn.ReLU]
+    assert [type(m) for m in export_subnet(model.eval(), {"op": "pool"}, TASK.example).children()] == [
+        nn.AvgPool2d,
+        nn.ReLU,
+    ]
+    assert [type(m) for m in export_subnet(model.eval(), {"op": "conv"}, TASK.example).children()] == [
+        nn.Conv2d,
+        nn.ReLU,
+    ]
 
 
 class Parts(nn.Module):
@@ -200,7 +206,7 @@ class Parts(nn.Module):
 
 def test_an_output_may_have_several_parts():
     model = Parts().eval()
-    plain = export(model, {"width": 8}, TASK.example)
+    plain = export_subnet(model, {"width": 8}, TASK.example)
     close(plain(IMAGES)[0], model(IMAGES)[0])
     close(plain(IMAGES)[1]["a"], model(IMAGES)[1]["a"])
 
@@ -216,7 +222,7 @@ class Auxiliary(Parts):
 
 def test_what_a_model_gives_in_training_alone_is_not_exported():
     model = Auxiliary().train()
-    plain = export(model, {"width": 8}, TASK.example)
+    plain = export_subnet(model, {"width": 8}, TASK.example)
     assert model.training
     assert plain.training
     close(plain(IMAGES), model(IMAGES)[1])
@@ -228,7 +234,7 @@ def test_an_export_that_is_no_layer_of_torch_is_refused():
             return Mine(1, 8, 1)
 
     with pytest.raises(UserError, match="Mine is no layer of torch"):
-        export(nn.Sequential(Careless(1, 8)), {}, TASK.example)
+        export_subnet(nn.Sequential(Careless(1, 8)), {}, TASK.example)
 
 
 def test_an_export_may_be_a_sequence():

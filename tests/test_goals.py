@@ -6,10 +6,10 @@ import pytest
 
 from corenas.contracts import Metric
 from corenas.errors import UserError
-from corenas.goals import read_constraints, read_objectives
 from corenas.objectives import Constraint, Objective, Objectives
 from corenas.options import structure
-from corenas.settings import SearchSettings
+from corenas.run.goals import read_constraints, read_objectives
+from corenas.run.spec import SearchSettings
 
 METRICS = {
     "flops": Metric("", "min"),

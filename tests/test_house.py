@@ -15,8 +15,8 @@ import tomli
 from corenas import hookspecs
 from corenas.options import explanations
 from corenas.plugins import load_catalogue
-from corenas.settings import Bins, Calibration, Device, Export, Goal, Range, Schedule, SearchSettings, Train
-from corenas.spec import Spec
+from corenas.run.spec import Bins, Device, Export, Goal, Range, SearchSettings, Spec
+from corenas.settings import Calibration, Schedule, Train
 
 ROOT = Path(__file__).parent.parent
 PROJECTS = [ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/*/pyproject.toml"))]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from attrs import frozen
 
-from corenas.contracts import EvaluatorContext, Failure, Metric
+from corenas.contracts import EvaluatorContext, Failure, Measured, Metric
 from corenas.errors import UserError
-from corenas.measure import Stand, stand
-from corenas.objectives import Constraint
+from corenas.measure import NamedEvaluator, TrialRunner, trial_runner
+from corenas.objectives import Constraint, Trial
 from corenas.space import Categorical, Int, SearchSpace
 from corenas.store import Store
 
@@ -56,7 +56,7 @@ def test_costs_come_first_then_cheap_measures_then_the_others():
             "later", False, calls, lambda arch: {"latency": np.float32(1.5), "n": np.int64(3)}, ["latency", "n"]
         ),
     }
-    trial = stand(table, CONTEXT)(ARCH)
+    trial = trial_runner(table, CONTEXT).measure(ARCH)
     assert calls == ["cheap", "slow", "later"]
     assert (trial.state, trial.error, trial.arch) == ("done", None, ARCH)
     assert trial.metrics == {
@@ -84,12 +84,12 @@ def test_a_broken_constraint_spares_what_is_costly():
     for constraint, wanted in ((Constraint("flops", high=100), []), (Constraint("zen", low=3), ["cheap"]),
                                (Constraint("top1", low=10), ["cheap", "slow"])):  # fmt: skip
         calls.clear()
-        trial = stand(table, CONTEXT, [constraint])(ARCH)
+        trial = trial_runner(table, CONTEXT, [constraint]).measure(ARCH)
         assert calls == wanted
         assert (trial.state, trial.error) == ("infeasible", f"not {constraint}")
         assert trial.metrics["flops"] == 200
     nan = make_evaluator("nan", True, calls, lambda arch: {"zen": math.nan}, ["zen"])
-    assert stand({"nan": nan}, CONTEXT, [Constraint("zen", low=3)])(ARCH).state == "infeasible"
+    assert trial_runner({"nan": nan}, CONTEXT, [Constraint("zen", low=3)]).measure(ARCH).state == "infeasible"
 
 
 def boom(arch):
@@ -106,18 +106,18 @@ def boom(arch):
 def test_what_cannot_be_measured_is_a_failed_trial(result, error):
     calls = []
     table = {"bad": make_evaluator("bad", True, calls, result, ["x"]), "slow": make_evaluator("slow", False, calls)}
-    trial = stand(table, CONTEXT)(ARCH)
+    trial = trial_runner(table, CONTEXT).measure(ARCH)
     assert trial.state == "failed"
     assert trial.error.startswith(error)
     assert calls == ["bad"]
     assert trial.metrics == {"flops": 200, "params": 20, "activations": 1}
-    assert Stand([("few", frozenset(), lambda archs, fidelity: [])])(ARCH).state == "failed"
+    assert TrialRunner([NamedEvaluator("few", frozenset(), lambda archs, fidelity: [])]).measure(ARCH).state == "failed"
 
 
 def test_an_evaluator_that_does_not_give_what_it_promised_fails_the_trial():
     for given in ({}, {"lat": 1.0}, {"latency": 1.0, "flops": -1}):
         table = {"e": make_evaluator("e", False, [], lambda arch, given=given: given, ["latency"])}
-        trial = stand(table, CONTEXT, [Constraint("latency", high=0.5)])(ARCH)
+        trial = trial_runner(table, CONTEXT, [Constraint("latency", high=0.5)]).measure(ARCH)
         assert trial.state == "failed"
         assert trial.error.startswith("e: promised latency and gave ")
         assert trial.metrics["flops"] == 200
@@ -128,7 +128,7 @@ def test_a_users_mistake_in_a_measure_stops_the_search():
         raise UserError("no data")
 
     with pytest.raises(UserError, match="no data"):
-        stand({"bad": make_evaluator("bad", True, [], wrong)}, CONTEXT)(ARCH)
+        trial_runner({"bad": make_evaluator("bad", True, [], wrong)}, CONTEXT).measure(ARCH)
 
 
 def test_an_evaluator_that_cannot_start_is_named():
@@ -142,15 +142,58 @@ def test_an_evaluator_that_cannot_start_is_named():
             raise KeyError("device")
 
     with pytest.raises(UserError, match="latency failed: KeyError: 'device'"):
-        stand({"latency": Broken()}, CONTEXT)
+        trial_runner({"latency": Broken()}, CONTEXT)
 
 
 def test_what_is_random_hangs_on_the_arch_alone():
     result = lambda arch: {"noise": float(torch.rand(()))}  # noqa: E731
     other = SPACE.arch({"width": 3})
-    first, again = (stand({"n": make_evaluator("n", True, [], result, ["noise"])}, CONTEXT, seed=1) for _ in range(2))
-    one, two = first(ARCH), first(other)
+    first, again = (
+        trial_runner({"n": make_evaluator("n", True, [], result, ["noise"])}, CONTEXT, seed=1) for _ in range(2)
+    )
+    one, two = first.measure(ARCH), first.measure(other)
     assert one.metrics != two.metrics
-    assert (again(other).metrics, again(ARCH).metrics) == (two.metrics, one.metrics)
-    elsewhere = stand({"n": make_evaluator("n", True, [], result, ["noise"])}, CONTEXT, seed=2)
-    assert elsewhere(ARCH).metrics["noise"] != one.metrics["noise"]
+    assert (again.measure(other).metrics, again.measure(ARCH).metrics) == (two.metrics, one.metrics)
+    elsewhere = trial_runner({"n": make_evaluator("n", True, [], result, ["noise"])}, CONTEXT, seed=2)
+    assert elsewhere.measure(ARCH).metrics["noise"] != one.metrics["noise"]
+
+
+def test_cheap_evaluators_are_asked_once_for_all_archs_and_costly_ones_as_they_wish():
+    sizes = []
+
+    class Fast:
+        cheap = True
+
+        def provides(self, task):
+            return {"zen": Metric()}
+
+        def start(self, context):
+            return lambda archs, fidelity: sizes.append(len(archs)) or [{"zen": arch["width"]} for arch in archs]
+
+    archs = [SPACE.arch({"width": width}) for width in (1, 2, 30, 4)]
+    runner = trial_runner({"fast": Fast()}, CONTEXT, [Constraint("flops", high=100)])
+    trials = runner([Trial(arch) for arch in archs])
+    assert sizes == [3]
+    assert [trial.state for trial in trials] == ["done", "done", "infeasible", "done"]
+    assert [trial.metrics.get("zen") for trial in trials] == [1, 2, None, 4]
+    assert [trial.metrics for trial in trials] == [runner.measure(arch).metrics for arch in archs]
+
+
+def test_one_arch_that_fails_does_not_spoil_those_that_are_measured_with_it():
+    def picky(arch):
+        if arch["width"] == 3:
+            raise ValueError("odd")
+        return Measured({"n": 1.0}, {"device": "here"})
+
+    runner = trial_runner({"picky": make_evaluator("picky", True, [], picky, ["n"])}, CONTEXT)
+    trials = runner([Trial(SPACE.arch({"width": width})) for width in (2, 3, 4)])
+    assert [trial.error for trial in trials] == [None, "picky: ValueError: odd", None]
+    assert [dict(trial.extra) for trial in trials] == [{"device": "here"}, {}, {"device": "here"}]
+
+
+def test_what_draws_from_torchs_generator_gives_each_arch_the_same_alone_and_in_company():
+    evaluator = make_evaluator("n", True, [], lambda arch: {"noise": float(torch.rand(()))}, ["noise"])
+    runner = trial_runner({"n": evaluator}, CONTEXT)
+    archs = [SPACE.arch({"width": width}) for width in (2, 3, 4)]
+    together = runner([Trial(arch) for arch in archs])
+    assert [trial.metrics for trial in together] == [runner.measure(arch).metrics for arch in archs]

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corenas.contracts import Trial
-from corenas.objectives import Constraint, Objective, Objectives, amount, parse_amount
+from corenas.objectives import Constraint, Objective, Objectives, Trial, amount, parse_amount
 from corenas.space import Arch
 
 BOTH = (Objective("top1"), Objective("flops", "min"))

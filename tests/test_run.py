@@ -14,13 +14,14 @@ import toys
 from attrs import evolve, frozen
 
 from corenas import calibrate
-from corenas.contracts import Metric, Note, RunDone, RunStarted, StageDone, StageStarted, Trial, TrialDone
+from corenas.contracts import Metric, Note, RunDone, RunStarted, StageDone, StageStarted, TrialDone
 from corenas.errors import UserError
-from corenas.prepare import load_supernet, prepare
-from corenas.result import plain_network, write
-from corenas.run import run
-from corenas.rundir import opened
-from corenas.spec import load_spec
+from corenas.objectives import Trial
+from corenas.run.folder import opened
+from corenas.run.prepare import load_supernet, prepare
+from corenas.run.result import cost_card, exported, write_folder
+from corenas.run.spec import load_spec
+from corenas.run.stages import run_spec
 from corenas.store import Store
 
 
@@ -58,7 +59,7 @@ def spec(tmp_path, catalogue):
 
 def test_a_run_tells_its_listeners_of_every_stage_and_trial(spec, catalogue, tmp_path):
     events = []
-    result = run(spec(), catalogue, tmp_path / "run", events.append)
+    result = run_spec(spec(), catalogue, tmp_path / "run", events.append)
     assert isinstance(events[0], RunStarted)
     assert isinstance(events[-1], RunDone)
     assert [e.stage for e in events if isinstance(e, StageStarted)] == ["train", "search", "export"]
@@ -67,7 +68,7 @@ def test_a_run_tells_its_listeners_of_every_stage_and_trial(spec, catalogue, tmp
 
 
 def test_trials_that_fail_are_kept_with_their_reason_and_never_win(spec, catalogue, tmp_path):
-    result = run(spec(), catalogue, tmp_path / "run", lambda event: None)
+    result = run_spec(spec(), catalogue, tmp_path / "run", lambda event: None)
     trials = Store(tmp_path / "run" / "run.sqlite", readonly=True).trials()
     failed = [trial for trial in trials if trial.state == "failed"]
     assert failed
@@ -76,17 +77,17 @@ def test_trials_that_fail_are_kept_with_their_reason_and_never_win(spec, catalog
 
 
 def test_a_network_is_written_by_exporters_with_its_arch_and_its_cost(spec, catalogue, tmp_path):
-    run(spec(), catalogue, tmp_path / "run", lambda event: None)
+    run_spec(spec(), catalogue, tmp_path / "run", lambda event: None)
     names = {path.name for path in (tmp_path / "run" / "best").iterdir()}
     assert names == {"arch.toml", "cost.json", "names.txt"}
 
 
 def test_no_epochs_leave_a_supernet_as_it_was_made(spec, catalogue, tmp_path):
     chosen = spec(train={"epochs": 0, "batch_size": 32})
-    run(chosen, catalogue, tmp_path / "run", lambda event: None)
+    run_spec(chosen, catalogue, tmp_path / "run", lambda event: None)
     saved = torch.load(tmp_path / "run" / "supernet.pt", weights_only=True)
     assert saved["place"][-1] == 0
-    again = run(chosen, catalogue, tmp_path / "run", lambda event: None)
+    again = run_spec(chosen, catalogue, tmp_path / "run", lambda event: None)
     assert again["trials"] == 12
 
 
@@ -100,21 +101,23 @@ def test_an_evaluator_that_does_not_say_what_it_measures_is_named(tmp_path):
 
 def test_a_metric_that_two_evaluators_give_is_a_mistake(spec, catalogue, tmp_path):
     with pytest.raises(UserError, match="letters is measured already") as error:
-        run(spec(evaluators=["toy", "toy"]), catalogue, tmp_path / "run", lambda event: None)
+        run_spec(spec(evaluators=["toy", "toy"]), catalogue, tmp_path / "run", lambda event: None)
     assert error.value.faults[0].dotted == "evaluators[1]"
     with pytest.raises(UserError, match="flops is measured already"):
-        run(spec(evaluators=["toy", {"type": "toy", "metric": "flops"}]), catalogue, tmp_path / "r", lambda event: None)
+        run_spec(
+            spec(evaluators=["toy", {"type": "toy", "metric": "flops"}]), catalogue, tmp_path / "r", lambda event: None
+        )
 
 
 def test_two_evaluators_of_one_type_measure_side_by_side(spec, catalogue, tmp_path):
     chosen = spec(evaluators=["toy", {"type": "toy", "metric": "more"}])
-    result = run(chosen, catalogue, tmp_path / "run", lambda event: None)
+    result = run_spec(chosen, catalogue, tmp_path / "run", lambda event: None)
     assert result["best"]["metrics"]["letters"] == result["best"]["metrics"]["more"]
 
 
 def test_pareto_mode_gives_a_front_that_no_trial_beats(spec, catalogue, tmp_path):
     search = {"trials": 20, "objectives": ["letters", "flops"], "pareto": True}
-    result = run(spec(search=search), catalogue, tmp_path / "run", lambda event: None)
+    result = run_spec(spec(search=search), catalogue, tmp_path / "run", lambda event: None)
     trials = [t for t in Store(tmp_path / "run" / "run.sqlite", readonly=True).trials() if t.ok]
     pairs = [(t.metrics["letters"], -t.metrics["flops"]) for t in trials]
     best = {pair for pair in pairs if not [p for p in pairs if p != pair and p[0] >= pair[0] and p[1] >= pair[1]]}
@@ -122,9 +125,9 @@ def test_pareto_mode_gives_a_front_that_no_trial_beats(spec, catalogue, tmp_path
 
 
 def test_the_resolved_spec_in_the_run_directory_gives_the_same_run(spec, catalogue, tmp_path):
-    first = run(spec(), catalogue, tmp_path / "one", lambda event: None)
+    first = run_spec(spec(), catalogue, tmp_path / "one", lambda event: None)
     resolved, _ = load_spec(tmp_path / "one" / "spec.toml", catalogue)
-    second = run(resolved, catalogue, tmp_path / "two", lambda event: None)
+    second = run_spec(resolved, catalogue, tmp_path / "two", lambda event: None)
     assert first["best"] == second["best"]
     assert json.dumps(first["front"]) == json.dumps(second["front"])
 
@@ -132,13 +135,13 @@ def test_the_resolved_spec_in_the_run_directory_gives_the_same_run(spec, catalog
 def test_a_finished_run_started_again_tells_its_result_and_leaves_its_test_data_alone(
     spec, catalogue, tmp_path, monkeypatch
 ):
-    first = run(spec(), catalogue, tmp_path / "run", lambda event: None)
+    first = run_spec(spec(), catalogue, tmp_path / "run", lambda event: None)
     asked, dataset = [], toys.Task.dataset
     monkeypatch.setattr(
         toys.Task, "dataset", lambda self, split, augmented: asked.append(split) or dataset(self, split, augmented)
     )
     events = []
-    assert run(spec(), catalogue, tmp_path / "run", events.append) == first
+    assert run_spec(spec(), catalogue, tmp_path / "run", events.append) == first
     assert "test" not in asked
     assert [type(event) for event in events] == [RunStarted, RunDone]
 
@@ -174,7 +177,7 @@ def test_an_arch_that_an_algorithm_derives_is_trained_again_as_the_spec_says(tmp
     retrain = {"train": {"epochs": 2, "batch_size": 16}, "backbone": {"type": "toy", "norm": False}}
     spec = toys.make_spec(tmp_path, catalogue, searcher=None, evaluators=[], retrain=retrain)
     events = []
-    result = run(spec, catalogue, tmp_path / "run", events.append)
+    result = run_spec(spec, catalogue, tmp_path / "run", events.append)
     assert [e.stage for e in events if isinstance(e, StageStarted)] == ["train", "retrain", "export"]
     assert result["best"]["arch"] == dict(spec.space.arch({"op": "skip", "width": 4}))
     assert result["trials"] == 0
@@ -200,7 +203,7 @@ def test_a_retraining_may_see_the_validation_images_as_well(tmp_path):
         retrain = {"train": {"epochs": 1, "batch_size": 8}, "data": data}
         spec = toys.make_spec(tmp_path, catalogue, searcher=None, evaluators=[], retrain=retrain)
         events = []
-        run(spec, catalogue, tmp_path / data, events.append)
+        run_spec(spec, catalogue, tmp_path / data, events.append)
         seen.append(next(e.total for e in events if isinstance(e, StageStarted) and e.stage == "retrain"))
         assert torch.load(tmp_path / data / "retrain.pt", weights_only=True)["place"][-1] == seen[-1]
     splits = prepare(spec).task.splits
@@ -228,7 +231,7 @@ def test_what_does_not_derive_is_refused_before_it_trains_and_so_are_constraints
     silent = frozen(type("Silent", (Deriving,), {"__doc__": "Silent.", "start": toys.AlgorithmOptions.start}))
     catalogue = toys.make_catalogue(algorithms=silent)
     with pytest.raises(UserError, match="has no `derive`"):
-        run(toys.make_spec(tmp_path, catalogue, searcher=None), catalogue, tmp_path / "run", lambda event: None)
+        run_spec(toys.make_spec(tmp_path, catalogue, searcher=None), catalogue, tmp_path / "run", lambda event: None)
     assert not (tmp_path / "run" / "supernet.pt").exists()
     spec = toys.make_spec(tmp_path, catalogue, searcher=None, search={"constraints": {"flops": "50%"}})
     with pytest.raises(UserError, match="no search, which would hold to these"):
@@ -249,24 +252,24 @@ def test_a_phase_that_has_written_no_checkpoint_yet_begins_again(tmp_path):
     catalogue = toys.make_catalogue(algorithms=Rare)
     spec = begun(tmp_path, catalogue, points=1)
     assert not (tmp_path / "run" / "supernet.pt").exists()
-    assert run(spec, catalogue, tmp_path / "run", lambda event: None)["trials"] == 12
+    assert run_spec(spec, catalogue, tmp_path / "run", lambda event: None)["trials"] == 12
 
 
 def test_a_retraining_that_the_algorithm_does_not_have_is_refused(tmp_path):
     catalogue = toys.make_catalogue()
     spec = toys.make_spec(tmp_path, catalogue, retrain={"train": {"epochs": 2}})
     with pytest.raises(UserError, match="no retraining") as caught:
-        run(spec, catalogue, tmp_path / "run", lambda event: None)
+        run_spec(spec, catalogue, tmp_path / "run", lambda event: None)
     assert caught.value.faults[0].dotted == "retrain"
 
 
 def test_a_baseline_is_the_default_arch_trained_alone(tmp_path):
     catalogue = toys.make_catalogue(algorithms=Baseline)
     spec = toys.make_spec(tmp_path, catalogue, searcher=None, mutator=None, evaluators=[])
-    result = run(spec, catalogue, tmp_path / "run", lambda event: None)
+    result = run_spec(spec, catalogue, tmp_path / "run", lambda event: None)
     assert result["best"]["arch"] == dict(spec.space.default())
     assert not (tmp_path / "run/supernet.pt").exists()
-    assert run(spec, catalogue, tmp_path / "run", lambda event: None) == result
+    assert run_spec(spec, catalogue, tmp_path / "run", lambda event: None) == result
 
 
 # -- one supernet, several questions ----------------------------------------------------------------------------------
@@ -280,7 +283,7 @@ def test_several_constraints_give_one_table_and_no_arch_is_measured_twice(tmp_pa
     search = {"trials": 20, "constraints": [{"flops": "30%"}, {"flops": "60%", "params": ["10%", "90%"]}, {}]}
     spec = toys.make_spec(tmp_path, catalogue, search=search)
     events = []
-    result = run(spec, catalogue, tmp_path / "run", events.append)
+    result = run_spec(spec, catalogue, tmp_path / "run", events.append)
     largest = prepare(spec).cost.of([spec.space.largest()])[0]
     assert [row["folder"] for row in result["table"]] == ["best", "best-2", "best-3"]
     assert [row["metrics"]["flops"] <= share * largest["flops"]
@@ -303,9 +306,9 @@ def test_several_constraints_give_one_table_and_no_arch_is_measured_twice(tmp_pa
 def test_a_network_that_is_gone_is_written_again(tmp_path):
     catalogue = toys.make_catalogue()
     spec = toys.make_spec(tmp_path, catalogue, search={"trials": 3, "constraints": [{}, {}]})
-    result = run(spec, catalogue, tmp_path / "run", lambda event: None)
+    result = run_spec(spec, catalogue, tmp_path / "run", lambda event: None)
     shutil.rmtree(tmp_path / "run" / "best-2")
-    again = run(spec, catalogue, tmp_path / "run", lambda event: None)
+    again = run_spec(spec, catalogue, tmp_path / "run", lambda event: None)
     assert {**again, "seconds": 0} == {**result, "seconds": 0}
     assert (tmp_path / "run" / "best-2" / "arch.toml").exists()
 
@@ -314,13 +317,13 @@ def test_no_constraints_at_all_are_one_search(tmp_path):
     catalogue = toys.make_catalogue()
     for constraints in ([], [{}], {}):
         spec = toys.make_spec(tmp_path, catalogue, search={"trials": 3, "constraints": constraints})
-        assert [str(wanted) for wanted in prepare(spec, weights=False).wanted] == [""]
+        assert [str(target) for target in prepare(spec, weights=False).targets] == [""]
 
 
 def test_a_supernet_is_searched_again_under_other_constraints(tmp_path, monkeypatch):
     catalogue = toys.make_catalogue()
     first = toys.make_spec(tmp_path, catalogue, search={"trials": 6})
-    run(first, catalogue, tmp_path / "a", lambda event: None)
+    run_spec(first, catalogue, tmp_path / "a", lambda event: None)
 
     def again(text):
         (tmp_path / "again.toml").write_text(f'[supernet]\nfrom = "{tmp_path}/a"\n{text}')
@@ -328,7 +331,7 @@ def test_a_supernet_is_searched_again_under_other_constraints(tmp_path, monkeypa
 
     spec = again('[search]\ntrials = 9\nconstraints = { flops = "50%" }\n[space]\nfix = { op = "skip" }')
     events = []
-    result = run(spec, catalogue, tmp_path / "b", events.append)
+    result = run_spec(spec, catalogue, tmp_path / "b", events.append)
     assert [e.stage for e in events if isinstance(e, StageStarted)] == ["search", "export"]
     trials = Store(tmp_path / "b/run.sqlite", readonly=True).trials()
     assert {trial.arch["op"] for trial in trials} == {"skip"}
@@ -336,7 +339,7 @@ def test_a_supernet_is_searched_again_under_other_constraints(tmp_path, monkeypa
     weights = torch.load(tmp_path / "a/supernet.pt", weights_only=True)["model"]
     assert toys.same(dict(load_supernet(prepare(spec), tmp_path / "b").state_dict()), dict(weights))
     resolved, _ = load_spec(tmp_path / "b/spec.toml", catalogue)
-    assert run(resolved, catalogue, tmp_path / "b", lambda event: None) == result
+    assert run_spec(resolved, catalogue, tmp_path / "b", lambda event: None) == result
     kept, _ = load_spec(tmp_path / "again.toml", catalogue, ["search.trials=4", "train.optimizer.lr=0.5"])
     assert (kept.search.trials, kept.search.constraints) == (4, {"flops": "50%"})
     (tmp_path / "bare.toml").write_text(f'[supernet]\nfrom = "{tmp_path}/a"\n')
@@ -356,7 +359,7 @@ def test_a_supernet_is_searched_again_under_other_constraints(tmp_path, monkeypa
     with open(tmp_path / "a/supernet.pt", "ab") as file:
         file.write(b" ")
     with pytest.raises(UserError, match="the supernet has changed since this run was begun"):
-        run(spec, catalogue, tmp_path / "b", lambda event: None)
+        run_spec(spec, catalogue, tmp_path / "b", lambda event: None)
 
 
 @frozen
@@ -371,12 +374,56 @@ def test_an_executor_gives_the_trials_of_one_process(tmp_path):
     catalogue = toys.make_catalogue(executors=Threads, evaluators=Letters)
     search = {"trials": 12, "objectives": ["letters"]}
     alone, spread = (
-        run(toys.make_spec(tmp_path, catalogue, search=search, executor=executor), catalogue, tmp_path / name, print)
+        run_spec(
+            toys.make_spec(tmp_path, catalogue, search=search, executor=executor), catalogue, tmp_path / name, print
+        )
         for name, executor in (("one", None), ("two", "toy"))
     )
     assert alone["front"] == spread["front"]
     one, two = (Store(tmp_path / name / "run.sqlite", readonly=True).trials() for name in ("one", "two"))
     assert [(t.arch, t.metrics, t.state) for t in one] == [(t.arch, t.metrics, t.state) for t in two]
+
+
+def test_fresh_deletes_what_the_run_has_written_and_leaves_all_else_as_it_is(tmp_path):
+    catalogue, folder, events = toys.make_catalogue(), tmp_path / "run", []
+    spec = toys.make_spec(tmp_path, catalogue)
+    run_spec(spec, catalogue, folder, lambda event: None)
+    tempting = [
+        "best-of-2019.txt", "best-7/weights.pt", "best/notes.md", "retrain.pt", "retrain-old.pt.part", "report.html",
+        "bestiary", "runs/run.sqlite", "supernet.pt.part.bak", "spec.toml.orig",
+    ]  # fmt: skip
+    for name in tempting:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(name)
+    again = run_spec(spec, catalogue, folder, events.append, fresh=True)
+    assert [(folder / name).read_text() for name in tempting] == tempting
+    assert again["trials"] == 12
+    assert (folder / "best/arch.toml").exists()
+    (told,) = [event.text for event in events if isinstance(event, Note) and "has not written stays" in event.text]
+    assert "best-of-2019.txt" in told
+
+
+def test_a_file_of_the_users_under_a_name_that_the_run_needs_is_a_message_and_stays(tmp_path):
+    catalogue, folder = toys.make_catalogue(), tmp_path / "run"
+    spec = begun(tmp_path, catalogue)
+    (folder / "best").mkdir()
+    (folder / "best/arch.toml").write_text("mine")
+    with pytest.raises(UserError, match=r"best/arch\.toml: this file was not written by this run"):
+        run_spec(spec, catalogue, folder, lambda event: None)
+    assert (folder / "best/arch.toml").read_text() == "mine"
+    assert [path.name for path in folder.glob(".best*")] == []
+
+
+@pytest.mark.parametrize("names", [["spec.toml"], ["best", "retrain.pt"], ["run.sqlite", "spec.toml"], [".corenas"]])
+def test_a_folder_of_the_users_is_no_run_whatever_its_files_are_called(tmp_path, names):
+    catalogue, folder = toys.make_catalogue(), tmp_path / "mine"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("mine")
+    for fresh in (False, True):
+        with pytest.raises(UserError, match=r"holds no run|another version"):
+            run_spec(toys.make_spec(tmp_path, catalogue), catalogue, folder, lambda event: None, fresh=fresh)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(names, "mine")
 
 
 # -- what can happen to a run directory --------------------------------------------------------------------------------
@@ -386,7 +433,7 @@ def begun(tmp_path, catalogue, points=2):
     """A run that is interrupted in its training."""
     spec = toys.make_spec(tmp_path, catalogue, train={"epochs": 3, "batch_size": 32})
     with pytest.raises(KeyboardInterrupt):
-        run(spec, catalogue, tmp_path / "run", toys.killer(points))
+        run_spec(spec, catalogue, tmp_path / "run", toys.killer(points))
     return spec
 
 
@@ -409,11 +456,11 @@ def test_a_file_that_is_gone_or_broken_is_a_message_and_fresh_begins_anew(tmp_pa
             before.pop(left, None)
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        run(spec, catalogue, folder, lambda event: None)
+        run_spec(spec, catalogue, folder, lambda event: None)
     assert "--fresh" in str(caught.value)
     assert {n: (folder / n).read_bytes() for n in before if n.endswith((".pt", ".toml"))} == {
         n: content for n, content in before.items() if n.endswith((".pt", ".toml"))}  # fmt: skip
-    assert run(spec, catalogue, folder, lambda event: None, fresh=True)["trials"] == 12
+    assert run_spec(spec, catalogue, folder, lambda event: None, fresh=True)["trials"] == 12
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no such processes here")
@@ -421,7 +468,7 @@ def test_processes_that_outlive_a_killed_run_do_not_hold_its_directory(tmp_path)
     code = """
 import os, sys, time
 from pathlib import Path
-from corenas.rundir import opened
+from corenas.run.folder import opened
 with opened(Path(sys.argv[1]), {}, {}, False, print):
     if os.fork() == 0:
         time.sleep(20)
@@ -441,16 +488,18 @@ def test_a_network_that_cannot_be_written_leaves_nothing(tmp_path):
             raise OSError(28, "No space left on device")
 
     arch = prepared.spec.space.default()
+    plain = exported(prepared, arch, None, False)
+    card = cost_card(prepared, Trial(arch), {})
     with pytest.raises(UserError, match="No space left on device"):
-        write(prepared, plain_network(prepared, arch, None, False), Trial(arch), tmp_path / "net", [Full()], False)
-    assert not [*tmp_path.glob("net*")]
+        write_folder(plain, arch, card, prepared, tmp_path / "net", [Full()])
+    assert not [*tmp_path.glob("*net*")]
 
 
 def test_another_number_of_threads_is_told(tmp_path, monkeypatch):
     catalogue, events = toys.make_catalogue(), []
     spec = begun(tmp_path, catalogue)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    run(spec, catalogue, tmp_path / "run", events.append)
+    run_spec(spec, catalogue, tmp_path / "run", events.append)
     assert [e.text for e in events if isinstance(e, Note) and "goes on with 77" in e.text]
 
 
@@ -459,13 +508,13 @@ def test_data_with_other_content_is_refused(tmp_path, monkeypatch):
     spec = begun(tmp_path, catalogue)
     monkeypatch.setattr(toys.Task, "fingerprint", "other", raising=False)
     with pytest.raises(UserError, match="the data has changed since this run was begun"):
-        run(spec, catalogue, tmp_path / "run", lambda event: None)
+        run_spec(spec, catalogue, tmp_path / "run", lambda event: None)
 
 
 def test_curves_have_a_point_for_each_epoch_also_of_a_run_that_was_interrupted(tmp_path):
     catalogue = toys.make_catalogue()
     spec = begun(tmp_path, catalogue)
-    run(spec, catalogue, tmp_path / "run", lambda event: None)
+    run_spec(spec, catalogue, tmp_path / "run", lambda event: None)
     curve = Store(tmp_path / "run/run.sqlite", readonly=True).curve("train")
     assert [(done, figures["epoch"]) for done, figures in curve] == [(3, 1), (6, 2), (9, 3)]
     assert all(figures.keys() == {"epoch", "loss", "lr"} for _, figures in curve)
@@ -481,4 +530,4 @@ def test_a_plugin_that_raises_is_named(tmp_path):
 
     catalogue = toys.make_catalogue(searchers=Broken)
     with pytest.raises(UserError, match="searcher toy failed: IndexError: no parents"):
-        run(toys.make_spec(tmp_path, catalogue), catalogue, tmp_path / "run", lambda event: None)
+        run_spec(toys.make_spec(tmp_path, catalogue), catalogue, tmp_path / "run", lambda event: None)

@@ -6,10 +6,10 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from corenas.contracts import Note, Progress, Proposal, StageDone, StageStarted, Trial, TrialDone
+from corenas.contracts import Note, Progress, Proposal, StageDone, StageStarted, TrialDone
 from corenas.errors import UserError
-from corenas.objectives import Objective, Objectives
-from corenas.search import search
+from corenas.objectives import Objective, Objectives, Trial
+from corenas.search import run_search
 from corenas.space import Arch, Categorical, Int, SearchSpace
 from corenas.store import Store
 
@@ -55,7 +55,7 @@ def test_no_arch_is_measured_twice_and_the_budget_is_kept():
         return measured(arch)
 
     events, searcher = [], Random()
-    trials = search(searcher, once, 70, batch=9, objectives=BEST, emit=events.append)
+    trials = run_search(searcher, once, 70, batch=9, objectives=BEST, emit=events.append)
     assert len(trials) == len(counts) == 70
     assert {*counts.values()} == {1}
     assert [e.trial for e in events if isinstance(e, TrialDone)] == trials
@@ -78,7 +78,7 @@ def test_a_searcher_hears_all_it_asked_in_its_order_known_or_not():
             return asked[-1]
 
     searcher = Repeats()
-    search(searcher, measured, 20, batch=6)
+    run_search(searcher, measured, 20, batch=6)
     assert searcher.heard == asked
 
 
@@ -88,14 +88,16 @@ def test_a_searcher_that_has_nothing_more_ends_the_search():
             return super().ask(n) if len(self.heard) < 2 else []
 
     events = []
-    trials = search(Short(), measured, 50, batch=5, emit=events.append)
+    trials = run_search(Short(), measured, 50, batch=5, emit=events.append)
     assert 0 < len(trials) <= 10
     assert any(isinstance(event, Note) for event in events)
 
 
 def test_a_space_that_is_spent_ends_the_search():
     events = []
-    trials = search(Random(space=SPACE.fix({"op": "a"}).narrow({"width": [1, 2, 3]})), measured, 50, emit=events.append)
+    trials = run_search(
+        Random(space=SPACE.fix({"op": "a"}).narrow({"width": [1, 2, 3]})), measured, 50, emit=events.append
+    )
     assert len(trials) == 3
     assert "nothing new" in next(event.text for event in events if isinstance(event, Note))
 
@@ -104,11 +106,11 @@ def test_failed_trials_do_not_stop_a_search_but_nothing_else_than_failed_ones_do
     def some(arch):
         return measured(arch) if arch["width"] % 5 == 0 else Trial(arch, {}, "failed", 0, "x: boom")
 
-    assert {trial.state for trial in search(Random(), some, 40)} == {"done", "failed"}
+    assert {trial.state for trial in run_search(Random(), some, 40)} == {"done", "failed"}
     store = Store()
     for _ in range(2):
         with pytest.raises(UserError, match="all 12 trials failed") as caught:
-            search(Random(), lambda arch: Trial(arch, {}, "failed", 0, "x: boom"), 12, store=store)
+            run_search(Random(), lambda arch: Trial(arch, {}, "failed", 0, "x: boom"), 12, store=store)
         assert "x: boom" in caught.value.faults[0].hint
 
 
@@ -118,7 +120,7 @@ def test_what_a_store_holds_counts_and_is_not_measured_again(seed):
     for width in range(1, 41):
         store.add(measured(SPACE.arch({"width": width, "op": "b"})))
     new = []
-    trials = search(Random(seed), lambda arch: new.append(arch) or measured(arch), 50, batch=20, store=store)
+    trials = run_search(Random(seed), lambda arch: new.append(arch) or measured(arch), 50, batch=20, store=store)
     assert len(trials) == 50
     assert len(new) == 10
     assert store.trials() == trials
@@ -133,7 +135,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("where", ["measuring", "storing", "telling", "noting"])
 def test_a_killed_search_ends_with_the_same_trials(tmp_path, after, where):
     whole, wanted = Random(), Store()
-    search(whole, measured, 40, batch=7, store=wanted)
+    run_search(whole, measured, 40, batch=7, store=wanted)
     left = [after]
 
     def count(kind):
@@ -147,9 +149,9 @@ def test_a_killed_search_ends_with_the_same_trials(tmp_path, after, where):
             super().add(trial, number)
             count("storing")
 
-        def note(self, key, value):
+        def set(self, key, value):
             count("noting")
-            super().note(key, value)
+            super().set(key, value)
 
     class Mortal(Random):
         def tell(self, trials):
@@ -162,21 +164,21 @@ def test_a_killed_search_ends_with_the_same_trials(tmp_path, after, where):
 
     path = tmp_path / "run.sqlite"
     with suppress(Killed):
-        search(Mortal(), mortal, 40, batch=7, store=Fragile(path))
+        run_search(Mortal(), mortal, 40, batch=7, store=Fragile(path))
     before = len(Store(path).trials())
     resumed = Random()
-    trials = search(resumed, measured, 40, batch=7, store=Store(path))
+    trials = run_search(resumed, measured, 40, batch=7, store=Store(path))
     assert trials == wanted.trials() == Store(path).trials()
     assert resumed.state_dict() == whole.state_dict() or before == 40  # nothing was asked any more
 
 
 def test_plain_functions_can_be_searched_and_nonsense_from_them_is_a_message():
-    trials = search(Random(), lambda arch: {"top1": np.float32(arch["width"])}, 9)
+    trials = run_search(Random(), lambda arch: {"top1": np.float32(arch["width"])}, 9)
     assert [trial.metrics for trial in trials] == [{"top1": float(trial.arch["width"])} for trial in trials]
     assert all(type(trial.metrics["top1"]) is float for trial in trials)
     for nonsense in (None, 3.0, {"top1": "high"}, {"top1": "3"}, {"top1": 10**400}, [1]):
         with pytest.raises(UserError, match="expected a mapping from metrics to numbers"):
-            search(Random(), lambda arch, nonsense=nonsense: nonsense, 9)
+            run_search(Random(), lambda arch, nonsense=nonsense: nonsense, 9)
 
 
 @pytest.mark.parametrize(("method", "answer", "message"), [
@@ -190,20 +192,20 @@ def test_plain_functions_can_be_searched_and_nonsense_from_them_is_a_message():
 def test_a_searcher_that_does_not_do_as_it_should_is_named(monkeypatch, method, answer, message):
     monkeypatch.setattr(Random, method, answer)
     with pytest.raises(UserError, match=message) as caught:
-        search(Random(), measured, 30, space=SPACE)
+        run_search(Random(), measured, 30, space=SPACE)
     assert "searcher " in str(caught.value)
 
 
 def test_an_executor_measures_the_same_trials_in_the_same_order():
     with ThreadPoolExecutor(3) as executor:
-        assert search(Random(), measured, 40, executor=executor) == search(Random(), measured, 40)
+        assert run_search(Random(), measured, 40, executor=executor) == run_search(Random(), measured, 40)
 
 
 def test_what_another_search_knows_is_not_measured_again():
-    known = {(trial.arch, 1.0): trial for trial in search(Random(), measured, 60)}
+    known = {(trial.arch, 1.0): trial for trial in run_search(Random(), measured, 60)}
     new = []
-    trials = search(Random(1), lambda arch: new.append(arch) or measured(arch), 60, known=known)
-    assert trials == search(Random(1), measured, 60)
+    trials = run_search(Random(1), lambda arch: new.append(arch) or measured(arch), 60, known=known)
+    assert trials == run_search(Random(1), measured, 60)
     assert not {(arch, 1.0) for arch in new} & known.keys()
 
 
@@ -216,7 +218,7 @@ def test_a_search_ends_when_its_time_is_over_and_counts_the_time_of_all_sessions
         return measured(arch)
 
     store, events = Store(), []
-    assert len(search(Random(), slow, 50, seconds=95, store=store, batch=2, emit=events.append)) == 10
+    assert len(run_search(Random(), slow, 50, seconds=95, store=store, batch=2, emit=events.append)) == 10
     assert any("the time is over after 10 of 50" in e.text for e in events if isinstance(e, Note))
     clock[0] = 1000.0
-    assert len(search(Random(), slow, 50, seconds=135, store=store, batch=2)) == 14
+    assert len(run_search(Random(), slow, 50, seconds=135, store=store, batch=2)) == 14

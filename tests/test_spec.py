@@ -16,8 +16,8 @@ from attrs.validators import ge, gt
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.plugins import load_catalogue
-from corenas.settings import Export, Goal, Range
-from corenas.spec import key_lines, load_spec
+from corenas.run.spec import Export, Goal, Range, load_spec
+from corenas.run.toml import key_lines
 from corenas.value import Value
 
 # -- a catalogue of toys ----------------------------------------------------------------------------------------------
@@ -616,7 +616,7 @@ def test_reading_a_spec_imports_no_torch(write):
 import sys
 sys.path[:0] = [sys.argv[1]]
 from corenas.plugins import load_catalogue
-from corenas.spec import load_spec
+from corenas.run.spec import load_spec
 try:
     load_spec(sys.argv[2], load_catalogue(found=[]))
 except Exception as error:

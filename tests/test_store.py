@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from corenas.contracts import Trial
 from corenas.errors import UserError
+from corenas.objectives import Trial
 from corenas.space import Arch
 from corenas.store import Store
 
@@ -47,25 +47,25 @@ def test_an_arch_is_stored_once(tmp_path):
 
 def test_notes_come_back_and_the_last_one_counts():
     store = Store()
-    assert store.noted("a") is None
-    assert store.noted("a", 3) == 3
-    store.note("a", {"x": [1, 2.5, None, "é"]})
-    assert store.noted("a") == {"x": [1, 2.5, None, "é"]}
-    store.note("a", None)
-    assert store.noted("a", 3) is None
+    assert store.get("a") is None
+    assert store.get("a", 3) == 3
+    store.set("a", {"x": [1, 2.5, None, "é"]})
+    assert store.get("a") == {"x": [1, 2.5, None, "é"]}
+    store.set("a", None)
+    assert store.get("a", 3) is None
 
 
 def test_what_a_killed_process_stored_is_there(tmp_path):
     code = """
 import os, sys
 from pathlib import Path
-from corenas.contracts import Trial
+from corenas.objectives import Trial
 from corenas.space import Arch
 from corenas.store import Store
 store = Store(Path(sys.argv[1]))
 for i in range(5):
     store.add(Trial(Arch({"i": i})))
-    store.note("last", i)
+    store.set("last", i)
 store._db.execute("INSERT INTO notes VALUES ('half', '1')")
 os._exit(9)
 """
@@ -73,7 +73,7 @@ os._exit(9)
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
     store = Store(path)
     assert [t.arch["i"] for t in store.trials()] == [*range(5)]
-    assert (store.noted("last"), store.noted("half")) == (4, None)
+    assert (store.get("last"), store.get("half")) == (4, None)
 
 
 def test_a_store_that_is_not_there_or_none_is_a_mistake(tmp_path):
@@ -111,6 +111,6 @@ def test_reading_leaves_nothing_beside_the_file_so_that_its_medium_need_not_be_w
 def test_a_closed_store_says_so():
     store = Store()
     store.close()
-    for use in (store.trials, lambda: store.note("a", 1), lambda: store.noted("a"), lambda: store.add(TRIALS[0])):
+    for use in (store.trials, lambda: store.set("a", 1), lambda: store.get("a"), lambda: store.add(TRIALS[0])):
         with pytest.raises(UserError, match="closed"):
             use()

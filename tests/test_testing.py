@@ -19,9 +19,10 @@ from attrs import evolve, frozen
 from torch import nn
 
 from corenas import contracts, plugins
-from corenas.contracts import Failure, Metric, Phase, Progress, Proposal, RunDone, Trial
+from corenas.contracts import Failure, Metric, Phase, Progress, Proposal, RunDone
 from corenas.hookspecs import hookimpl
 from corenas.mutable import apply
+from corenas.objectives import Trial
 from corenas.space import Arch
 from corenas.testing import (
     algorithms,

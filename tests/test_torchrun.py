@@ -55,7 +55,7 @@ def test_a_run_of_two_processes_goes_from_beginning_to_end_and_deals_out_its_tri
     assert 30 < result["best"]["test"]["top1"] <= 100
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"best", "run.sqlite", "spec.toml", "supernet.pt"}
     store = Store(tmp_path / "run" / "run.sqlite", readonly=True)
-    assert store.noted("versions")["processes"] == 2
+    assert store.get("versions")["processes"] == 2
     # The search alone, in one process on the same supernet: the same trials.
     (tmp_path / "one.toml").write_text(f'[supernet]\nfrom = "{tmp_path / "run"}"\n')
     launch(1, "-m", "corenas", "run", tmp_path / "one.toml", "--out", tmp_path / "one")

@@ -7,7 +7,7 @@ import tomli_w
 from attrs import frozen
 
 from corenas.contracts import Progress
-from corenas.spec import load_spec
+from corenas.run.spec import load_spec
 from corenas.testing import small
 from corenas.testing.small import (  # noqa: F401 - what tests import from here
     TABLE,

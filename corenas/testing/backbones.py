@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from corenas.contracts import Backbone
 from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply, keys_used
 from corenas.options import structure
 from corenas.space import Arch, Categorical, SearchSpace
@@ -135,11 +135,11 @@ def exports_random_archs(backbone: Backbone, space: SearchSpace, image: Shape = 
     """A subnet becomes a network of torch alone that computes the same: in double precision to 1e-10, in both modes."""
     model = used_network(backbone, space, image)
     for arch in some_archs(space, 5, seed=1):
-        export(model, arch, torch.zeros(1, *image))  # compares their outputs
+        export_subnet(model, arch, torch.zeros(1, *image))  # compares their outputs
     x = noise(image, n=4).double()
     for arch, training in zip(some_archs(space, 4, seed=8), (True, False, True, False), strict=True):
         model.double().train(training)
-        plain = export(model, arch, x[:1])
+        plain = export_subnet(model, arch, x[:1])
         with torch.no_grad(), apply(model, arch), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             ours = model(x)
@@ -157,7 +157,7 @@ def costs_what_its_exported_networks_cost(
     n: how many archs are looked at
     """
     model, archs = network(backbone, space).eval(), some_archs(space, n, seed=2)
-    plain = [counted(export(model, arch, torch.zeros(1, *image)), image) for arch in archs]
+    plain = [counted(export_subnet(model, arch, torch.zeros(1, *image)), image) for arch in archs]
     assert cost_of(model, space, image, archs) == plain
 
 
@@ -169,7 +169,7 @@ def trains_exactly_what_an_arch_uses(backbone: Backbone, space: SearchSpace, ima
     """
     model, x = network(backbone, space).double().train(), noise(image, 4).double()
     for arch in some_archs(space, 4, seed=3):
-        plain = export(model, arch, x[:1])
+        plain = export_subnet(model, arch, x[:1])
         found = []
         for net in (model, plain):
             net.zero_grad()

@@ -5,6 +5,7 @@ Each check takes the options of an evaluator.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from torch import nn
 
 from corenas import seeding
 from corenas.calibrate import Evaluation
-from corenas.contracts import Evaluator, EvaluatorContext, Failure, LiveTask, Metric
+from corenas.contracts import Evaluator, EvaluatorContext, Failure, LiveTask, Measured, Metric
 from corenas.cost import METRICS, Cost
 from corenas.errors import UserError
 from corenas.settings import Calibration, Train
@@ -105,6 +106,9 @@ def gives_exactly_what_it_promises(evaluator: Evaluator) -> None:
         if isinstance(result, Failure):
             assert result.reason
             continue
+        if isinstance(result, Measured):
+            json.dumps(dict(result.extra))
+            result = result.metrics
         assert result.keys() == evaluator.provides(where.task).keys()
         assert all(math.isfinite(float(number)) for number in result.values()), result
     assert not all(isinstance(result, Failure) for result in found), found

@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from concurrent import futures
 
-from corenas.contracts import Executor, Trial
+from corenas.contracts import Executor
 from corenas.errors import UserError
+from corenas.objectives import Trial
 from corenas.space import Arch
 from corenas.testing.components import component_checks
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from corenas.contracts import Exporter
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.testing.components import component_checks, global_generators_untouched
 from corenas.testing.small import Task, condition, differing, make_space, some_archs, supernet
 
@@ -26,7 +26,7 @@ def network(seed: int = 0) -> nn.Module:
     space, task = make_space(), Task()
     model = supernet(space, task).train()
     model(task.data["train"][0])  # so that the statistics are no longer those of a new network
-    return export(model, some_archs(space, 4, seed)[-1], task.example).eval()
+    return export_subnet(model, some_archs(space, 4, seed)[-1], task.example).eval()
 
 
 @contextmanager

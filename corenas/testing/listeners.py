@@ -15,18 +15,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from corenas.contracts import (
-    Event,
-    Metric,
-    Note,
-    Progress,
-    RunDone,
-    RunStarted,
-    StageDone,
-    StageStarted,
-    Trial,
-    TrialDone,
-)
+from corenas.contracts import Event, Metric, Note, Progress, RunDone, RunStarted, StageDone, StageStarted, TrialDone
+from corenas.objectives import Trial
 from corenas.space import Arch
 from corenas.testing.components import global_generators_untouched
 

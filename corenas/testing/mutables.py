@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import Mutable, Resizing, apply, chosen
 from corenas.testing.components import global_generators_untouched
 from corenas.testing.small import condition, differing, same
@@ -107,7 +107,7 @@ def exports_to_plain_torch(make: Make, shape: Shape = None) -> None:
     with _in_double():
         model = nn.Sequential(layer(make))
         for arch in archs_of(model[0]):
-            plain = export(model, arch, noise(model[0], arch, shape)[:1])
+            plain = export_subnet(model, arch, noise(model[0], arch, shape)[:1])
             assert not {p.data_ptr() for p in plain.parameters()} & {p.data_ptr() for p in model.parameters()}
 
 
@@ -117,7 +117,7 @@ def computes_the_same_in_training_as_exported(make: Make, shape: Shape = None) -
         model = nn.Sequential(layer(make)).train()
         for arch in archs_of(model[0], 6):
             x = noise(model[0], arch, shape)
-            plain = export(model, arch, x[:1])
+            plain = export_subnet(model, arch, x[:1])
             xs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
             with apply(model, arch):
                 ours, theirs = model.train()(xs[0]), plain.train()(xs[1])
@@ -138,7 +138,7 @@ def costs_what_its_export_costs(make: Make, shape: Shape = None) -> None:
         return
     for arch in archs_of(made):
         one = noise(made, arch, shape)[:1]
-        plain = export(model, arch, one).eval()
+        plain = export_subnet(model, arch, one).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             out = plain(one)
         outputs = made.values["outputs"](arch)
@@ -170,7 +170,7 @@ def trains_the_active_part_alone(make: Make, shape: Shape = None) -> None:
     model = nn.Sequential(layer(make)).train()
     for arch in archs_of(model[0], 6):
         x = noise(model[0], arch, shape)
-        size = sum(p.numel() for p in export(model, arch, x[:1]).parameters())
+        size = sum(p.numel() for p in export_subnet(model, arch, x[:1]).parameters())
         model.zero_grad()
         with apply(model, arch):
             out = model.train()(x)

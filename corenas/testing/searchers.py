@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import attrs
 import numpy as np
 
-from corenas.contracts import Problem, Proposal, Search, Searcher, Trial
-from corenas.objectives import Objective, Objectives
+from corenas.contracts import Problem, Proposal, Search, Searcher
+from corenas.objectives import Objective, Objectives, Trial
 from corenas.space import Arch, Categorical, Condition, Int, SearchSpace
 from corenas.space import Float as Steps
 from corenas.testing.components import component_checks, global_generators_untouched

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from attrs import frozen
 from torch import Tensor, nn
 
-from corenas.contracts import EvaluatorContext, LiveTask, Measure, Metric, MutatorContext, Phase, Step
+from corenas.contracts import EvaluatorContext, LiveEvaluator, LiveTask, Metric, MutatorContext, Phase, Step
 from corenas.cost import LayerCost, conv_cost, linear_cost, norm_cost
 from corenas.hookspecs import hookimpl
 from corenas.mutable import Values, apply, chosen
@@ -419,7 +419,7 @@ class Accuracy:
         """What the task measures."""
         return task.metrics
 
-    def start(self, context: EvaluatorContext) -> Measure:
+    def start(self, context: EvaluatorContext) -> LiveEvaluator:
         """Measures on validation data."""
         evaluation = context.evaluation
         assert evaluation is not None

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from corenas.contracts import Backbone, LiveTask, Metric, Task
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.loading import Batches
 from corenas.mutable import apply
 from corenas.space import SearchSpace
@@ -150,7 +150,7 @@ def takes_the_features_of_a_backbone(task: Task, **on: Any) -> None:
     this = live(task)
     model = network(this, **on).eval()
     for arch in some_archs(on.get("space", make_space()), 3):
-        plain = export(model, arch, this.example)  # compares what they compute
+        plain = export_subnet(model, arch, this.example)  # compares what they compute
         with torch.no_grad(), apply(model, arch):
             this.forward(plain, batch_of(this, "valid"))
 

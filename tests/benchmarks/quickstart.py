@@ -16,7 +16,7 @@ from pathlib import Path
 from corenas import seeding
 from corenas.plugins import load_catalogue
 from corenas.run import open_run
-from corenas.spec import load_spec
+from corenas.run.spec import load_spec
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
             spec, _ = load_spec(folder / "spec.toml", load_catalogue())
             prepared, evaluation, _ = open_run(folder, spec)
             rng = seeding.generator(seed, "fifty random archs")
-            drawn = [evaluation(prepared.drawing.sample(rng))["top1"] for _ in range(50)]
+            drawn = [evaluation(prepared.region.sample(rng))["top1"] for _ in range(50)]
         best = result["best"]
         tests.append(best["test"]["top1"])
         print(

@@ -21,7 +21,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
@@ -106,7 +106,7 @@ def main() -> None:
         if hasattr(supernet.backbone, "resize"):
             supernet.backbone.resize = nn.Identity()  # images come in the size that is timed
         for label, arch in (("largest", space.largest()), ("smallest", space.smallest())):
-            plain = export(supernet, arch, torch.zeros(1, 3, *case.settings[-1][1:] * 2))
+            plain = export_subnet(supernet, arch, torch.zeros(1, 3, *case.settings[-1][1:] * 2))
             plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             with apply(supernet, arch):
                 for batch, size in case.settings:

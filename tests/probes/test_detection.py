@@ -7,9 +7,9 @@ from attrs import frozen
 from torch import nn
 
 from corenas.contracts import Metric
-from corenas.export import export
-from corenas.prepare import load_supernet, prepare
-from corenas.run import run
+from corenas.export import export_subnet
+from corenas.run.prepare import load_supernet, prepare
+from corenas.run.stages import run_spec
 
 
 class Body(toys.Body):
@@ -132,8 +132,10 @@ def test_a_detector_is_trained_in_parts_searched_exported_and_tested(tmp_path):
     train = {"epochs": 8, "batch_size": 32, "accumulate": 3, "optimizer": {"type": "AdamW", "lr": 0.02}}
     search = {"trials": 6, "objectives": ["ap"], "constraints": {"flops": "80%"}}
     spec = toys.make_spec(tmp_path, catalogue, train=train, search=search, calibration={"batches": 2})
-    result = run(spec, catalogue, tmp_path / "run", lambda event: None)
+    result = run_spec(spec, catalogue, tmp_path / "run", lambda event: None)
     assert result["best"]["test"]["ap"] > 40  # cells hold an object in 8 % of the cases
     prepared = prepare(spec)
-    plain = export(load_supernet(prepared, tmp_path / "run").eval(), result["best"]["arch"], prepared.task.example)
+    plain = export_subnet(
+        load_supernet(prepared, tmp_path / "run").eval(), result["best"]["arch"], prepared.task.example
+    )
     assert plain(torch.zeros(2, 1, 8, 8)).shape == (2, 20)

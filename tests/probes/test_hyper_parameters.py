@@ -11,8 +11,8 @@ from corenas.calibrate import measure
 from corenas.contracts import Metric
 from corenas.errors import UserError
 from corenas.loading import Batches
-from corenas.prepare import prepare
-from corenas.run import run
+from corenas.run.prepare import prepare
+from corenas.run.stages import run_spec
 from corenas.store import Store
 
 SPACE = {
@@ -62,7 +62,7 @@ def test_the_best_options_are_found_and_used_for_the_last_training(tmp_path, cat
     asked, dataset = [], toys.Task.dataset
     monkeypatch.setattr(toys.Task, "dataset", lambda self, *args: asked.append(args[0]) or dataset(self, *args))
     spec = toys.make_spec(tmp_path, catalogue, **settings())
-    result = run(spec, catalogue, tmp_path / "run", lambda event: None)
+    result = run_spec(spec, catalogue, tmp_path / "run", lambda event: None)
     trials = Store(tmp_path / "run/run.sqlite", readonly=True).trials()
     rates = {t.arch["spec:train.optimizer.lr"]: t.metrics["top1"] for t in trials}
     assert len(rates) == 8

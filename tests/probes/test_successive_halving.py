@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import toys
 
-from corenas.contracts import Problem, Proposal, Trial
-from corenas.objectives import Objective, Objectives
-from corenas.search import search
+from corenas.contracts import Problem, Proposal
+from corenas.objectives import Objective, Objectives, Trial
+from corenas.search import run_search
 from corenas.space import Arch
 from corenas.store import Store
 
@@ -57,7 +57,9 @@ def run(store=None, stop=None, budget=12):
         return measure(arch, fidelity)
 
     searcher = Halving(problem, np.random.default_rng(0))
-    return search(searcher, watched, budget, batch=4, space=problem.space, store=store, objectives=problem.objectives)
+    return run_search(
+        searcher, watched, budget, batch=4, space=problem.space, store=store, objectives=problem.objectives
+    )
 
 
 def test_rungs_of_all_fidelities_are_asked_told_and_paid_for_as_shares():

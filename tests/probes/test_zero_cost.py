@@ -9,8 +9,8 @@ from attrs import frozen
 
 from corenas.contracts import Metric
 from corenas.mutable import apply
-from corenas.prepare import prepare
-from corenas.run import run
+from corenas.run.prepare import prepare
+from corenas.run.stages import run_spec
 from corenas.store import Store
 
 SPACE = {"width": {"type": "int", "low": 8, "high": 2048, "step": 8}, "op": ["conv", "skip"], "depth": [1, 2, 3],
@@ -71,7 +71,7 @@ def test_a_search_and_a_training_allocate_one_subnet_at_a_time(tmp_path, monkeyp
         return make(tensor, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", watched)
-    result = run(spec, catalogue, tmp_path / "run", lambda event: None)
+    result = run_spec(spec, catalogue, tmp_path / "run", lambda event: None)
     assert max(largest) < 300_000  # the toy network makes all candidates, also those that do not run
     trials = Store(tmp_path / "run/run.sqlite", readonly=True).trials()
     assert len(trials) == 10

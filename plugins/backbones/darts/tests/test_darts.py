@@ -12,12 +12,12 @@ from torch import nn
 from corenas.contracts import Backbone
 from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.options import structure
 from corenas.plugins import load_catalogue
+from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
-from corenas.spec import load_spec
 from corenas.testing.backbones import (
     backbone_checks,
     counted,
@@ -227,7 +227,7 @@ def test_in_a_supernet_archs_cost_the_same_as_alone():
 
 def test_an_exported_network_has_the_published_figures():
     space, arch = space_and_arch(DARTS_V2)
-    plain = export(Network(CIFAR.build(space.fix(arch)), 10).eval(), arch, torch.zeros(1, 3, 8, 8))
+    plain = export_subnet(Network(CIFAR.build(space.fix(arch)), 10).eval(), arch, torch.zeros(1, 3, 8, 8))
     assert counted(plain, (3, 32, 32)) == {"flops": 528_359_040, "params": 3_349_342}
 
 
@@ -412,7 +412,7 @@ def test_a_genotype_computes_what_the_network_of_the_paper_computes(text, option
     side = 64 if options.stem == "imagenet" else 16
     x = torch.randn(4, 3, side, side, dtype=torch.float64)
     cells = of_genotype(Genotype.of_arch(arch, space))  # the edges of a node in our order
-    plain = export(model.eval(), arch, x[:1])
+    plain = export_subnet(model.eval(), arch, x[:1])
     oracle = PlainNetwork(cells, options.channels, options.layers, 7, options.affine, options.stem == "imagenet")
     oracle = given(oracle, plain.state_dict())
     assert [p.shape for p in oracle.parameters()] == [p.shape for p in plain.parameters()]
@@ -620,7 +620,7 @@ def test_the_exported_network_has_no_auxiliary_layers():
     options = Darts(channels=4, layers=3, in_channels=1, auxiliary=True)
     models = [Network(o.build(space), 10).eval() for o in (options, TINY)]
     arch, x = space.default(), torch.zeros(1, 1, 28, 28)
-    sizes = [sum(p.numel() for p in export(model, arch, x).parameters()) for model in models]
+    sizes = [sum(p.numel() for p in export_subnet(model, arch, x).parameters()) for model in models]
     assert sizes[0] == sizes[1]
 
 
@@ -789,7 +789,7 @@ def test_a_node_may_take_any_number_of_edges_and_none_is_an_operation():
     model = network(Darts(channels=4, layers=3), space).eval()
     for take, op in (("0", "none"), ("0 1", "none"), ("1", "skip_connect")):
         cells = {"nodes": [{"take": take, "edges": [{"op": op}, {"input": 1}]}]}
-        export(model, space.arch({"normal": cells, "reduce": cells}), torch.zeros(1, 3, 16, 16))
+        export_subnet(model, space.arch({"normal": cells, "reduce": cells}), torch.zeros(1, 3, 16, 16))
     with pytest.raises(UserError, match="1 edges: in a genotype a node has two"):
         Genotype.of_arch(space.arch({"normal": {"nodes": [{"take": "0"}]}}), space)
 

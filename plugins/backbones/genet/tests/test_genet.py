@@ -12,11 +12,11 @@ from torch import nn
 from corenas.contracts import Backbone
 from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.plugins import load_catalogue
+from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
-from corenas.spec import load_spec
 from corenas.testing.backbones import backbone_checks, counted, network
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
@@ -137,7 +137,7 @@ def test_the_published_networks_come_out_to_the_last_digit(paper, name, resoluti
     expected = {"flops": flops, "params": params}
     assert of_space(cost, arch) == expected
     # The images that the network is checked on are small: it resizes them.
-    assert counted(export(model, arch, torch.zeros(1, 3, 32, 32)), (3, resolution, resolution)) == expected
+    assert counted(export_subnet(model, arch, torch.zeros(1, 3, 32, 32)), (3, resolution, resolution)) == expected
     with torch.device("meta"):
         assert counted(plain_network(*NETWORKS[name]), (3, resolution, resolution)) == expected
 
@@ -151,12 +151,12 @@ def test_a_published_network_computes_the_same_with_its_weights_in_the_supernet(
     with torch.no_grad():
         theirs(x)  # its statistics are no longer all alike
         expected = theirs.eval()(x)
-        exported = export(model, arch, torch.zeros(1, 3, 32, 32)).state_dict()
+        exported = export_subnet(model, arch, torch.zeros(1, 3, 32, 32)).state_dict()
         names = dict(zip(exported, theirs.state_dict(), strict=True))
         load(model, arch, theirs.state_dict(), names.__getitem__)
         with apply(model, arch):
             torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
-    back = published(export(model, arch, torch.zeros(1, 3, 32, 32)), names.__getitem__)
+    back = published(export_subnet(model, arch, torch.zeros(1, 3, 32, 32)), names.__getitem__)
     theirs.load_state_dict(back)
     assert all(torch.equal(back[name], tensor) for name, tensor in theirs.state_dict().items())
 

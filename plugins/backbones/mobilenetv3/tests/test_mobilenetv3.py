@@ -12,12 +12,12 @@ from torch import nn
 from corenas.contracts import Backbone
 from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply, keys_used
 from corenas.options import structure
 from corenas.plugins import load_catalogue
+from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
-from corenas.spec import load_spec
 from corenas.testing.backbones import backbone_checks, counted
 from corenas.testing.components import changed, spec_fragments
 from corenas.testing.distributions import distribution_checks
@@ -123,7 +123,7 @@ def test_figures_of_once_for_all_come_out_to_the_last_digit(
     expected = {"flops": flops, "params": params}
     assert without_activations(cost.of([arch])[0]) == expected
     # The images that the network is checked on are small: it resizes them.
-    assert counted(export(model, arch, torch.zeros(1, 3, 32, 32)), (3, 224, 224)) == expected
+    assert counted(export_subnet(model, arch, torch.zeros(1, 3, 32, 32)), (3, 224, 224)) == expected
 
 
 @pytest.mark.parametrize(("width_mult", "params"), [(1.0, 7_664_760), (1.2, 10_701_632)])
@@ -148,7 +148,7 @@ def test_any_width_costs_what_the_exported_network_costs(kind, width_mult):
     model, space = of_kind(kind, width_mult=width_mult)
     cost = Cost(model, space, torch.zeros(IMAGE[kind]))
     for arch in archs(space, 3):
-        plain = export(model, arch, torch.zeros(IMAGE[kind]))
+        plain = export_subnet(model, arch, torch.zeros(IMAGE[kind]))
         assert without_activations(cost.of([arch])[0]) == counted(plain, IMAGE[kind][1:])
 
 
@@ -183,7 +183,7 @@ def test_random_archs_compute_the_same_in_the_supernet_and_exported(kind, net):
     x = noise(kind, 4)
     sampled = archs(space, 20)
     for arch, own in zip(sampled, cost.of(sampled), strict=True):
-        plain = export(model, arch, torch.zeros(IMAGE[kind]))
+        plain = export_subnet(model, arch, torch.zeros(IMAGE[kind]))
         with apply(model, arch), torch.no_grad():
             assert relative_error(model(x), plain(x)) <= 1e-5
         assert without_activations(own) == counted(plain, IMAGE[kind][1:])
@@ -195,7 +195,7 @@ def test_random_archs_compute_the_same_in_double_precision_in_both_modes(kind):
     x = noise(kind, 8, torch.float64)
     for i, arch in enumerate(archs(space, 20, seed=1)):
         model.train(i % 2 == 0)
-        plain = export(model, arch, torch.zeros(IMAGE[kind], dtype=torch.float64))
+        plain = export_subnet(model, arch, torch.zeros(IMAGE[kind], dtype=torch.float64))
         assert {m.training for m in plain.modules()} == {model.training}
         with apply(model, arch), torch.no_grad():
             assert relative_error(model(x), plain(x)) <= 1e-10
@@ -225,9 +225,9 @@ def test_a_subnet_has_the_first_channels_and_the_centre_of_each_kernel(kind, net
     model, space, _ = net
     whole = flat_names(model)
     for arch in archs(space, 5, seed=2):
-        for name, tensor in export(model, arch, torch.zeros(IMAGE[kind])).named_parameters():
+        for name, tensor in export_subnet(model, arch, torch.zeros(IMAGE[kind])).named_parameters():
             assert torch.equal(inside(whole[name.replace(".", "_")], tensor.shape), tensor), name
-    smallest = export(model, space.smallest(), torch.zeros(IMAGE[kind]))
+    smallest = export_subnet(model, space.smallest(), torch.zeros(IMAGE[kind]))
     assert {m.kernel_size[0] for m in smallest.modules() if isinstance(m, nn.Conv2d) and m.groups > 1} == {3}
 
 
@@ -236,7 +236,7 @@ def test_what_an_arch_uses_gets_the_gradient_of_the_exported_network_and_nothing
     model = model.double().train()
     x, y = noise(kind, 8, torch.float64), torch.arange(8)
     for arch in archs(space, 6, seed=3):
-        plain = export(model, arch, torch.zeros(IMAGE[kind], dtype=torch.float64))
+        plain = export_subnet(model, arch, torch.zeros(IMAGE[kind], dtype=torch.float64))
         nn.functional.cross_entropy(plain(x), y).backward()
         model.zero_grad(set_to_none=True)
         with apply(model, arch):
@@ -285,7 +285,7 @@ def test_a_space_with_widths_and_ratios_without_steps_costs_what_its_networks_co
     model, space = network(table)
     cost = Cost(model, space, torch.zeros(1, 3, 28, 28))
     for arch in archs(space, 6):
-        plain = export(model, arch, torch.zeros(1, 3, 28, 28))
+        plain = export_subnet(model, arch, torch.zeros(1, 3, 28, 28))
         assert without_activations(cost.of([arch])[0]) == counted(plain, (3, 28, 28))
 
 
@@ -305,7 +305,7 @@ def test_the_space_for_small_images_trains():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.3
-    assert export(model.eval(), space.smallest(), torch.zeros(IMAGE["small"]))(x).shape == (32, 10)
+    assert export_subnet(model.eval(), space.smallest(), torch.zeros(IMAGE["small"]))(x).shape == (32, 10)
 
 
 def test_weights_go_through_state_dict_deepcopy_and_pickle(kind, net):

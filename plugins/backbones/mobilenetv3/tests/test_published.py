@@ -14,7 +14,7 @@ from torch import nn
 
 from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.space import SearchSpace
 from corenas.testing.backbones import backbone_checks, counted, trains_exactly_what_an_arch_uses
@@ -63,7 +63,7 @@ def cost(model, space, arch, resolution=224):
 def figures(model, space, arch, resolution=224):
     """flops and params, by the core, and counted on the exported network."""
     found = cost(model, space, arch, resolution)
-    plain = export(model, arch, torch.zeros(1, 3, 32, 32))
+    plain = export_subnet(model, arch, torch.zeros(1, 3, 32, 32))
     assert counted(plain, (3, resolution, resolution)) == found
     return found["params"], found["flops"]
 
@@ -115,7 +115,7 @@ def test_weights_move_from_and_to_torchvision(file, name, family, eps):
     model, arch, x = model.double(), space.default(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     rename = torchvision_names(model, arch, family)
     load(model, arch, theirs.state_dict(), rename)
-    plain = export(model, arch, x[:1])
+    plain = export_subnet(model, arch, x[:1])
     again.load_state_dict(published(plain, rename))
     with torch.no_grad():
         expected = theirs(x)
@@ -146,7 +146,7 @@ def test_mnasnet_computes_what_torchvisions_computes():
 
 def agree(model, arch, theirs, x):
     """With a plain network's weights, layer by layer, the subnet computes what it computes."""
-    names = export(model, arch, x[:1]).state_dict()
+    names = export_subnet(model, arch, x[:1]).state_dict()
     rename = dict(zip(names, theirs.state_dict(), strict=True)).__getitem__
     load(model, arch, theirs.state_dict(), rename)
     with torch.no_grad(), apply(model, arch):
@@ -247,7 +247,7 @@ def test_subnets_of_learnt_transforms_export_and_train_the_matrices_that_they_us
         deep = {"stages.0.depth": 1, "stages.1.depth": 1}
         arch = space.arch({**deep, **{f"stages.{i}.blocks.0.kernel": k for i, k in enumerate(kernels)}})
         x = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(seed)).double()
-        plain = export(model, arch, x[:1])
+        plain = export_subnet(model, arch, x[:1])
         model.zero_grad()
         with apply(model, arch):
             ours = model(x)

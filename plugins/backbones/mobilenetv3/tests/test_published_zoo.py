@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from corenas.cost import Cost
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.space import SearchSpace
 from corenas.testing.backbones import counted
 from corenas_backbone_mobilenetv3 import MobileNetV3
@@ -60,7 +60,7 @@ def alone(table, resolution=224, **options):
 def exported(model, arch):
     """The network of an arch of a supernet without weights, whose outputs could not be compared."""
     with patch("corenas.export.difference", return_value=0.0):
-        return export(model, arch, torch.empty(1, 3, 224, 224, device="meta"))
+        return export_subnet(model, arch, torch.empty(1, 3, 224, 224, device="meta"))
 
 
 # -- Once-for-All's specialised networks: files net.config and run.config of each in han-cai/files ---------------------

@@ -10,7 +10,7 @@ from torch import nn
 from corenas.contracts import Backbone
 from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply, keys_used
 from corenas.options import structure
 from corenas.plugins import load_catalogue
@@ -143,7 +143,7 @@ def test_torchvisions_weights_load_and_compute_the_same_and_go_back(family, name
     with torch.no_grad(), apply(ours, arch):
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-9, atol=1e-9)
     assert any(tensor.isnan().any() for tensor in ours.parameters())
-    plain = export(ours, arch, x[:1])
+    plain = export_subnet(ours, arch, x[:1])
     del ours
     state = published(plain, torchvision_name)
     expected = theirs.state_dict()
@@ -192,7 +192,7 @@ def test_resnexts_are_points_of_a_space_with_groups(name, ratio, groups, depth, 
     x = double_noise(48)
     with torch.no_grad(), apply(ours, arch):
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-9, atol=1e-9)
-    state, expected = published(export(ours, arch, x[:1]), torchvision_name), theirs.state_dict()
+    state, expected = published(export_subnet(ours, arch, x[:1]), torchvision_name), theirs.state_dict()
     assert all(torch.equal(state[key], tensor) for key, tensor in expected.items())
     theirs.load_state_dict(state, strict=True)
 
@@ -315,7 +315,7 @@ def test_figures_of_once_for_all_come_out_to_the_last_digit(once_for_all, settin
     assert {metric: found[metric] for metric in expected} == expected
     assert counted(plain_resnet50d(arch, 1000), IMAGENET) == expected
     # The images that the network is checked on are small: it resizes them.
-    exported = export(network(space.fix(arch), device="cpu"), arch, torch.zeros(1, 3, 32, 32))
+    exported = export_subnet(network(space.fix(arch), device="cpu"), arch, torch.zeros(1, 3, 32, 32))
     assert counted(exported, IMAGENET) == expected
 
 
@@ -341,7 +341,7 @@ def test_subnets_of_once_for_all_compute_what_its_networks_compute(resolution):
     x = double_noise(resolution)
     for arch in space.decode(space.draw(np.random.default_rng(resolution), 2)):
         plain = plain_resnet50d(arch, 10).double().eval()
-        state, own = export(ours, arch, x[:1]).state_dict(), plain.state_dict()
+        state, own = export_subnet(ours, arch, x[:1]).state_dict(), plain.state_dict()
         plain.load_state_dict(dict(zip(own, state.values(), strict=True)))  # both in the order of the computation
         with torch.no_grad(), apply(ours, arch):
             torch.testing.assert_close(ours(x), plain(x), rtol=1e-9, atol=1e-9)
@@ -381,7 +381,7 @@ def test_resnet_ds_stem_has_no_shortcuts():
     ours, x = random_state(network(space, 10)), double_noise(64)
     arch = space.arch({"stem": {"depth": 1}})
     plain = plain_resnet50d(arch, 10, middle=nn.Sequential).double().eval()
-    state, own = export(ours, arch, x[:1]).state_dict(), plain.state_dict()
+    state, own = export_subnet(ours, arch, x[:1]).state_dict(), plain.state_dict()
     plain.load_state_dict(dict(zip(own, state.values(), strict=True)))
     with torch.no_grad(), apply(ours, arch):
         torch.testing.assert_close(ours(x), plain(x), rtol=1e-9, atol=1e-9)
@@ -482,7 +482,7 @@ def test_a_stage_whose_width_may_equal_its_input_projects_only_where_it_does_not
     model = network(space, 10, "cpu", in_channels=1)
     for width in (8, 16):
         arch = space.arch({"stem": {"width": 16}, "stages": [{"basic": {"width": width}}]})
-        names = export(model, arch, torch.zeros(1, 1, 28, 28)).state_dict()
+        names = export_subnet(model, arch, torch.zeros(1, 1, 28, 28)).state_dict()
         assert any("stages_0" in name and "projection" in name for name in names) == (width == 8)
 
 

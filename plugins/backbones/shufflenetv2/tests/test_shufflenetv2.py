@@ -11,12 +11,12 @@ from torch import nn
 from corenas.contracts import Backbone
 from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply, keys_used
 from corenas.options import structure
 from corenas.plugins import load_catalogue
+from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
-from corenas.spec import load_spec
 from corenas.testing.backbones import backbone_checks, counted
 from corenas.testing.components import changed, spec_fragments
 from corenas.testing.distributions import distribution_checks
@@ -103,7 +103,7 @@ def test_figures_of_spos_come_out_to_the_last_digit(table, choices, bias, flops,
     assert without_activations(Cost(supernet, full, torch.empty(1, 3, 224, 224)).of([arch])[0]) == expected
     space = full.fix(arch)  # the arch alone: its weights are quicker drawn than the supernet's
     model = Network(ShuffleNetV2().build(space), 1000, bias).eval()
-    assert counted(export(model, arch, torch.zeros(1, 3, 32, 32)), IMAGENET) == expected
+    assert counted(export_subnet(model, arch, torch.zeros(1, 3, 32, 32)), IMAGENET) == expected
 
 
 # Chen et al. 2019, arXiv:1903.10979, networks of DetNAS in megvii-model/ShuffleNet-Series: operations; widths of stem,
@@ -145,7 +145,7 @@ def test_mmrazors_flops_are_ours_and_those_of_batch_norms_activations_and_poolin
         elements = {nn.BatchNorm2d: 2 * output.numel(), nn.ReLU: output.numel(), nn.AdaptiveAvgPool2d: args[0].numel()}
         more += elements.get(type(module), 0)
 
-    plain = export(model.eval(), arch, torch.zeros(1, 3, 32, 32)).to("meta")
+    plain = export_subnet(model.eval(), arch, torch.zeros(1, 3, 32, 32)).to("meta")
     for module in plain.children():
         module.register_forward_hook(count)
     plain(torch.empty(1, 3, 224, 224, device="meta"))
@@ -160,7 +160,7 @@ def test_an_arch_of_the_space_is_the_network_of_spos_code():
     x = torch.randn(4, 3, 64, 64, dtype=torch.float64)
     for ops, training in itertools.product((PUBLISHED, [3] * 20), (False, True)):
         arch = space.arch(blocks(ops))
-        plain = export(model.train(training), arch, x[:1])
+        plain = export_subnet(model.train(training), arch, x[:1])
         theirs = Reference(4, [8, 20, 40, 80], 24, ops, [1.0] * 20, classes=7).double()
         loaded_in_order(theirs.train(training), plain)
         with apply(model, arch):
@@ -172,7 +172,7 @@ def test_an_arch_of_the_channel_search_is_the_network_of_spos_code_too():
     arch = space.arch(blocks(WITH_CHANNELS, ITS_RATIOS))
     x = torch.randn(2, 3, 64, 64)
     theirs = Reference(16, [64, 160, 320, 640], 1024, WITH_CHANNELS, [RATIOS[i] for i in ITS_RATIOS], classes=5)
-    loaded_in_order(theirs.eval(), export(model.eval(), arch, x[:1]))
+    loaded_in_order(theirs.eval(), export_subnet(model.eval(), arch, x[:1]))
     with torch.no_grad(), apply(model, arch):
         torch.testing.assert_close(model(x), theirs(x), rtol=1e-4, atol=1e-5)
 
@@ -282,7 +282,7 @@ def test_torchvisions_shufflenetv2_is_a_table(size):
     if size == "x1_0":
         assert expected == {"flops": 144_907_992, "params": 2_278_604}
         real, _ = network(halves(shufflenet_v2(24, widths, head)), 1000, bias=True)
-        assert counted(export(real.eval(), space.default(), torch.zeros(1, 3, 64, 64)), IMAGENET) == expected
+        assert counted(export_subnet(real.eval(), space.default(), torch.zeros(1, 3, 64, 64)), IMAGENET) == expected
 
 
 @pytest.mark.parametrize("size", ["x0_5", "x1_0"])
@@ -304,7 +304,7 @@ def test_it_computes_what_torchvision_computes_with_the_same_weights_in_another_
         found = model(x)
         assert expected.std() > 1e-3
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
-        assert export(model, space.default(), x)(x).shape == expected.shape
+        assert export_subnet(model, space.default(), x)(x).shape == expected.shape
 
 
 def reordered(theirs):
@@ -389,7 +389,7 @@ def test_inner_channels_are_cut_off_and_the_first_of_the_widest(stage, half):
 def test_the_first_channels_of_the_widest_weight_are_exported():
     model, space = network(TINY, in_channels=1)
     arch = space.smallest()
-    plain = export(model.eval(), arch, torch.zeros(1, 1, 28, 28))
+    plain = export_subnet(model.eval(), arch, torch.zeros(1, 1, 28, 28))
     name = "stages.1.blocks.1.layers.candidates.shuffle_3x3.0.conv"
     whole = model.backbone.get_submodule(name).weight
     part = plain.get_parameter(name.replace(".", "_") + ".weight")
@@ -437,7 +437,10 @@ def test_a_block_projects_where_the_shape_changes_and_splits_elsewhere():
     assert x.shape == (2, 12, 7, 7)
     assert (second.projection(x).shape[1], second.layers(x).shape[1]) == (4, 20)
     assert second(x).shape == (2, 24, 4, 4)
-    assert export(model.eval(), space.default(), torch.zeros(1, 1, 9, 9))(torch.zeros(3, 1, 9, 9)).shape == (3, 10)
+    assert export_subnet(model.eval(), space.default(), torch.zeros(1, 1, 9, 9))(torch.zeros(3, 1, 9, 9)).shape == (
+        3,
+        10,
+    )
 
 
 def test_a_block_keeps_channels_last():
@@ -452,7 +455,7 @@ def test_batch_norms_have_no_weights_where_the_options_say_so():
     for affine in (True, False):
         model, space = network(TINY, in_channels=1, norm_affine=affine)
         nets[affine] = Cost(model, space, torch.zeros(1, 1, 28, 28)).of([space.default()])[0]
-        plain[affine] = export(model.eval(), space.default(), torch.zeros(1, 1, 28, 28))
+        plain[affine] = export_subnet(model.eval(), space.default(), torch.zeros(1, 1, 28, 28))
         assert counted(plain[affine], (1, 28, 28)) == without_activations(nets[affine])
     norms = [m for m in plain[False].modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(m.weight is None and m.bias is None and not m.affine for m in norms)
@@ -531,7 +534,7 @@ def test_random_archs_of_spos_cost_what_their_networks_cost():
     cost = Cost(model, space, torch.zeros(1, 3, 32, 32))
     archs = space.decode(space.draw(np.random.default_rng(0), 3))
     for arch, own in zip(archs, cost.of(archs), strict=True):
-        plain = export(model.eval(), arch, torch.zeros(1, 3, 32, 32))
+        plain = export_subnet(model.eval(), arch, torch.zeros(1, 3, 32, 32))
         assert counted(plain, (3, 32, 32)) == without_activations(own)
 
 

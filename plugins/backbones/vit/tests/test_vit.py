@@ -17,12 +17,12 @@ from torch import nn
 from corenas.contracts import Backbone
 from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.options import structure
 from corenas.plugins import load_catalogue
+from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
-from corenas.spec import load_spec
 from corenas.testing import backbones
 from corenas.testing.backbones import backbone_checks
 from corenas.testing.components import spec_fragments
@@ -74,7 +74,7 @@ def costed(model, space, arch):
 def export_unchecked(model, arch, resolution=224):
     """Exported from the meta device, where there are no outputs to compare."""
     with patch("corenas.export.difference", return_value=0.0):
-        return export(model, arch, torch.empty(1, 3, resolution, resolution, device="meta"))
+        return export_subnet(model, arch, torch.empty(1, 3, resolution, resolution, device="meta"))
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def weights_move_both_ways(theirs, space, arch, x):
     with torch.no_grad(), apply(ours, arch):
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-9, atol=1e-9)
     assert any(tensor.isnan().any() for tensor in ours.parameters())
-    state, expected = published(export(ours, arch, x[:1]), torchvision_name), theirs.state_dict()
+    state, expected = published(export_subnet(ours, arch, x[:1]), torchvision_name), theirs.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
     theirs.load_state_dict(state, strict=True)
@@ -395,7 +395,7 @@ def test_random_autoformers_compute_the_same_exported_and_cost_what_is_counted(s
     archs = space.decode(space.draw(np.random.default_rng(0), 2))
     costs = Cost(model, space, torch.empty(1, 3, 32, 32)).of(archs)
     for arch, cost in zip(archs, costs, strict=True):
-        plain = export(model, arch, torch.zeros(1, 3, 32, 32))
+        plain = export_subnet(model, arch, torch.zeros(1, 3, 32, 32))
         assert counted(plain, 32) == (cost["params"], cost["flops"])
 
 
@@ -469,7 +469,7 @@ def test_drop_path_grows_from_nothing_to_the_option_and_dropout_stands_everywher
     model.eval()
     x = torch.randn(2, 1, 28, 28)
     assert torch.equal(model(x), model(x))
-    plain = export(model.train(), space.default(), torch.zeros(1, 1, 28, 28))
+    plain = export_subnet(model.train(), space.default(), torch.zeros(1, 1, 28, 28))
     assert sum(isinstance(m, nn.Dropout) for m in plain.modules()) == 1 + 3 * 5 + 8
     assert not torch.equal(plain.train()(x), plain(x))
     assert not [m for m in network(space, in_channels=1).modules() if isinstance(m, nn.Dropout | nn.Dropout1d)]
@@ -479,7 +479,7 @@ def test_drop_path_grows_from_nothing_to_the_option_and_dropout_stands_everywher
 def test_an_exported_transformer_is_written_in_every_format_and_loads_with_torch_alone(tmp_path, relative_position):
     space = SearchSpace.from_table({**TINY, "relative_position": relative_position})
     model, example = network(space, 10, in_channels=1).eval(), torch.zeros(1, 1, 28, 28)
-    plain = export(model, space.smallest(), example)
+    plain = export_subnet(model, space.smallest(), example)
     assert {"stem_class_token", "stem_position"} <= {name for name, _ in plain.named_parameters(recurse=False)}
     x = torch.randn(3, 1, 28, 28)
     with torch.no_grad():

@@ -11,12 +11,12 @@ from torch import nn
 from corenas.contracts import Backbone
 from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply, keys_used
 from corenas.options import structure
 from corenas.plugins import load_catalogue
+from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
-from corenas.spec import load_spec
 from corenas.testing.backbones import backbone_checks, counted, more_of_a_variable_never_costs_less
 from corenas.testing.components import changed, imports_no_torch, spec_fragments
 from corenas.testing.distributions import distribution_checks
@@ -180,7 +180,7 @@ def test_published_networks_come_out_to_the_last_digit(name, options, resolution
     assert counted(model, image) == expected  # of a space of one network: the model is that network
     if params < 8e6:  # larger ones take long to allocate
         model, _ = supernet({"structure": STRUCTURES[name]}, classes, "cpu", **options)
-        assert counted(export(model, space.default(), torch.zeros(1, 3, 32, 32)), image) == expected
+        assert counted(export_subnet(model, space.default(), torch.zeros(1, 3, 32, 32)), image) == expected
 
 
 @pytest.mark.parametrize(("space", "names", "resolution", "classes"), [

@@ -11,7 +11,7 @@ from corenas.calibrate import Evaluation
 from corenas.contracts import Evaluator, EvaluatorContext, Metric
 from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.settings import Calibration
@@ -149,7 +149,7 @@ def test_it_is_what_the_exported_network_reaches_when_it_is_recalibrated_by_itse
     assert [len(x) for x, _ in images] == [16, 16, 16]
     data = Data(split)
     for arch, metrics in zip(ARCHS, measured, strict=True):
-        plain = recalibrated(export(model, arch, Images.example), images)
+        plain = recalibrated(export_subnet(model, arch, Images.example), images)
         with torch.no_grad():
             outputs = plain(data.x)
         assert metrics["top1"] == pytest.approx(100 * float((outputs.argmax(1) == data.y).double().mean()))
@@ -196,7 +196,7 @@ def test_without_calibration_batches_the_statistics_of_the_supernet_count():
     (metrics,) = Accuracy().start(context(model, calibration=Calibration(batches=0)))([SPACE.smallest()], 1.0)
     data = Data("valid")
     with torch.no_grad():
-        outputs = export(model, SPACE.smallest(), Images.example).eval()(data.x)
+        outputs = export_subnet(model, SPACE.smallest(), Images.example).eval()(data.x)
     assert metrics["loss"] == pytest.approx(float(F.cross_entropy(outputs, data.y)), rel=1e-5)
 
 

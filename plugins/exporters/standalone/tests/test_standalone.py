@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from corenas.contracts import Exporter
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.plugins import load_catalogue
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
@@ -58,7 +58,7 @@ def traced(model, arch=None):
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             nn.init.normal_(module.running_mean)
             nn.init.uniform_(module.running_var, 0.5, 2)
-    return export(model.eval(), arch or {}, EXAMPLE)
+    return export_subnet(model.eval(), arch or {}, EXAMPLE)
 
 
 def rebuilt(network, folder):

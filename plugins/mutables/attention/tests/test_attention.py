@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.cost import Cost
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply, chosen
 from corenas.space import SearchSpace
 from corenas.testing.distributions import distribution_checks
@@ -160,7 +160,7 @@ def test_attention_costs_both_products_however_torch_computes_them(device, dista
     model, example = nn.Sequential(ElasticDepth(blocks, depth)).eval(), torch.zeros(1, TOKENS, 6)
     cost = Cost(model, space, example)
     for arch in space:
-        plain = export(model, arch, example)
+        plain = export_subnet(model, arch, example)
         params = sum(p.numel() for p in plain.parameters())
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             plain.to(device)(example.to(device))
@@ -196,7 +196,7 @@ def test_a_parameter_of_one_part_is_a_view():
 
 def test_an_exported_network_has_the_parameter_itself_and_no_call():
     model = nn.Sequential(Shifted())
-    plain = export(model, {"w": 4}, torch.zeros(1, TOKENS, 4))
+    plain = export_subnet(model, {"w": 4}, torch.zeros(1, TOKENS, 4))
     assert [(node.op, node.target) for node in plain.graph.nodes][1] == ("get_attr", "layer_0_shift")
     assert {name: tuple(p.shape) for name, p in plain.named_parameters()} == {"layer_0_shift": (1, TOKENS, 4)}
     before = plain.layer_0_shift.clone()
@@ -216,7 +216,7 @@ def test_a_parameter_that_stands_twice_is_one_in_the_exported_network():
         def forward(self, x):
             return (x * self.scale()).tanh() * self.scale()
 
-    plain = export(Twice(), {"w": 6}, torch.zeros(1, 6))
+    plain = export_subnet(Twice(), {"w": 6}, torch.zeros(1, 6))
     assert [tuple(p.shape) for p in plain.parameters()] == [(6,)]
 
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.space import Categorical, SearchSpace
 from corenas.value import Dimension, Variable
@@ -242,14 +242,14 @@ def test_a_network_of_stages_exports_and_costs_what_its_exports_have(levels):
     net, x = First(network(levels, resize=True)), torch.randn(1, 3, 12, 12)
     cost = Cost(net, SPACE, x)
     for arch in [*SPACE][::5]:
-        plain = export(net, arch, x)
+        plain = export_subnet(net, arch, x)
         assert cost.of([arch])[0]["params"] == sum(p.numel() for p in plain.parameters())
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (2, 3, 2)], ids=["tokens", "map"])
 def test_drop_path_drops_whole_samples_in_training_and_keeps_the_mean(shape):
     drop, x = DropPath(0.25, axes=len(shape)), torch.rand(4000, *shape) + 1
-    plain = export(nn.Sequential(drop), {}, x[:1]).train()
+    plain = export_subnet(nn.Sequential(drop), {}, x[:1]).train()
     for path in (drop, plain):
         factors = (path(x) / x).flatten(1)
         assert_close(factors, factors[:, :1].expand_as(factors))

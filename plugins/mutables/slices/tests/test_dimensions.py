@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.cost import Cost, LayerCost
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply, chosen
 from corenas.space import Categorical, SearchSpace
 from corenas.value import Dimension
@@ -114,7 +114,7 @@ def test_cost_apply_and_export_are_those_of_the_plain_network(seed):
         plain = Plain(net, **arch)
         with apply(net, arch):
             torch.testing.assert_close(net(images), plain(images), atol=1e-6, rtol=1e-5)
-        exported = export(net, arch, images[:1])
+        exported = export_subnet(net, arch, images[:1])
         torch.testing.assert_close(exported(images), plain(images), atol=1e-6, rtol=1e-5)
         assert {n: p.shape for n, p in exported.named_parameters()}.keys() >= {"left.weight", "qkv.bias"}
         with FlopCounterMode(display=False) as counter:

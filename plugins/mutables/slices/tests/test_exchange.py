@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from corenas.errors import UserError
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply, chosen
 from corenas.space import SearchSpace
 from corenas.testing.small import same
@@ -88,12 +88,12 @@ def archs(n=8):
 def test_the_weights_of_an_exported_network_load_where_they_came_from_and_nowhere_else(arch, memory_format):
     theirs, ours = network(1), network(2).to(memory_format=memory_format)
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
-    plain = export(theirs, arch, EXAMPLE)
+    plain = export_subnet(theirs, arch, EXAMPLE)
     load(ours, arch, plain.state_dict())
     x = torch.randn(3, 3, 8, 8)
     with torch.no_grad(), apply(ours, arch):
         torch.testing.assert_close(ours(x), plain(x), rtol=1e-5, atol=1e-5)
-    again = export(ours, arch, EXAMPLE).state_dict()
+    again = export_subnet(ours, arch, EXAMPLE).state_dict()
     assert again.keys() == plain.state_dict().keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in plain.state_dict().items())
     after = ours.state_dict()
@@ -105,14 +105,19 @@ def test_the_weights_of_an_exported_network_load_where_they_came_from_and_nowher
 def test_names_that_are_taken_load_as_they_are_exported(name):
     model = nn.Sequential()
     model.add_module(name, LinearSlice(4, 4))
-    state = {key: torch.randn_like(tensor) for key, tensor in export(model, {}, torch.zeros(1, 4)).state_dict().items()}
+    state = {
+        key: torch.randn_like(tensor)
+        for key, tensor in export_subnet(model, {}, torch.zeros(1, 4)).state_dict().items()
+    }
     load(model, {}, state)
-    assert all(same(tensor, state[key]) for key, tensor in export(model, {}, torch.zeros(1, 4)).state_dict().items())
+    assert all(
+        same(tensor, state[key]) for key, tensor in export_subnet(model, {}, torch.zeros(1, 4)).state_dict().items()
+    )
 
 
 def test_names_and_types_may_be_others():
     theirs, ours, arch = network(1), network(2).double(), SPACE.smallest()
-    state = published(export(theirs, arch, EXAMPLE), "published.{}".format)
+    state = published(export_subnet(theirs, arch, EXAMPLE), "published.{}".format)
     assert all(name.startswith("published.") for name in state)
     load(ours, arch, state, "published.{}".format)
     assert torch.equal(ours.head.weight, theirs.head.weight.double())
@@ -121,17 +126,17 @@ def test_names_and_types_may_be_others():
 
 def test_a_linear_layer_stands_for_a_convolution_of_one_pixel():
     theirs, ours, arch = network(1), network(2), SPACE.largest()
-    plain = export(theirs, arch, EXAMPLE)
+    plain = export_subnet(theirs, arch, EXAMPLE)
     linear = {"last.weight": torch.randn(6, 8), "head.weight": torch.randn(5, 6)}
     load(ours, arch, {**plain.state_dict(), **linear})
     assert torch.equal(ours.backbone.last.weight[:, :, 0, 0], linear["last.weight"])
-    state = published(export(ours, arch, EXAMPLE), str, like=linear)
+    state = published(export_subnet(ours, arch, EXAMPLE), str, like=linear)
     assert torch.equal(state["last.weight"], linear["last.weight"])
 
 
 def test_old_files_without_counts_of_batches_load():
     ours, arch = network(2), SPACE.largest()
-    state = export(network(1), arch, EXAMPLE).state_dict()
+    state = export_subnet(network(1), arch, EXAMPLE).state_dict()
     load(ours, arch, {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")})
     assert int(ours.backbone.stem.norm.num_batches_tracked) == 2
 
@@ -145,7 +150,7 @@ def test_old_files_without_counts_of_batches_load():
 ])  # fmt: skip
 def test_weights_of_another_network_are_refused_and_nothing_is_loaded(changes, says):
     ours, arch = network(2), SPACE.largest()
-    state = {**export(network(1), arch, EXAMPLE).state_dict(), **changes}
+    state = {**export_subnet(network(1), arch, EXAMPLE).state_dict(), **changes}
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     with pytest.raises(UserError, match=says):
         load(ours, arch, {name: tensor for name, tensor in state.items() if tensor is not None})
@@ -186,5 +191,5 @@ class Placed(nn.Module):
 
 def test_buffers_that_are_no_part_of_a_state_dict_are_passed_over():
     ours, theirs = nn.Sequential(Placed()).eval(), nn.Sequential(Placed()).eval()
-    load(ours, {}, export(theirs, {}, torch.zeros(1, 3)).state_dict())
+    load(ours, {}, export_subnet(theirs, {}, torch.zeros(1, 3)).state_dict())
     assert torch.equal(ours[0].weight, theirs[0].weight)

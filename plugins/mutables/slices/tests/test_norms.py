@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from corenas.calibrate import recalibrate, statistics_kept
 from corenas.cost import Cost
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.space import Categorical, SearchSpace
 from corenas.testing.small import same
@@ -98,7 +98,7 @@ def test_each_width_of_a_model_keeps_the_statistics_it_was_recalibrated_with():
     for arch in SPACE:
         with apply(switched, arch), apply(plain[arch], arch):
             assert_close(switched(x), plain[arch](x))
-        assert_close(export(switched, arch, x)(x), export(plain[arch], arch, x)(x))
+        assert_close(export_subnet(switched, arch, x)(x), export_subnet(plain[arch], arch, x)(x))
 
 
 def test_statistics_that_an_arch_does_not_have_stay():
@@ -148,7 +148,7 @@ def test_a_published_network_loads_into_the_statistics_of_its_arch_alone():
     per_width_statistics(net, OUT)
     with apply(other, {"o": 6}):
         recalibrate(other, Task, batches(2))
-    plain = export(other, {"o": 6}, batches(0)[0])
+    plain = export_subnet(other, {"o": 6}, batches(0)[0])
     before = copy.deepcopy(net.state_dict())
     load(net, {"o": 6}, plain.state_dict())
     with apply(net, {"o": 6}):

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corenas.contracts import Problem, Searcher, Trial
+from corenas.contracts import Problem, Searcher
 from corenas.errors import UserError
-from corenas.objectives import Objective, Objectives
+from corenas.objectives import Objective, Objectives, Trial
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.space import Categorical, SearchSpace

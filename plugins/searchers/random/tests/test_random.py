@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corenas.contracts import Searcher, Trial
+from corenas.contracts import Searcher
+from corenas.objectives import Trial
 from corenas.plugins import load_catalogue
 from corenas.space import Categorical, SearchSpace
 from corenas.testing.components import spec_fragments

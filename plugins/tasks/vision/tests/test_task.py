@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from corenas.cost import Cost
-from corenas.export import export
+from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.space import SearchSpace
 from corenas.value import Dimension, Variable
@@ -143,7 +143,7 @@ def test_auxiliary_classifiers_are_neither_exported_nor_part_of_the_cost():
     assert costs[0] == costs[1] == [{"flops": 640, "params": 650, "activations": 10}]
     assert [sum(p.numel() for p in n.parameters()) for n in networks] == [650, 710]
     for network in networks:
-        assert sum(p.numel() for p in export(network, {}, example).parameters()) == 650
+        assert sum(p.numel() for p in export_subnet(network, {}, example).parameters()) == 650
 
 
 def test_without_features_before_the_last_there_is_no_auxiliary_classifier():

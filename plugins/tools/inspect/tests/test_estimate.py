@@ -10,9 +10,9 @@ import torch
 from attrs import evolve, frozen
 
 from corenas.errors import UserError
-from corenas.prepare import prepare
-from corenas.run import run
-from corenas.spec import load_spec
+from corenas.run.prepare import prepare
+from corenas.run.spec import load_spec
+from corenas.run.stages import run_spec
 from corenas.store import Store
 from corenas.testing import small
 from corenas_tool_inspect.estimate import estimate
@@ -63,8 +63,8 @@ def test_the_estimate_is_near_what_a_run_takes(tmp_path, catalogue):
     found = estimate(prepare(spec, weights=False))
     assert found.tried == "steps of 16 images and a trial"
     assert found.memory > 50e6
-    run(spec, catalogue, tmp_path / "run", lambda event: None)
-    seconds = Store(tmp_path / "run/run.sqlite", readonly=True).noted("seconds")
+    run_spec(spec, catalogue, tmp_path / "run", lambda event: None)
+    seconds = Store(tmp_path / "run/run.sqlite", readonly=True).get("seconds")
     assert found.seconds.keys() == {"train", "search"}
     for stage, guess in found.seconds.items():
         assert seconds[stage] / 20 < guess < 20 * seconds[stage]  # of the same order, on a busy machine too

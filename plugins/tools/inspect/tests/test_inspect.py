@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from corenas.cli import main
-from corenas.contracts import Trial
+from corenas.objectives import Trial
 from corenas.space import Arch
 from corenas.store import Store
 from corenas.testing.commands import command_checks

@@ -12,8 +12,8 @@ import tomli_w
 import corenas
 from corenas.errors import UserError
 from corenas.plugins import load_catalogue
-from corenas.run import run
-from corenas.spec import load_spec
+from corenas.run.spec import load_spec
+from corenas.run.stages import run_spec
 from corenas.testing.commands import command_checks, parser_of
 from corenas.testing.distributions import distribution_checks
 from corenas_tool_new import KINDS, corenas_commands, new
@@ -88,7 +88,7 @@ def test_all_of_them_make_a_run_together(written, monkeypatch, tmp_path):
     (tmp_path / "spec.toml").write_text(tomli_w.dumps(table))
     spec, _ = load_spec(tmp_path / "spec.toml", catalogue)
     complaints = []
-    result = run(spec, catalogue, tmp_path / "run", lambda event: complaints.extend(catalogue.emit(event)))
+    result = run_spec(spec, catalogue, tmp_path / "run", lambda event: complaints.extend(catalogue.emit(event)))
     assert not complaints
     assert result["trials"] == 10
     assert result["best"]["metrics"]["my_own2_ms"] > 0

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from corenas.contracts import Metric, Note, Progress, RunDone, RunStarted, StageDone, StageStarted, Trial, TrialDone
+from corenas.contracts import Metric, Note, Progress, RunDone, RunStarted, StageDone, StageStarted, TrialDone
+from corenas.objectives import Trial
 from corenas.plugins import load_catalogue
 from corenas.space import Arch
 from corenas.testing.distributions import distribution_checks

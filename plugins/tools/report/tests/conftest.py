@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tomli_w
 
-from corenas.contracts import Trial
+from corenas.objectives import Trial
 from corenas.space import SearchSpace
 from corenas.store import Store
 
@@ -96,18 +96,18 @@ def write_run(
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     store = Store(folder / "run.sqlite")
-    store.note("spec", spec_of(name or folder.name, seed, **spec))
+    store.set("spec", spec_of(name or folder.name, seed, **spec))
     texts = [f"flops at most {limit / 1e6:g}M" for limit in limits]
     if noted:
-        store.note("splits", {"train": 3500, "valid": 500, "test": 1000})
-        store.note("versions", {"corenas": "0.1.0", "torch": "2.15.0", "python": "3.12.1", "threads": 1,
+        store.set("splits", {"train": 3500, "valid": 500, "test": 1000})
+        store.set("versions", {"corenas": "0.1.0", "torch": "2.15.0", "python": "3.12.1", "threads": 1,
                                 "processes": 1})  # fmt: skip
-        store.note("seconds", {"train": 391.5, "search": 18.0, "export": 1.25} if finished else {})
-        store.note("device", "cpu")
-        store.note("metrics", UNITS)
-        store.note("searches", texts)
+        store.set("seconds", {"train": 391.5, "search": 18.0, "export": 1.25} if finished else {})
+        store.set("device", "cpu")
+        store.set("metrics", UNITS)
+        store.set("searches", texts)
         goal = {"metric": "top1", "direction": "max", "weight": 1.0}
-        store.note("objectives", {"objectives": [goal], "pareto": False, "bin_metric": None, "bin_width": 0.0})
+        store.set("objectives", {"objectives": [goal], "pareto": False, "bin_metric": None, "bin_width": 0.0})
     for stage in ["train", *(["retrain"] if retrain else [])]:
         for epoch in range(1, epochs + 1):
             lr = 0.05 * (1 + np.cos(np.pi * epoch / 15))
@@ -124,7 +124,7 @@ def write_run(
                          "folder": folder_name})  # fmt: skip
     if finished:
         best = {key: rows[0][key] for key in ("arch", "metrics", "test")}
-        store.note("result", {"run": str(folder), "best": best, "front": [], "trials": n * len(limits), "seconds": {},
+        store.set("result", {"run": str(folder), "best": best, "front": [], "trials": n * len(limits), "seconds": {},
                               "table": rows})  # fmt: skip
     store.close()
     return folder

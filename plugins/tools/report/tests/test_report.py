@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tomli
 
-from corenas.contracts import Note, RunDone, Trial
+from corenas.contracts import Note, RunDone
 from corenas.errors import UserError
+from corenas.objectives import Trial
 from corenas.plugins import load_catalogue
 from corenas.space import Categorical, SearchSpace
 from corenas.store import Store
@@ -81,7 +82,7 @@ def page_of(*folders, out=None):
 def test_a_run_has_a_page_with_all_that_it_found(run_writer):
     folder = run_writer("digits")
     page = page_of(folder)
-    result = Store(folder / "run.sqlite", readonly=True).noted("result")["table"][0]
+    result = Store(folder / "run.sqlite", readonly=True).get("result")["table"][0]
     assert page.texts("h1") == ["digits"]
     assert page.texts("h2") == ["Result", "Trials", "Training", "What was asked", "Data", "Time and versions"]
     rows = page.rows("what was measured")
@@ -106,7 +107,7 @@ def test_a_run_has_a_page_with_all_that_it_found(run_writer):
 def test_the_whole_spec_stands_there_as_toml(run_writer):
     folder = run_writer("digits")
     text = page_of(folder).all("pre")[-1]["text"]
-    assert tomli.loads(text) == Store(folder / "run.sqlite", readonly=True).noted("spec")
+    assert tomli.loads(text) == Store(folder / "run.sqlite", readonly=True).get("spec")
 
 
 def test_trials_are_plotted_against_every_cost_with_their_front(run_writer):
@@ -158,15 +159,15 @@ EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 def test_text_from_files_is_never_markup(run_writer, tmp_path):
     folder = run_writer("evil", name=EVIL, searcher={"type": EVIL, EVIL: EVIL}, task={"type": EVIL, "data": EVIL})
     store = Store(folder / "run.sqlite")
-    store.note("searches", [EVIL])
-    store.note("versions", {"corenas": EVIL, "device": EVIL, EVIL: 1})
-    space = SearchSpace.from_table(store.noted("spec")["space"])
+    store.set("searches", [EVIL])
+    store.set("versions", {"corenas": EVIL, "device": EVIL, EVIL: 1})
+    space = SearchSpace.from_table(store.get("spec")["space"])
     store.add(Trial(space.default(), {"top1": 99.0, "flops": 1e6, EVIL: 3.0}))
     store.add(Trial(space.smallest(), {EVIL: 3.0}, "failed", error=EVIL))
     store.point("train", 1000, {"epoch": 16, "loss": 1.0, EVIL: float("nan")})
-    result = store.noted("result")
+    result = store.get("result")
     result["table"][0]["constraints"] = EVIL
-    store.note("result", result)
+    store.set("result", result)
     store.close()
     other = run_writer("other")
     plain = page_of(other)
@@ -334,12 +335,12 @@ def test_the_catalogue_has_command_and_listener():
 def test_a_run_without_a_search_has_a_page(run_writer):
     folder = run_writer("derived", n=30)
     store = Store(folder / "run.sqlite")
-    result = store.noted("result")
+    result = store.get("result")
     row = result["table"][0]
     row["metrics"] = {name: row["metrics"][name] for name in ("flops", "params", "activations")}
     for key, value in {"objectives": {"objectives": [], "pareto": False, "bin_metric": None, "bin_width": 0.0},
                        "searches": [], "device": "cuda", "result": result}.items():  # fmt: skip
-        store.note(key, value)
+        store.set(key, value)
     store.close()
     page = page_of(folder)
     assert page.rows("what was measured")[0] == ["metric", "test: 1,000 images, touched once"]
@@ -353,7 +354,7 @@ def test_a_run_without_a_search_has_a_page(run_writer):
 def test_trials_of_less_effort_are_on_no_front(run_writer):
     folder = run_writer("a")
     store = Store(folder / "run.sqlite")
-    space = SearchSpace.from_table(store.noted("spec")["space"])
+    space = SearchSpace.from_table(store.get("spec")["space"])
     store.add(Trial(space.smallest(), {"top1": 99.9, "flops": 1.0}, fidelity=0.5))
     store.close()
     run = read_run(folder)

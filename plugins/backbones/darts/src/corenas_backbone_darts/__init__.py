@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from attrs import Factory, field, frozen
 from attrs.validators import ge, le, optional
 
-from corenas.errors import Fault, UserError, did_you_mean, refuse
+from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value, as_value
@@ -95,7 +95,7 @@ class Cell:
     def __attrs_post_init__(self) -> None:
         if not self.nodes or self.nodes[-1].out != Constant(1):
             raise UserError("the last node of a cell is part of its output: `out` is 1 there", key=("nodes",))
-        refuse(
+        raise_if_any(
             Fault(f"there are states 0 to {n + 1} before this node", ("nodes", n, "edges", place, "input"))
             for n, node in enumerate(self.nodes)
             for place, edge in enumerate(node.edges)

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import fields, frozen
 
-from corenas.errors import Fault, UserError, did_you_mean, refuse
+from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.options import structure
 from corenas.space import Arch, SearchSpace
 from corenas.value import Value
@@ -34,7 +34,7 @@ class Genotype:
     reduce_concat: tuple[int, ...]
 
     def __attrs_post_init__(self) -> None:
-        refuse([*_faults("normal", *self.cell("normal")), *_faults("reduce", *self.cell("reduce"))])
+        raise_if_any([*_faults("normal", *self.cell("normal")), *_faults("reduce", *self.cell("reduce"))])
 
     @classmethod
     def read(cls, text: str) -> Genotype:
@@ -49,10 +49,10 @@ class Genotype:
             if not isinstance(call, ast.Call) or ast.unparse(call.func).split(".")[-1] != "Genotype":
                 raise UserError("expected `Genotype(normal=[…], normal_concat=[…], reduce=[…], reduce_concat=[…])`")
             given = dict(zip(names, call.args, strict=False)) | {item.arg or "**": item.value for item in call.keywords}
-            refuse(
+            raise_if_any(
                 Fault("unknown part", (name,), hint=did_you_mean(name, names)) for name in given if name not in names
             )
-            refuse(Fault("is missing", (name,)) for name in names if name not in given)
+            raise_if_any(Fault("is missing", (name,)) for name in names if name not in given)
             parts = {name: _literal(node) for name, node in given.items()}
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
             raise UserError(f"this is no genotype: {str(error).splitlines()[0]}") from None
@@ -93,7 +93,7 @@ class Genotype:
                     faults.append(Fault(text, (kind, "nodes", i, "out")))
                 else:
                     choices |= found | dict.fromkeys(node.out.keys, out)
-        refuse(faults)
+        raise_if_any(faults)
         return space.arch(choices)
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from attrs import field, frozen
 from attrs.validators import ge, optional
 
-from corenas.errors import Fault, UserError, refuse
+from corenas.errors import Fault, UserError, raise_if_any
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value
@@ -117,7 +117,7 @@ class Layout:
                 text = f"{projected} channels are projected, none of {stage.width} is left for the first block's layers"
                 faults.append(Fault(text, key=("stages", i)))
             inputs = stage.width
-        refuse(faults)
+        raise_if_any(faults)
 
 
 @frozen

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from attrs import Factory, field, frozen
 from attrs.validators import ge, optional
 
-from corenas.errors import Fault, UserError, refuse
+from corenas.errors import Fault, UserError, raise_if_any
 from corenas.hookspecs import hookimpl
 from corenas.options import structure as structured
 from corenas.space import SearchSpace
@@ -66,7 +66,7 @@ class SuperBlock:
 
     def __attrs_post_init__(self) -> None:
         for op in as_value(self.op).possible:
-            refuse(Fault(f"required key is missing: {op} needs it", (name,))
+            raise_if_any(Fault(f"required key is missing: {op} needs it", (name,))
                    for name in NEEDS[op] if getattr(self, name) is None)  # fmt: skip
 
 

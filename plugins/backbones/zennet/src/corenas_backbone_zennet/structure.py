@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from corenas.errors import Fault, UserError, refuse
+from corenas.errors import Fault, UserError, raise_if_any
 from corenas.options import structure as structured
 from corenas.space import Arch, SearchSpace
 from corenas.value import Value, Variable, as_value
@@ -54,7 +54,7 @@ def read(structure: str) -> dict[str, Any]:
             faults.append(Fault(f"{found[0].strip()}, at {found.start(1)}, {error}"))
             channels = None
         at = found.end()
-    refuse(faults)
+    raise_if_any(faults)
     ends = [block for block in blocks[:1] + blocks[1:][-1:] if block["op"] == "Conv"]
     if len(ends) < 2:
         raise UserError("expected a network that begins and ends with a SuperConv", hint="SuperConvK3BNRELU(3,16,2,1)…")
@@ -122,7 +122,7 @@ def arch(structure: str, space: SearchSpace) -> Arch:
             elif value != number:
                 there = "nothing" if value is None else repr(value({}))
                 faults.append(Fault(f"this network has {number({})!r}, the space {there}", (*place, name)))
-    refuse(faults)
+    raise_if_any(faults)
     return space.arch(choices)
 
 

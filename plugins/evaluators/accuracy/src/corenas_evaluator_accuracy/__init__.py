@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from attrs import frozen
 
-from corenas.contracts import EvaluatorContext, LiveTask, Measure, Metric
+from corenas.contracts import EvaluatorContext, LiveEvaluator, LiveTask, Metric
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import Arch
@@ -31,7 +31,7 @@ class Accuracy:
         """What the task's meter computes."""
         return task.metrics
 
-    def start(self, context: EvaluatorContext) -> Measure:
+    def start(self, context: EvaluatorContext) -> LiveEvaluator:
         """Raises UserError if there is no trained supernet."""
         evaluation = context.evaluation
         if evaluation is None:

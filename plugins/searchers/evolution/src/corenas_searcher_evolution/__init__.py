@@ -9,9 +9,10 @@ import numpy as np
 from attrs import field, frozen
 from attrs.validators import ge, le, optional
 
-from corenas.contracts import Json, Problem, Trial
+from corenas.contracts import Json, Problem
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
+from corenas.objectives import Trial
 from corenas.space import Arch
 
 PATIENCE = 1000

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from attrs import frozen
 
-from corenas.contracts import Json, Problem, Trial
+from corenas.contracts import Json, Problem
 from corenas.hookspecs import hookimpl
+from corenas.objectives import Trial
 from corenas.space import Arch
 
 PATIENCE = 1000

@@ -10,8 +10,8 @@ import attrs
 import tomli
 
 from corenas import seeding
-from corenas.contracts import Trial
 from corenas.errors import UserError
+from corenas.objectives import Trial
 from corenas.space import Arch
 
 if TYPE_CHECKING:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from argparse import Namespace
 
 from corenas.plugins import load_catalogue
-from corenas.spec import load_spec
+from corenas.run.spec import load_spec
 from corenas_tool_inspect.table import print_json, print_table
 
 
 def command(options: Namespace) -> None:
     """Print it."""
     spec, sources = load_spec(options.spec, load_catalogue(), options.set)
-    from corenas.prepare import prepare
+    from corenas.run.prepare import prepare
     from corenas_tool_inspect.archs import named_arch
     from corenas_tool_inspect.estimate import estimate
 
@@ -33,11 +33,11 @@ def command(options: Namespace) -> None:
     if prepared.task.splits:
         print("data       " + ", ".join(f"{name} {n:,}" for name, n in prepared.task.splits.items()))
     print_table([{"arch": name, **cost} for name, cost in costs.items()])
-    for wanted in prepared.wanted:
-        if wanted.constraints:
-            print(f"constraints {wanted}")
-        if cheap := wanted.drawing.constraints:
-            print(f"about {wanted.drawing.share:.1%} of drawn archs have {' and '.join(map(str, cheap))}")
+    for target in prepared.targets:
+        if target.constraints:
+            print(f"constraints {target}")
+        if cheap := target.region.constraints:
+            print(f"about {target.region.share:.1%} of drawn archs have {' and '.join(map(str, cheap))}")
     if needs is not None:
         stages = ", ".join(f"{stage} about {_duration(seconds)}" for stage, seconds in needs.seconds.items())
         lacking = [stage for stage in ("train", "search") if stage in prepared.stages and stage not in needs.seconds]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from corenas import seeding
 from corenas.contracts import Step, Trainer
-from corenas.prepare import Prepared, load_supernet, prepare, start_stand, start_trainer
+from corenas.run.prepare import Prepared, load_supernet, prepare, start_trainer, start_trial_runner
 from corenas.supernet import build_supernet
 from corenas.train import train
 
@@ -109,10 +109,10 @@ def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
                 peaks.append((size, _peak(prepared.device)))
                 tried = [f"steps of {size} images"]
         if "search" in prepared.stages and spec.evaluators:
-            measure = start_stand(prepared, 0, supernet)
-            arch = prepared.wanted[0].drawing.sample(seeding.generator(spec.seed, "estimate"))
-            first, then = measure(arch).seconds, measure(arch).seconds  # the first decodes the data as well
-            seconds["search"] = first + then * spec.search.trials * len(prepared.wanted)
+            runner = start_trial_runner(prepared, 0, supernet)
+            arch = prepared.targets[0].region.sample(seeding.generator(spec.seed, "estimate"))
+            first, second = runner.measure(arch), runner.measure(arch)  # the first decodes the data as well
+            seconds["search"] = first.seconds + second.seconds * spec.search.trials * len(prepared.targets)
             tried.append("a trial")
     return Estimate(seconds, _memory(peaks, spec.train.batch_size), " and ".join(tried) or "nothing")
 

@@ -6,10 +6,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from corenas.contracts import Trial
 from corenas.errors import UserError
+from corenas.objectives import Trial
 from corenas.plugins import load_catalogue
-from corenas.spec import load_spec
+from corenas.run.spec import load_spec
 from corenas.store import Store
 from corenas_tool_inspect.archs import named_arch
 from corenas_tool_inspect.table import print_json
@@ -17,7 +17,7 @@ from corenas_tool_inspect.table import print_json
 if TYPE_CHECKING:
     from torch import nn
 
-    from corenas.prepare import Prepared
+    from corenas.run.prepare import Prepared
 
 
 def command(options: Namespace) -> None:
@@ -30,8 +30,8 @@ def command(options: Namespace) -> None:
     if options.to.exists() and (not options.to.is_dir() or any(options.to.iterdir())):
         raise UserError("this is no empty folder", file=str(options.to), hint="another one: --to DIR")
     spec, sources = load_spec(path, catalogue, options.set)
-    from corenas.prepare import prepare
-    from corenas.result import plain_network, read_exporters, write
+    from corenas.run.prepare import prepare
+    from corenas.run.result import cost_card, exported, read_exporters, write_folder
 
     exporters = read_exporters(options.format or spec.export.formats, catalogue)
     with sources.locating():
@@ -40,8 +40,8 @@ def command(options: Namespace) -> None:
         else:
             prepared, network, calibrated = prepare(spec, data=False), None, False
             trial = Trial(named_arch(prepared.cost, options.arch or "default"))
-        plain = plain_network(prepared, trial.arch, network, calibrated)
-        write(prepared, plain, trial, options.to, exporters, tested=False)
+        plain = exported(prepared, trial.arch, network, calibrated)
+        write_folder(plain, trial.arch, cost_card(prepared, trial, test={}), prepared, options.to, exporters)
     files = sorted(str(file) for file in options.to.iterdir())
     if options.json:
         print_json({"arch": dict(trial.arch), **prepared.cost.of([trial.arch])[0], "files": files})
@@ -55,11 +55,11 @@ def _of_run(prepared: Prepared, folder: Path, name: str) -> tuple[Prepared, Tria
 
     Raises UserError if the run has not come so far.
     """  # fmt: skip
-    from corenas.prepare import load_supernet
-    from corenas.run import retrain
+    from corenas.run.prepare import load_supernet
+    from corenas.run.stages import retrain
 
     store = Store(folder / "run.sqlite", readonly=True)
-    result = store.noted("result")
+    result = store.get("result")
     if name == "best":
         if result is None:
             raise UserError("this run has no best arch yet", file=str(folder), hint="finish it: corenas run")

@@ -17,8 +17,9 @@ import attrs
 from corenas.errors import UserError, did_you_mean
 from corenas.options import expectation, explanations, key_of, structure, to_table
 from corenas.plugins import KINDS, Catalogue, load_catalogue
+from corenas.run.spec import Spec
+from corenas.run.toml import KeySource, Sources
 from corenas.space import SearchSpace
-from corenas.spec import Places, Sources, Spec, key_lines
 from corenas_tool_inspect.archs import from_file
 from corenas_tool_inspect.table import print_json
 
@@ -81,11 +82,10 @@ def _drawing(cls: Any, options: Namespace) -> tuple[Any, list[str]]:
 
 
 def _sources(file: str) -> Sources:
-    """Where the keys of a space stand that is drawn from its file."""
-    places: Places = {"": (file, 1, ())}
-    for key, line in key_lines(Path(file).read_text("utf-8")).items():
-        places[".".join(map(str, ("space", *key)))] = (file, line, key)
-    return Sources(places)
+    """Return where the keys of a space that is drawn from its file come from."""
+    sources = Sources({"": KeySource(file, 1, ())})
+    sources.add(file, Path(file).read_text("utf-8"), "space")
+    return sources
 
 
 def _options(cls: type) -> list[dict[str, Any]]:

@@ -16,10 +16,10 @@ from corenas_tool_inspect.table import print_json, print_table
 def command(options: Namespace) -> None:
     """Print it."""
     store = Store(options.run / "run.sqlite", readonly=True)
-    searches = store.noted("searches", [""])
+    searches = store.get("searches", [""])
     listed = [(wanted, trial) for number, wanted in enumerate(searches) for trial in store.trials(number)]
     if options.pareto:
-        asked = store.noted("objectives")
+        asked = store.get("objectives")
         if asked is None:
             raise UserError("this run has not begun to search", file=str(options.run))
         objectives = [Objective(**goal) for goal in asked["objectives"]]

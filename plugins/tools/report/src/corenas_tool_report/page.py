@@ -16,6 +16,7 @@ import tomli_w
 
 import corenas
 from corenas.errors import UserError
+from corenas.run.folder import OwnFiles
 from corenas_tool_report import drawing, plots
 from corenas_tool_report.plots import Plot
 from corenas_tool_report.reading import COSTS, Found, Run, read_runs, trade_off
@@ -35,6 +36,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     text = run_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
     part = path.with_name(f"{path.name}.part")
     try:
+        if out is None and len(runs) == 1:
+            OwnFiles(runs[0].folder).claim(path.name, part.name)
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import frozen
 
-from corenas.contracts import Trial
+from corenas.objectives import Trial
 from corenas_tool_report import drawing
 from corenas_tool_report.reading import COSTS, Run, trade_off
 from corenas_tool_report.words import Html, duration, esc, join, measured, plural, tag

@@ -10,9 +10,8 @@ from typing import Any
 
 from attrs import field, frozen
 
-from corenas.contracts import Trial
 from corenas.errors import Fault, UserError
-from corenas.objectives import Objective, Objectives
+from corenas.objectives import Objective, Objectives, Trial
 from corenas.space import Arch, SearchSpace
 from corenas.store import Store
 
@@ -131,21 +130,21 @@ def read_run(folder: Path) -> Run:
 
 
 def _run(folder: Path, store: Store) -> Run:
-    spec, result = store.noted("spec") or {}, store.noted("result")
-    units = store.noted("metrics") or {}
-    seconds = store.noted("seconds") or {}
-    searches = store.noted("searches")
+    spec, result = store.get("spec") or {}, store.get("result")
+    units = store.get("metrics") or {}
+    seconds = store.get("seconds") or {}
+    searches = store.get("searches")
     trials = [store.trials()] if searches is None else [store.trials(i) for i in range(len(searches))]
     if searches is None:
         searches = [_constraints(spec)]
-    objectives = _objectives(store.noted("objectives"), spec, units)
+    objectives = _objectives(store.get("objectives"), spec, units)
     stages = ["train", "retrain", *(f"retrain-{i}" for i in range(2, len(searches) + 1)), *seconds]
     curves = {stage: store.curve(stage) for stage in dict.fromkeys(stages)}
     return Run(
         folder,
         spec,
-        store.noted("splits") or {},
-        store.noted("versions") or {},
+        store.get("splits") or {},
+        store.get("versions") or {},
         _device(store),
         seconds,
         units,
@@ -191,7 +190,7 @@ def _so_far(objectives: Objectives, searches: Sequence[str], trials: Sequence[Se
 
 
 def _device(store: Store) -> str | None:
-    return store.noted("device") or (store.noted("versions") or {}).get("device")
+    return store.get("device") or (store.get("versions") or {}).get("device")
 
 
 def _card(folder: Path) -> Mapping[str, Any]:

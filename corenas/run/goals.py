@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from corenas.contracts import Evaluator, LiveTask, Metric
 from corenas.cost import METRICS
-from corenas.errors import Fault, did_you_mean, refuse
-from corenas.measure import blamed
+from corenas.errors import Fault, blaming_plugin, did_you_mean, raise_if_any
 from corenas.objectives import Constraint, Objective, Objectives, parse_amount
-from corenas.settings import Amount, Bins, Bounds, Range, SearchSettings
+from corenas.run.spec import Amount, Bins, Bounds, Range, SearchSettings
 
 COST_METRICS: Mapping[str, Metric] = dict.fromkeys(METRICS, Metric("", "min"))
 """What is known of every arch without measuring it."""
@@ -20,13 +19,13 @@ def metrics_of(evaluators: Sequence[Evaluator], task: LiveTask) -> dict[str, Met
     """All metrics that a search can speak of. Raises UserError for one that two evaluators give."""
     found, faults = dict(COST_METRICS), []
     for i, evaluator in enumerate(evaluators):
-        with blamed(f"evaluators[{i}] ({type(evaluator).__name__})"):
+        with blaming_plugin(f"evaluators[{i}] ({type(evaluator).__name__})"):
             given = dict(evaluator.provides(task))
         if twice := sorted(found.keys() & given.keys()):
             text = f"{', '.join(twice)} is measured already, by the core or another evaluator"
             faults.append(Fault(text, ("evaluators", i)))
         found |= given
-    refuse(faults)
+    raise_if_any(faults)
     return found
 
 
@@ -42,7 +41,7 @@ def read_objectives(settings: SearchSettings, metrics: Mapping[str, Metric]) -> 
         text = "several objectives are added up, so it has to be said what one unit of each is worth"
         hint = 'for instance { metric = "flops", weight = 1e-6 }; or pareto = true; or a constraint instead'
         faults.append(Fault(text, ("search", "objectives"), hint=hint))
-    refuse(faults)
+    raise_if_any(faults)
     objectives = tuple(
         Objective(g.metric, g.direction or metrics[g.metric].direction, g.weight or 1.0) for g in settings.goals
     )
@@ -74,7 +73,7 @@ def read_constraints(
         if low > high:
             faults.append(Fault(f"the range {ends[0]} to {ends[1]} is empty", (metric,)))
         constraints.append(Constraint(metric, low, high))
-    refuse(faults)
+    raise_if_any(faults)
     return constraints
 
 

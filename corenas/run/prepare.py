@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,32 +12,32 @@ import torch
 from attrs import frozen
 from torch import nn
 
-from corenas import goals, seeding
-from corenas.alone import stand_alone, subnet
+from corenas import seeding
 from corenas.calibrate import Evaluation
 from corenas.constrained import Constrained, reachable
-from corenas.contracts import AlgorithmContext, EvaluatorContext, LiveTask, Metric
+from corenas.contracts import AlgorithmContext, Evaluator, EvaluatorContext, LiveTask, Metric
 from corenas.cost import METRICS, Cost
-from corenas.errors import Fault, UserError, collecting, refuse
-from corenas.measure import Stand, stand
+from corenas.errors import Fault, UserError, collecting, raise_if_any
+from corenas.measure import TrialRunner, trial_runner
 from corenas.objectives import Constraint, Objectives
-from corenas.settings import Retrain
+from corenas.run import goals
+from corenas.run.alone import stand_alone, subnet
+from corenas.run.spec import Retrain, Spec
 from corenas.space import SearchSpace
-from corenas.spec import Spec
 from corenas.supernet import build_supernet, pick_device, supernet_cost
 from corenas.train import load_weights
 
 
 @frozen
-class Wanted:
+class SearchTarget:
     """What one of a run's searches looks for.
 
     constraints: all of them
-    drawing: the archs that obey those on cost
+    region: the archs that obey those on cost
     """
 
     constraints: Sequence[Constraint]
-    drawing: Constrained
+    region: Constrained
 
     def __str__(self) -> str:
         return " and ".join(map(str, self.constraints))
@@ -48,7 +48,7 @@ class Prepared:
     """A spec brought to life: everything that a run needs, checked.
 
     supernet: on the meta device where nothing trains it
-    wanted: one for each of the run's searches
+    targets: one for each of the run's searches
     """
 
     spec: Spec
@@ -57,7 +57,7 @@ class Prepared:
     cost: Cost
     metrics: Mapping[str, Metric]
     objectives: Objectives
-    wanted: Sequence[Wanted]
+    targets: Sequence[SearchTarget]
     device: torch.device
 
     @property
@@ -71,17 +71,22 @@ class Prepared:
         return "train" in self.spec.algorithm.stages or self.spec.supernet is not None
 
     def evaluator_context(self, supernet: nn.Module | None) -> EvaluatorContext:
-        """What evaluators measure with."""
+        """Return what evaluators measure with."""
         spec, task, device = self.spec, self.task, self.device
         return EvaluatorContext(
-            spec.space, self.cost, task, device, supernet, self.evaluation(supernet) if supernet else None,
+            spec.space,
+            self.cost,
+            task,
+            device,
+            supernet,
+            self.evaluation(supernet) if supernet else None,
             subnet=lambda arch: subnet(spec.overridden(arch), task, arch).to(device),
             alone=lambda arch, fidelity: stand_alone(spec, task, arch, fidelity=fidelity, device=device),
             rng=lambda arch: seeding.generator(spec.seed, f"measure:{arch.digest}"),
-        )  # fmt: skip
+        )
 
     def evaluation(self, supernet: nn.Module) -> Evaluation:
-        """What measures subnets on data."""
+        """Return what measures subnets on data."""
         spec = self.spec
         return Evaluation(supernet, self.task, spec.calibration, self.device, spec.seed, workers=spec.train.workers)
 
@@ -100,41 +105,59 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
     except UserError as error:
         raise error.under("task") from None
     whole = spec.space if spec.supernet is None else _trained_space(spec, Path(spec.supernet.from_))
-    real = weights and ("train" in spec.algorithm.stages or spec.supernet is not None)
+    trains = "train" in spec.algorithm.stages or spec.supernet is not None
+    supernet = _build(spec, whole, task, meta=not (weights and trains))
+    cost = supernet_cost(supernet, whole, task).on(spec.space)
+    faults = _faults_of_unused_tables(spec)
+    metrics: dict[str, Metric] = {}
+    objectives = Objectives(())
+    with collecting(faults):
+        metrics = goals.metrics_of(spec.evaluators, task)
+        if "search" in spec.algorithm.stages:
+            objectives = goals.read_objectives(spec.search, metrics)
+    targets = _read_targets(spec, cost, metrics, faults) if metrics else []
+    raise_if_any(faults)
+    return Prepared(spec, task, supernet, cost, metrics, objectives, targets, device)
+
+
+def _build(spec: Spec, space: SearchSpace, task: LiveTask, meta: bool) -> nn.Module:
+    """Return the supernet of a spec. Raises UserError for a space that torch cannot allocate."""
     try:
-        with seeding.seeded(spec.seed, "init"), nullcontext() if real else torch.device("meta"):
-            supernet = build_supernet(spec.backbone, whole, task)
+        with seeding.seeded(spec.seed, "init"), torch.device("meta") if meta else nullcontext():
+            return build_supernet(spec.backbone, space, task)
     except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
         if isinstance(error, TypeError) and "Overflow" not in str(error):  # torch's answer to a width beyond 64 bits
             raise
         text = f"this space cannot be built: {str(error).splitlines()[0]}"
         raise UserError(text, key=("space",), hint="are its widths and depths meant so?") from error
-    cost = supernet_cost(supernet, whole, task).on(spec.space)
+
+
+def _faults_of_unused_tables(spec: Spec) -> list[Fault]:
+    """Return which tables of a spec its algorithm would not look at."""
     faults: list[Fault] = []
-    metrics: dict[str, Metric] = {}
-    objectives, wanted = Objectives(()), []
-    with collecting(faults):
-        metrics = goals.metrics_of(spec.evaluators, task)
-        if "search" in spec.algorithm.stages:
-            objectives = goals.read_objectives(spec.search, metrics)
     if "retrain" not in spec.algorithm.stages and spec.retrain != Retrain():
         faults.append(Fault("this algorithm has no retraining", ("retrain",), hint="leave this table out"))
     if "search" not in spec.algorithm.stages and any(spec.search.bounds):
         text = "this algorithm has no search, which would hold to these"
         faults.append(Fault(text, ("search", "constraints"), hint="leave them out"))
+    return faults
+
+
+def _read_targets(spec: Spec, cost: Cost, metrics: Mapping[str, Metric], faults: list[Fault]) -> list[SearchTarget]:
+    """Return what each of a run's searches looks for; mistakes are added to the faults."""
+    targets = []
     several = isinstance(spec.search.constraints, tuple)
-    for i, bounds in enumerate(spec.search.bounds if metrics else ()):
-        place = ("search", "constraints", i) if several else ("search", "constraints")
-        with collecting(faults, *place):
+    for i, bounds in enumerate(spec.search.bounds):
+        key = ("search", "constraints", i) if several else ("search", "constraints")
+        with collecting(faults, *key):
             constraints = goals.read_constraints(bounds, metrics, lambda metric: reachable(cost, metric)[1])
-            cheap = [c for c in constraints if c.metric in METRICS]
-            wanted.append(Wanted(constraints, Constrained(spec.space, cost, cheap)))
-    refuse(faults)
-    return Prepared(spec, task, supernet, cost, metrics, objectives, wanted, device)
+            cheap = [constraint for constraint in constraints if constraint.metric in METRICS]
+            targets.append(SearchTarget(constraints, Constrained(spec.space, cost, cheap)))
+    return targets
 
 
 def _trained_space(spec: Spec, folder: Path) -> SearchSpace:
-    """The space of the run whose supernet is used, of which the spec's may be a part."""
+    """Return the space of the run whose supernet is used, of which the spec's may be a part."""
     whole = SearchSpace.from_table(tomli.loads((folder / "spec.toml").read_text(encoding="utf-8"))["space"])
     try:
         for arch in (spec.space.smallest(), spec.space.largest()):
@@ -146,7 +169,7 @@ def _trained_space(spec: Spec, folder: Path) -> SearchSpace:
 
 
 def start_trainer(prepared: Prepared) -> Any:
-    """The trainer of a spec's algorithm. Raises UserError for what the algorithm refuses."""
+    """Return the trainer of a spec's algorithm. Raises UserError for what the algorithm refuses."""
     spec = prepared.spec
     prepared.supernet.to(prepared.device)
     distiller = spec.distiller.start(prepared.task) if spec.distiller is not None else None
@@ -157,16 +180,26 @@ def start_trainer(prepared: Prepared) -> Any:
         return spec.algorithm.start(context)
 
 
-def start_stand(prepared: Prepared, number: int, supernet: nn.Module | None) -> Stand:
-    """What measures the archs of one of a run's searches."""
+def start_trial_runner(
+    prepared: Prepared,
+    number: int,
+    supernet: nn.Module | None,
+    where: Callable[[Evaluator], bool] = lambda evaluator: True,
+    costs: bool = True,
+) -> TrialRunner:
+    """Return what measures the archs of one of a run's searches.
+
+    where: which evaluators it asks
+    costs: whether it begins with flops, params and activations
+    """
     spec = prepared.spec
     evaluators = {f"{type(e).__name__} (evaluators[{i}])": e for i, e in enumerate(spec.evaluators)}
-    constraints = prepared.wanted[number].constraints
-    return stand(evaluators, prepared.evaluator_context(supernet), constraints, spec.seed)
+    constraints = prepared.targets[number].constraints
+    return trial_runner(evaluators, prepared.evaluator_context(supernet), constraints, spec.seed, where, costs)
 
 
 def load_supernet(prepared: Prepared, folder: Path) -> nn.Module:
-    """The trained supernet of a run, on its device. Raises UserError if it has not come so far."""
+    """Return the trained supernet of a run, on its device. Raises UserError if it has not come so far."""
     source = Path(prepared.spec.supernet.from_) if prepared.spec.supernet is not None else folder
     load_weights(prepared.supernet, source / "supernet.pt")
     return prepared.supernet.to(prepared.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from corenas import seeding
 from corenas.contracts import Emit, LiveTask, Phase, Step
+from corenas.run.spec import Spec
 from corenas.settings import Train
 from corenas.space import Arch, SearchSpace
-from corenas.spec import Spec
 from corenas.supernet import build_supernet
 from corenas.train import train
 

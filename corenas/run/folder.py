@@ -1,0 +1,231 @@
+"""The directory of a run: who may work in it, which files in it are its own, and what it was begun with."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+import corenas
+from corenas import distributed
+from corenas.contracts import Emit, Note
+from corenas.errors import UserError
+from corenas.space import flatten
+from corenas.store import Store
+
+_held: list[int] = []
+"""Handles that hold a lock. Workers that read data do not: they may outlive a run that is killed, by seconds."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [*map(os.close, _held)])
+
+
+class OwnFiles:
+    """The list, in the directory itself, of the files that a run has written there; it touches no others.
+
+    Names are relative to the directory; one that ends in a slash is a folder with all that is in it.
+    """
+
+    NAME = ".corenas"
+    _TITLE = "# A run directory of corenas. What is listed here is its own; --fresh deletes that and nothing else."
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / self.NAME
+
+    def exists(self) -> bool:
+        """Return whether the directory is that of a run."""
+        with suppress(OSError, UnicodeDecodeError):
+            return self.path.read_text(encoding="utf-8").startswith(self._TITLE)
+        return False
+
+    def begin(self) -> None:
+        """Make an empty list. Raises UserError if a file of another kind has its name."""
+        if self.path.exists() and not self.exists():
+            raise UserError("this file is none of a run's", file=str(self.path), hint="another directory: --out DIR")
+        temporary = self.path.with_name(f"{self.NAME}.part")
+        temporary.write_text(f"{self._TITLE}\n", encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def names(self) -> list[str]:
+        """Return what is listed, the newest last."""
+        return self.path.read_text(encoding="utf-8").splitlines()[1:] if self.exists() else []
+
+    def claim(self, *names: str) -> None:
+        """List files, before they are written. Raises UserError if one is there that the run has not written."""
+        own = {*self.names()}
+        new = [name for name in names if name not in own]
+        for name in new:
+            path = self.folder / name
+            if path.exists() or path.is_symlink():
+                text = "this file was not written by this run, which needs its name"
+                raise UserError(text, file=str(path), hint="move it, or take another directory: --out DIR")
+        if not self.exists():
+            self.begin()
+        if new:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{name}\n" for name in new)
+
+    def delete(self, under: str = "") -> None:
+        """Delete what is listed, or what of it is in one folder, and folders that are then empty."""
+        names = [name for name in self.names() if name.startswith(under)]
+        for name in names:
+            path = self.folder / name
+            if name.endswith("/"):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        parents = {parent for name in names for parent in Path(name).parents if parent != Path()}
+        for parent in sorted(parents, key=lambda parent: len(parent.parts), reverse=True):
+            with suppress(OSError):  # something of the user's is in it
+                (self.folder / parent).rmdir()
+
+    def place(self, temporary: Path, folder: Path) -> None:
+        """Move a folder that was written under another name to its place; what the run had written there is replaced.
+
+        It appears whole, unless there is something of the user's beside which its files are put one by one.
+        """
+        name = folder.relative_to(self.folder)
+        files = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
+        self.delete(f"{name}/")
+        self.claim(*(f"{name / file}" for file in files))
+        if not folder.exists():
+            os.replace(temporary, folder)
+            return
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(temporary / file, folder / file)
+        shutil.rmtree(temporary)
+
+    def foreign(self) -> list[str]:
+        """Return what else is in the directory."""
+        own = {*self.names(), self.NAME}
+        folders = tuple(name for name in own if name.endswith("/"))
+        paths = (str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if not path.is_dir())
+        return sorted(path for path in paths if path not in own and not path.startswith(folders))
+
+
+def check_folder(folder: Path, fresh: bool) -> None:
+    """Raise UserError for a folder that holds something else than a run, or a run that lost its database."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    database = folder / "run.sqlite"
+    if not OwnFiles(folder).exists():
+        text = "this folder is not empty and holds no run"
+        if database.exists():
+            text = "this run was begun by another version of corenas, which listed no files as its own"
+        raise UserError(text, file=str(folder), hint="another one: --out DIR")
+    lost = not database.exists() or database.stat().st_size == 0
+    if not fresh and lost and (folder / "spec.toml").exists():
+        hint = "put back a copy of it, or begin anew: --fresh"
+        raise UserError("the database of this run is gone", file=str(database), hint=hint)
+
+
+@contextmanager
+def opened(folder: Path, table: Mapping[str, Any], data: Mapping[str, Any], fresh: bool, emit: Emit) -> Iterator[Store]:
+    """Open the store of a run directory that is new or was begun with this spec and this data, for this process alone.
+
+    Of several processes under torchrun the first one has it, the others have an empty one.
+    Raises UserError, in all processes, if another program works in it or it belongs to another spec.
+    """
+    store = Store()
+
+    def enter() -> None:
+        nonlocal store
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _lock(folder, after)
+            files = OwnFiles(folder)
+            if fresh:
+                _empty(files, emit)
+            if fresh or not files.exists():
+                files.begin()
+            files.claim("run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "spec.toml", "spec.toml.part")
+            store = Store(folder / "run.sqlite")
+            after.callback(store.close)
+            _begin(store, table, data, folder)
+            _tell_threads(store, emit)
+            (folder / "spec.toml.part").write_text(tomli_w.dumps(table), encoding="utf-8")
+            os.replace(folder / "spec.toml.part", folder / "spec.toml")
+        except OSError as error:
+            text = f"cannot write into this run directory: {error.strerror}"
+            raise UserError(text, file=str(folder), hint="another one: --out DIR") from error
+
+    with ExitStack() as after:
+        distributed.first(enter)
+        yield store
+
+
+def _lock(folder: Path, after: ExitStack) -> None:
+    """Let only one program at a time work in a run directory."""
+    with suppress(ImportError):  # no such locks on Windows
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        _held.append(handle)
+        after.callback(os.close, handle)
+        after.callback(_held.remove, handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("another corenas is at work in this run directory", file=str(folder)) from None
+
+
+def _empty(files: OwnFiles, emit: Emit) -> None:
+    """Delete what a run has written, and tell what stays."""
+    files.delete()
+    if foreign := files.foreign():
+        shown = ", ".join(foreign[:8]) + (f" and {len(foreign) - 8} more" if len(foreign) > 8 else "")
+        emit(Note(f"what this run has not written stays in {files.folder}: {shown}"))
+
+
+def _begin(store: Store, table: Mapping[str, Any], data: Mapping[str, Any], folder: Path) -> None:
+    """Refuse what was begun with another spec or data, and keep what it is begun with. A run that is new is kept."""
+    plain = json.loads(json.dumps(table))
+    begun = store.get("spec", plain)
+    if begun != plain:
+        ours, theirs = flatten(plain), flatten(begun)
+        keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        changes = ", ".join(f"{key} ({theirs.get(key)} then, {ours.get(key)} now)" for key in keys[:8])
+        hint = "--out DIR for another directory, --fresh to begin anew"
+        raise UserError(f"this run was begun with another spec: {changes}", file=str(folder), hint=hint)
+    for name, now in data.items():
+        then = store.get(name, now)
+        if then != now:
+            what = "supernet" if name == "supernet" else "data"
+            text = f"the {what} has changed since this run was begun: {then} then, {now} now"
+            raise UserError(text, file=str(folder), hint="put it back, or --fresh to begin anew")
+        store.set(name, now)
+    store.set("spec", plain)
+
+
+def _tell_threads(store: Store, emit: Emit) -> None:
+    """Keep the versions that a run computes with; tell if it goes on with another number of threads."""
+    threads = torch.get_num_threads()
+    before = store.get("versions", {}).get("threads")
+    if before not in (None, threads):
+        text = f"begun with {before} threads and goes on with {threads}: sums come out in another order, and results"
+        emit(Note(f"{text} may differ in the last digits; device.threads = {before} keeps them"))
+    versions = {
+        "corenas": corenas.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": threads,
+        "processes": distributed.world(),
+    }
+    store.set("versions", versions)
+
+
+def check_checkpoint(store: Store, path: Path, stage: str, every: int) -> None:
+    """Raise UserError for a checkpoint that was there and is no more: training anew would take its time again."""
+    written = any(figures.get("epoch", 0) % every == 0 for _, figures in store.curve(stage))
+    if written and not path.exists():
+        hint = "put back a copy of its own, or begin anew: --fresh"
+        raise UserError("this checkpoint is gone, and training had come further", file=str(path), hint=hint)

@@ -1,0 +1,94 @@
+"""What comes out of a run: a network in files of its own, with its cost card."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from torch import fx, nn
+
+import corenas
+from corenas.contracts import Exporter
+from corenas.errors import UserError
+from corenas.export import export_active, export_subnet
+from corenas.objectives import Trial
+from corenas.plugins import Catalogue
+from corenas.run.alone import subnet
+from corenas.run.folder import OwnFiles
+from corenas.run.prepare import Prepared
+from corenas.space import Arch
+from corenas.store import strict_json
+
+
+def read_exporters(names: Sequence[str], catalogue: Catalogue) -> list[Exporter]:
+    """Return file formats with their default options. Raises UserError for one that no exporter writes."""
+    return [catalogue.find("exporters", name).cls() for name in names]
+
+
+def exported(prepared: Prepared, arch: Arch, network: nn.Module | None, calibrated: bool) -> fx.GraphModule:
+    """Return an arch as a plain network in evaluation mode.
+
+    network: what it is taken from; None for one with fresh weights
+    calibrated: whether its batch-norm statistics are recomputed first, as those of a supernet have to be
+    """
+    example = prepared.task.example
+    if network is not None and calibrated:
+        with prepared.evaluation(network).calibrated(arch) as model:
+            return export_active(model, example)
+    model = subnet(prepared.spec, prepared.task, arch) if network is None else network
+    return export_subnet(model.to(prepared.device).eval(), arch, example)
+
+
+def cost_card(prepared: Prepared, trial: Trial, test: Mapping[str, float]) -> dict[str, Any]:
+    """Return what is known of a network: its cost, its metrics and on what data they were measured, its input."""
+    task = prepared.task
+    return {
+        **prepared.cost.of([trial.arch])[0],
+        "convention": "one input; a multiply-add counts once; bias, norms, activations and pooling count nothing",
+        "input": list(task.example.shape[1:]),
+        "preprocessing": dict(getattr(task, "preprocessing", {})),
+        "metrics": dict(trial.metrics),
+        "test": dict(test),
+        "splits": dict(task.splits),
+        "seed": prepared.spec.seed,
+    }
+
+
+def write_folder(
+    plain: fx.GraphModule,
+    arch: Arch,
+    card: Mapping[str, Any],
+    prepared: Prepared,
+    folder: Path,
+    exporters: Sequence[Exporter],
+    files: OwnFiles | None = None,
+) -> None:
+    """Write a network into a folder, with arch.toml and its cost card.
+
+    files: those of the run directory that the folder is in; without them the folder is empty or not there
+    Raises UserError if it cannot be written; there is nothing of it then.
+    """
+    temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    title = f"{prepared.spec.name}: the subnet {arch.digest}, exported by corenas {corenas.__version__}."
+    try:
+        if files is not None:
+            files.claim(f"{temporary.relative_to(files.folder)}/")
+        temporary.mkdir(parents=True)
+        for exporter in exporters:
+            exporter.write(plain.cpu().eval(), prepared.task.example, temporary, title)
+        (temporary / "arch.toml").write_text(tomli_w.dumps(dict(arch)), encoding="utf-8")
+        (temporary / "cost.json").write_text(strict_json(card, indent=2) + "\n", encoding="utf-8")
+        if files is not None:
+            files.place(temporary, folder)
+        else:
+            if folder.exists():
+                folder.rmdir()
+            temporary.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write: {error.strerror or error}", file=str(folder)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,420 @@
+"""What a run is asked to do: one TOML file, read with all its mistakes at once, each with file, line and key."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import attrs
+from attrs import field, frozen
+from attrs.validators import ge, gt, le, lt, optional
+
+from corenas.errors import Fault, UserError, collecting, did_you_mean, raise_if_any
+from corenas.objectives import parse_amount
+from corenas.options import structure, to_table
+from corenas.plugins import Catalogue
+from corenas.run.toml import Sources, read_toml
+from corenas.settings import Calibration, Train
+from corenas.space import OVERRIDE, Choice, SearchSpace, flatten
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of "90s", "20m", "1.5h" or "2d"; None for anything else."""
+    try:
+        seconds = float(text[:-1]) * _UNITS[text[-1:]]
+    except (ValueError, KeyError):
+        return None
+    return seconds if 0 < seconds < math.inf else None
+
+
+Duration = Annotated[str, 'a time such as "90s", "20m", "1.5h" or "2d"', parse_duration]
+
+
+def _is_amount(amount: float | str) -> bool:
+    return math.isfinite(parse_amount(amount.removesuffix("%") if isinstance(amount, str) else amount))
+
+
+Amount = Annotated[float | str, 'an amount such as 2e8, "200M" or "60%"', _is_amount]
+"""A number, or text such as "200M" or, of the largest subnet's, "60%"."""
+Width = Annotated[float | str, 'an amount above 0 such as 2e5 or "1M"', lambda amount: parse_amount(amount) > 1e-9]
+
+
+@frozen
+class Range:
+    """Bounds of a metric, both included.
+
+    min: the least that is allowed
+    max: the most that is allowed
+    """
+
+    min: Amount | None = None
+    max: Amount | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.min is None and self.max is None:
+            raise UserError("expected `min`, `max` or both")
+
+
+Bounds = Mapping[str, Amount | tuple[Amount, Amount] | Range]
+
+
+@frozen
+class Goal:
+    """A metric to search for.
+
+    metric: its name; those of the evaluators, and flops, params, activations
+    direction: "max" or "min"; left out, what its evaluator says
+    weight: what one unit of it is worth beside the other objectives; without `pareto` one of several must say it
+    """
+
+    metric: str
+    direction: Literal["max", "min"] | None = None
+    weight: float | None = field(default=None, validator=optional([gt(0.0), lt(math.inf)]))
+
+
+@frozen
+class Bins:
+    """Pareto mode that keeps the best trial of each bin of a metric.
+
+    metric: whose bins
+    width: how wide a bin is
+    """
+
+    metric: str
+    width: Width
+
+
+@frozen
+class SearchSettings:
+    """What is searched for, and how long.
+
+    trials: archs to measure; those measured with a share of the whole effort count as this share
+    batch: archs asked for at once
+    budget: the search ends after this time, "20m" for instance, whatever is left of the trials
+    objectives: metrics to make large or small; several are weighed against each other, unless `pareto`
+    constraints: metric -> bounds: the most that is allowed (of what is to be large the least), [least, most], or min
+        and max; "60%" is of the largest subnet. A list of such tables is searched under one after the other
+    pareto: true keeps every trade-off that no other beats; a table keeps the best of each bin of a metric
+    """
+
+    trials: int = field(default=100, validator=ge(1))
+    batch: int = field(default=10, validator=ge(1))
+    budget: Duration | None = None
+    objectives: tuple[str | Goal, ...] | str = ("top1",)
+    constraints: Bounds | tuple[Bounds, ...] = field(factory=dict)
+    pareto: bool | Bins = False
+
+    @property
+    def bounds(self) -> Sequence[Bounds]:
+        """The constraints of each search."""
+        return (self.constraints or ({},)) if isinstance(self.constraints, tuple) else (self.constraints,)
+
+    @property
+    def goals(self) -> list[Goal]:
+        """The objectives in their long form."""
+        objectives = (self.objectives,) if isinstance(self.objectives, str) else self.objectives
+        return [Goal(goal) if isinstance(goal, str) else goal for goal in objectives]
+
+
+@frozen
+class Retrain:
+    """How an arch that was found is trained again from scratch, where the algorithm asks for it.
+
+    train: how its weights are trained; left out, as the supernet's were
+    data: what it is trained on: "train", or "train+valid" where the search is over and nothing is chosen any more
+    backbone: its backbone's options, wider or deeper ones for instance; left out, the supernet's
+    """
+
+    train: Train | None = None
+    data: Literal["train", "train+valid"] = "train"
+    backbone: Any = field(default=None, metadata={"kind": "backbones"})
+
+
+@frozen
+class Source:
+    """A supernet that was trained before.
+
+    from: the directory of its run; what a spec leaves out is as it was there
+    """
+
+    from_: str
+
+
+@frozen
+class Export:
+    """What is written into `best/` beside arch.toml and the cost card.
+
+    formats: names of exporters; `corenas show exporters` lists them
+    """
+
+    formats: tuple[str, ...] = ("safetensors", "python", "pt2")
+
+
+@frozen
+class Device:
+    """Where a run computes.
+
+    type: "auto" (a GPU if there is one), "cpu", "cuda", "mps"
+    threads: of torch on the CPU; left out, torch's choice
+    """
+
+    type: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int | None = field(default=None, validator=optional([ge(1), le(1024)]))
+
+
+def _file_name(instance: object, attribute: object, name: str) -> None:
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise ValueError(f"expected letters, digits, '-', '_' or '.', found {name!r}")
+
+
+@frozen
+class Spec:
+    """A whole spec.
+
+    task: the data and what is learnt from it
+    backbone: the network
+    algorithm: how the supernet is trained, and which stages a run has
+    name: of the run, and of its folder in runs/
+    seed: of everything that is random
+    device: where the run computes
+    supernet: the run of a supernet that was trained before, to be searched again; what this spec leaves out is as it
+        was there
+    mutator: how the archs of a training step are drawn
+    distiller: what paths learn from a teacher, for algorithms that have one
+    searcher: how archs are proposed
+    evaluators: what measures archs, beside flops, params and activations
+    executor: where trials are measured; left out, in this process
+    train: how the supernet's weights are trained
+    search: what is searched for, and how long
+    calibration: how batch-norm statistics are recomputed before an arch is measured
+    retrain: how the arch that was found is trained again, where the algorithm does so
+    export: what is written in the end
+    space: a file, or the space itself; with `file`, `fix` holds variables at a choice and `narrow` leaves fewer
+    """
+
+    task: Any = field(metadata={"kind": "tasks"})
+    backbone: Any = field(metadata={"kind": "backbones"})
+    space: Any
+    algorithm: Any = field(metadata={"kind": "algorithms"})
+    supernet: Source | None = None
+    mutator: Any = field(default=None, metadata={"kind": "mutators"})
+    distiller: Any = field(default=None, metadata={"kind": "distillers"})
+    searcher: Any = field(default=None, metadata={"kind": "searchers"})
+    evaluators: tuple[Any, ...] = field(default=(), metadata={"kind": "evaluators"})
+    executor: Any = field(default=None, metadata={"kind": "executors"})
+    name: str | None = field(default=None, validator=optional(_file_name))
+    seed: int = field(default=0, validator=[ge(0), lt(1 << 32)])
+    device: Device = Device()
+    train: Train = Train()
+    search: SearchSettings = SearchSettings()
+    calibration: Calibration = Calibration()
+    retrain: Retrain = Retrain()
+    export: Export = Export()
+
+    def to_table(self, catalogue: Catalogue) -> dict[str, Any]:
+        """The spec with every default written out, as TOML: what a run directory keeps."""
+        return {**to_table(attrs.evolve(self, space=None), catalogue.name_of), "space": self.space.to_table()}
+
+    def overridden(self, choices: Mapping[str, Any]) -> Spec:
+        """The spec with the choices of variables named `spec:…` in the places that they name.
+
+        Raises UserError, keys being the variables', for one that names no place, or a choice that is refused there.
+        """
+        spec, faults = self, []
+        for key in filter(lambda key: key.startswith(OVERRIDE), choices):
+            path = key.removeprefix(OVERRIDE).split(".")
+            try:
+                if path[0] not in _SEARCHABLE:
+                    raise ValueError(f"only keys under {', '.join(_SEARCHABLE)} can be searched")
+                spec = _evolved(spec, path, choices[key])
+            except (ValueError, TypeError, UserError) as error:
+                faults.append(Fault(str(error), (key,)))
+        raise_if_any(faults)
+        return spec
+
+
+_STAGES = ("train", "search", "derive", "retrain")
+_NEEDS = ("mutator", "distiller", "searcher")
+_SEARCHABLE = ("train", "task", "backbone")
+"""What a training of one arch depends on."""
+
+
+def _evolved(item: Any, path: Sequence[str], value: Any) -> Any:
+    """A nest of options with the value in one place. Raises ValueError if there is no such place."""
+    if not path:
+        return value
+    key, *rest = path
+    if attrs.has(type(item)) and key in (fields := attrs.fields_dict(attrs.resolve_types(type(item)))):
+        inner = _evolved(getattr(item, key), rest, value) if rest else structure(value, fields[key].type or Any)
+        return attrs.evolve(item, **{key: inner})
+    if isinstance(item, Mapping) and key in item:
+        return {**item, key: _evolved(item[key], rest, value)}
+    raise ValueError(f"the spec has no key {key!r} there")
+
+
+def load_spec(path: str | Path, catalogue: Catalogue, overrides: Sequence[str] = ()) -> tuple[Spec, Sources]:
+    """Read a spec file. Raises UserError with every mistake that can be found without data and without torch.
+
+    overrides: "train.epochs=3" and the like; a value is TOML, or text where it is no TOML
+    """
+    file = Path(path)
+    text, table = read_toml(file, "spec", file=str(path))
+    sources = Sources()
+    sources.add(str(path), text)
+    with sources.locating():
+        spec = _read_spec(table, file.parent, catalogue, overrides, sources)
+    return attrs.evolve(spec, name=spec.name or file.stem), sources
+
+
+def _read_spec(
+    table: dict[str, Any], folder: Path, catalogue: Catalogue, overrides: Sequence[str], sources: Sources
+) -> Spec:
+    """Return the spec of a table. Raises UserError with all mistakes, keys relative to the spec."""
+    faults: list[Fault] = []
+
+    def override(assignments: Iterable[str]) -> None:
+        for assignment in assignments:
+            with collecting(faults):
+                sources.override(table, assignment)
+
+    override(text for text in overrides if text.startswith("supernet"))
+    table, base = _over_base(table)
+    override(text for text in overrides if not text.startswith("supernet"))  # in what that run gives
+    if "space" in table:
+        raw, table["space"] = table["space"], None
+        with collecting(faults, "space"):
+            table["space"] = _read_space(raw, folder, sources)
+            _check_layout(table["space"], table.get("backbone"), catalogue)
+    try:
+        spec = structure(table, Spec, catalogue.options)
+    except UserError as error:
+        raise UserError(faults=[*faults, *error.faults]) from None
+    faults += _algorithm_faults(spec, catalogue)
+    faults += _override_faults(spec)
+    faults += _format_faults(spec, catalogue)
+    if base is not None:
+        faults += _base_faults(spec, base, catalogue)
+    raise_if_any(faults)
+    return spec
+
+
+def _algorithm_faults(spec: Spec, catalogue: Catalogue) -> list[Fault]:
+    """Return what is wrong with an algorithm's stages, and which tables it needs that the spec lacks."""
+    faults: list[Fault] = []
+    stages, needs = spec.algorithm.stages, {*spec.algorithm.needs}
+    in_order = [*stages] == [stage for stage in _STAGES if stage in stages]
+    derives_untrained = "derive" in stages and ("train" not in stages or "search" in stages)
+    if not in_order or derives_untrained:
+        text = f"this algorithm has the stages {stages!r}: expected some of {', '.join(_STAGES)}, in this order"
+        faults.append(Fault(text, ("algorithm",), hint="derive comes after train, and without search"))
+    if unknown := sorted(needs - {*_NEEDS}):
+        faults.append(Fault(f"this algorithm needs {unknown}: expected some of {', '.join(_NEEDS)}", ("algorithm",)))
+    needed = {*needs, "searcher"} if "search" in stages else needs
+    for key in _NEEDS:
+        if key in needed and getattr(spec, key) is None:
+            hint = did_you_mean("", catalogue.names(f"{key}s"), f"this algorithm needs one; installed {key}s")
+            faults.append(Fault("required key is missing", (key,), hint=hint))
+    return faults
+
+
+def _override_faults(spec: Spec) -> list[Fault]:
+    """Return which variables named `spec:…` name no place, or have a choice that is refused there."""
+    faults: list[Fault] = []
+    variables = spec.space.variables if spec.space is not None else ()
+    for variable in variables:
+        if not variable.key.startswith(OVERRIDE):
+            continue
+        for choice in dict.fromkeys((*variable.choices[:100], variable.choices[-1])):
+            with collecting(faults, "space"):
+                spec.overridden({variable.key: choice})
+    return faults
+
+
+def _format_faults(spec: Spec, catalogue: Catalogue) -> list[Fault]:
+    """Return which formats nothing writes."""
+    faults: list[Fault] = []
+    for i, name in enumerate(spec.export.formats):
+        try:
+            catalogue.find("exporters", name)
+        except UserError as error:
+            faults += [attrs.evolve(fault, key=("export", "formats", i)) for fault in error.faults]
+    return faults
+
+
+def _base_faults(spec: Spec, base: Mapping[str, Any], catalogue: Catalogue) -> list[Fault]:
+    """Return in what a spec differs from the run whose supernet it uses, where it must not."""
+    trained = structure({**base, "space": None}, Spec, catalogue.options)
+    faults = [
+        Fault("the supernet was trained with another one", (key,), hint=f"leave `{key}` out")
+        for key in ("task", "backbone", "seed")  # data cut by another seed would be seen in training
+        if getattr(spec, key) != getattr(trained, key)
+    ]
+    if "derive" in spec.algorithm.stages:
+        text = "this algorithm finds its arch while it trains"
+        faults.append(Fault(text, ("algorithm",), hint="leave `supernet` out"))
+    return faults
+
+
+def _over_base(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return a spec's table over that of the run whose supernet it uses; and that table, None where it uses none."""
+    source = table.get("supernet")
+    if not isinstance(source, dict) or not isinstance(source.get("from"), str):
+        return table, None
+    folder, key = Path(source["from"]), ("supernet", "from")
+    if not (folder / "supernet.pt").exists():
+        raise UserError(f"{folder} is no run that has trained a supernet", key=key)
+    _, trained = read_toml(folder / "spec.toml", "spec", key=key)
+    base = {name: item for name, item in trained.items() if name not in ("name", "supernet")}
+    space = table.get("space")
+    if isinstance(space, dict) and space.keys() <= {"fix", "narrow"}:
+        table = {**table, "space": {**base["space"], **space}}
+    return copy.deepcopy({**base, **table}), base
+
+
+def _check_layout(space: SearchSpace, backbone: Any, catalogue: Catalogue) -> None:
+    """Raise UserError where the space's tables are not those of the backbone, whatever else is wrong with that."""
+    name = backbone.get("type") if isinstance(backbone, dict) else backbone
+    component = catalogue.components.get(("backbones", str(name)))
+    layout = getattr(component.cls, "layout", None) if component else None
+    if layout is not None:
+        structure(space.tree, layout)
+
+
+_CHANGES = {
+    "fix": (SearchSpace.fix, Mapping[str, Choice]),
+    "narrow": (SearchSpace.narrow, Mapping[str, tuple[Choice, ...]]),
+}
+"""What may stand beside a space: how it changes the space, and the type of its table, keys dotted."""
+
+
+def _read_space(raw: Any, folder: Path, sources: Sources) -> SearchSpace:
+    """Return the space that a spec names or holds. Raises UserError, keys relative to it."""
+    table = {"file": raw} if isinstance(raw, str) else raw
+    if not isinstance(table, dict):
+        raise UserError("expected a file name or a table")
+    changes = {name: table.pop(name, {}) for name in _CHANGES}
+    if "file" in table:
+        table = _read_space_file(table, folder, sources)
+    space, faults = SearchSpace.from_table(table), []
+    for name, (change, choices) in _CHANGES.items():
+        with collecting(faults, name):
+            space = change(space, structure(flatten(structure(changes[name], dict), lists=False), choices))
+    raise_if_any(faults)
+    return space
+
+
+def _read_space_file(table: Mapping[str, Any], folder: Path, sources: Sources) -> dict[str, Any]:
+    """Return the table in the file that a spec takes its space from, with the spec's variables beside its name."""
+    own = {key: item for key, item in table.items() if key.startswith(OVERRIDE)}
+    hint = "with `file`, only `fix`, `narrow` and variables of the spec (`spec:…`) may stand beside it"
+    raise_if_any(Fault("unknown key", (key,), hint=hint) for key in table.keys() - own.keys() - {"file"})
+    file = folder / structure(table["file"], str)
+    text, space = read_toml(file, "space", key=("file",))
+    sources.add(str(file), text, "space")
+    return {**space, **own}

@@ -1,0 +1,59 @@
+"""How a worker of an executor measures archs: it reads the spec's data and the run's supernet the first time."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+from corenas.measure import TrialRunner, is_exclusive
+from corenas.objectives import Trial
+from corenas.run.prepare import load_supernet, prepare, start_trial_runner
+from corenas.run.spec import Spec
+
+_runners: dict[str, TrialRunner] = {}
+"""What this process measures with, by the fingerprint of the spec and the weights. Workers may outlive a run."""
+_MOST_RUNNERS = 2
+"""How many are kept: each has a supernet and the data."""
+
+
+@frozen
+class WorkerRunner:
+    """Measures trials in a worker. It pickles, and is small.
+
+    spec: pickled; it is read in the worker
+    number: which of the run's searches this is
+    folder: the run directory, which the worker sees
+    fingerprint: another one where the spec, the search or the weights of the supernet are others
+    """
+
+    spec: bytes
+    number: int
+    folder: Path
+    fingerprint: str
+    batch: int
+
+    @classmethod
+    def of(cls, spec: Spec, number: int, folder: Path, weights: str | None) -> WorkerRunner:
+        """Return the runner of one of a spec's searches; `weights` is the digest of its supernet's."""
+        pickled = pickle.dumps(spec)
+        fingerprint = hashlib.sha256(pickled + f"{number} {weights}".encode()).hexdigest()
+        batch = max((getattr(evaluator, "batch", 1) for evaluator in spec.evaluators), default=1)
+        return cls(pickled, number, folder, fingerprint, batch)
+
+    def __call__(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the trials, measured by what is costly."""
+        if self.fingerprint not in _runners:
+            while len(_runners) >= _MOST_RUNNERS:
+                del _runners[next(iter(_runners))]
+            _runners[self.fingerprint] = self._started()
+        return _runners[self.fingerprint](trials)
+
+    def _started(self) -> TrialRunner:
+        prepared = prepare(pickle.loads(self.spec))
+        supernet = load_supernet(prepared, self.folder) if prepared.has_supernet else None
+        costly = [e for e in prepared.spec.evaluators if not e.cheap and not is_exclusive(e)]
+        return start_trial_runner(prepared, self.number, supernet, costly.__contains__, costs=False)
