@@ -88,17 +88,22 @@ def _run(parser: argparse.ArgumentParser) -> Any:
     parser.add_argument("spec", metavar="SPEC", help="a TOML file")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the spec")
     parser.add_argument("--out", metavar="DIR", type=Path, help="the run directory (default: runs/NAME)")
-    parser.add_argument("--fresh", action="store_true", help="empty the run directory first")
+    parser.add_argument("--fresh", action="store_true", help="delete what the run has written there first")
+    add_plugin_option(parser)
     return _do_run
 
 
+def add_plugin_option(parser: argparse.ArgumentParser) -> None:
+    """Let a command use components of files that are not installed."""
+    text = "a Python file with components of your own, as `plugins` in a spec names them"
+    parser.add_argument("--plugin", metavar="FILE", action="append", default=[], help=text)
+
+
 def _do_run(options: argparse.Namespace) -> None:
-    from corenas.plugins import load_catalogue
-    from corenas.run.spec import load_spec
+    from corenas.run.spec import open_spec
     from corenas.store import strict_json
 
-    catalogue = load_catalogue()
-    spec, sources = load_spec(options.spec, catalogue, options.set)
+    spec, sources, catalogue = open_spec(options.spec, options.set, options.plugin)
     from corenas.run.stages import run_spec
 
     def emit(event: Any) -> None:

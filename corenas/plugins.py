@@ -1,11 +1,19 @@
-"""What is installed: entry points become a catalogue of components. A broken plugin is reported, never fatal."""
+"""What is installed: entry points become a catalogue of components. A broken plugin is reported, never fatal.
+
+A file of one's own is a plugin as well, where it is named: `load_catalogue(files=["my.py"])`, `plugins = ["my.py"]`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points, requires
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -41,7 +49,10 @@ class Component:
 
 @frozen
 class Plugin:
-    """An entry point, and what is wrong with it, if anything."""
+    """An entry point, or a file, and what is wrong with it, if anything.
+
+    version: of a file the digest of its content
+    """
 
     name: str
     distribution: str
@@ -115,12 +126,19 @@ class Catalogue:
 
 
 def load_catalogue(
-    found: Iterable[EntryPoint] | None = None, extra: Iterable[tuple[str, ModuleType]] = ()
+    found: Iterable[EntryPoint] | None = None,
+    extra: Iterable[tuple[str, ModuleType]] = (),
+    files: Iterable[str | Path] = (),
 ) -> Catalogue:
     """Import the entry modules and collect what they offer.
 
     found: entry points, those that are installed unless given
     extra: further plugins as (name, module or object), for tests and notebooks
+    files: modules of one's own with hooks in them
+
+    >>> from corenas import load_catalogue
+    >>> "random" in load_catalogue().names("searchers")
+    True
     """
     manager = pluggy.PluginManager("corenas")
     manager.add_hookspecs(hookspecs)
@@ -141,6 +159,8 @@ def load_catalogue(
         add(Plugin(point.name, name, version, point.value), point.load)
     for name, module in extra:
         add(Plugin(name, name, "?", getattr(module, "__name__", name)), lambda module=module: module)
+    for file in dict.fromkeys(Path(file).resolve() for file in files):
+        add(Plugin(str(file), str(file), file_digest(file), file.stem), partial(import_file, file))
     components = {key: found[0] for key, found in offers.items() if len(found) == 1}
     conflicts = {}
     for (kind, name), several in offers.items():
@@ -149,6 +169,36 @@ def load_catalogue(
             text = conflicts[kind, name] = f"{kind.removesuffix('s')} {name!r} is offered by {' and '.join(owners)}"
             plugins = [attrs.evolve(p, error=p.error or text) if p.distribution in owners else p for p in plugins]
     return Catalogue(tuple(plugins), components, conflicts, manager)
+
+
+def file_digest(file: Path) -> str:
+    """Return 16 hexadecimal digits of a file's content; of one that cannot be read "?"."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    except OSError:
+        return "?"
+
+
+def import_file(file: Path) -> ModuleType:
+    """Import a module from its file. Raises UserError if there is none, and whatever the module raises.
+
+    It is called after its content, so that what is pickled in one process is found in another that imported it too.
+    """
+    name = f"corenas_local_{re.sub(r'[^0-9a-zA-Z]', '_', file.stem)}_{file_digest(file)}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if file.suffix != ".py" or not file.is_file():
+        raise UserError("no such Python file" if file.suffix == ".py" else "this is no Python file (.py)")
+    spec = spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def _reason(error: BaseException) -> str:

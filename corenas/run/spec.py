@@ -6,6 +6,7 @@ import copy
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,10 +14,10 @@ import attrs
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, lt, optional
 
-from corenas.errors import Fault, UserError, collecting, did_you_mean, raise_if_any
+from corenas.errors import Fault, KeyPath, UserError, collecting, did_you_mean, raise_if_any
 from corenas.objectives import parse_amount
 from corenas.options import structure, to_table
-from corenas.plugins import Catalogue
+from corenas.plugins import Catalogue, load_catalogue
 from corenas.run.toml import Sources, read_toml
 from corenas.settings import Calibration, Train
 from corenas.space import OVERRIDE, Choice, SearchSpace, flatten
@@ -196,6 +197,7 @@ class Spec:
     retrain: how the arch that was found is trained again, where the algorithm does so
     export: what is written in the end
     space: a file, or the space itself; with `file`, `fix` holds variables at a choice and `narrow` leaves fewer
+    plugins: Python files with components of your own, relative to the spec
     """
 
     task: Any = field(metadata={"kind": "tasks"})
@@ -216,6 +218,7 @@ class Spec:
     calibration: Calibration = Calibration()
     retrain: Retrain = Retrain()
     export: Export = Export()
+    plugins: tuple[str, ...] = ()
 
     def to_table(self, catalogue: Catalogue) -> dict[str, Any]:
         """The spec with every default written out, as TOML: what a run directory keeps."""
@@ -258,18 +261,63 @@ def _evolved(item: Any, path: Sequence[str], value: Any) -> Any:
     raise ValueError(f"the spec has no key {key!r} there")
 
 
-def load_spec(path: str | Path, catalogue: Catalogue, overrides: Sequence[str] = ()) -> tuple[Spec, Sources]:
+def open_spec(
+    path: str | Path, overrides: Sequence[str] = (), plugins: Sequence[str] = ()
+) -> tuple[Spec, Sources, Catalogue]:
+    """Read a spec file with the components that are installed, and those of the files that it names.
+
+    overrides: as `load_spec` takes them
+    plugins: further files with components
+    Raises UserError as `load_spec` does.
+    """
+    _, table = read_toml(Path(path), "spec", file=str(path))
+    named = _named_plugins(table, Path(path).parent)
+    source = table.get("supernet")
+    if isinstance(source, Mapping) and isinstance(source.get("from"), str):
+        with suppress(UserError):  # `load_spec` tells of it, with its line
+            base = Path(source["from"])
+            named += _named_plugins(read_toml(base / "spec.toml", "spec")[1], base)
+    catalogue = load_catalogue(files=[*named, *plugins])
+    return *load_spec(path, catalogue, overrides, plugins), catalogue
+
+
+def _named_plugins(table: Mapping[str, Any], folder: Path) -> list[Path]:
+    names = table.get("plugins", ())
+    return [folder / name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def load_spec(
+    path: str | Path, catalogue: Catalogue, overrides: Sequence[str] = (), plugins: Sequence[str] = ()
+) -> tuple[Spec, Sources]:
     """Read a spec file. Raises UserError with every mistake that can be found without data and without torch.
 
     overrides: "train.epochs=3" and the like; a value is TOML, or text where it is no TOML
+    plugins: files with components, in the catalogue, beside those that the spec names
     """
     file = Path(path)
+    extra = [str(Path(plugin).resolve()) for plugin in plugins]
+    raise_if_any(_plugin_faults(extra, catalogue, ("--plugin",)))
     text, table = read_toml(file, "spec", file=str(path))
     sources = Sources()
     sources.add(str(path), text)
     with sources.locating():
         spec = _read_spec(table, file.parent, catalogue, overrides, sources)
-    return attrs.evolve(spec, name=spec.name or file.stem), sources
+    files = tuple(dict.fromkeys([*spec.plugins, *extra]))
+    return attrs.evolve(spec, name=spec.name or file.stem, plugins=files), sources
+
+
+def _plugin_faults(files: Iterable[str], catalogue: Catalogue, key: KeyPath) -> list[Fault]:
+    """Return which files with components cannot be used."""
+    loaded = {plugin.name: plugin.error for plugin in catalogue.plugins}
+    hint = "it is read by `open_spec`, or by load_catalogue(files=[…])"
+    faults = []
+    for i, file in enumerate(files):
+        where = (*key, i) if key == ("plugins",) else key
+        if file not in loaded:
+            faults.append(Fault(f"{file} is not loaded", where, hint=hint))
+        elif loaded[file]:
+            faults.append(Fault(f"{file} cannot be used: {loaded[file]}", where))
+    return faults
 
 
 def _read_spec(
@@ -286,6 +334,11 @@ def _read_spec(
     override(text for text in overrides if text.startswith("supernet"))
     table, base = _over_base(table)
     override(text for text in overrides if not text.startswith("supernet"))  # in what that run gives
+    if "plugins" in table:
+        with collecting(faults, "plugins"):
+            names = structure(table["plugins"], tuple[str, ...])
+            table["plugins"] = [str((folder / name).resolve()) for name in names]
+        faults += _plugin_faults(table["plugins"], catalogue, ("plugins",))
     if "space" in table:
         raw, table["space"] = table["space"], None
         with collecting(faults, "space"):

@@ -17,11 +17,22 @@ from torch import nn
 
 from corenas import distributed, seeding
 from corenas.calibrate import measure
-from corenas.contracts import Emit, Evaluator, Exporter, Problem, Progress, RunDone, RunStarted, StageDone, StageStarted
+from corenas.contracts import (
+    Emit,
+    Evaluator,
+    Exporter,
+    Note,
+    Problem,
+    Progress,
+    RunDone,
+    RunStarted,
+    StageDone,
+    StageStarted,
+)
 from corenas.errors import UserError, blaming_plugin
 from corenas.measure import TrialRunner, broken, is_exclusive
 from corenas.objectives import Constraint, Trial
-from corenas.plugins import Catalogue
+from corenas.plugins import Catalogue, file_digest
 from corenas.run.alone import stand_alone
 from corenas.run.folder import OwnFiles, check_checkpoint, check_folder, opened
 from corenas.run.prepare import Prepared, load_supernet, prepare, start_trainer, start_trial_runner
@@ -52,11 +63,21 @@ def run_spec(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: 
         if spec.supernet is not None:
             data["supernet"] = _digest(Path(spec.supernet.from_) / "supernet.pt")
         with opened(folder, spec.to_table(catalogue), data, fresh, emit) as store:
+            _tell_changed_plugins(store, spec, emit)
             return _Run(prepared, catalogue, folder, store, exporters, emit).execute()
 
 
 def _silent(event: Any) -> None:
     """Tell nothing: the first process does."""
+
+
+def _tell_changed_plugins(store: Store, spec: Spec, emit: Emit) -> None:
+    """Keep the digests of the files that a spec takes components from; tell which are others than before."""
+    now = {file: file_digest(Path(file)) for file in spec.plugins}
+    before = store.get("plugins", now)
+    for file in (file for file in now if before.get(file) not in (None, now[file])):
+        emit(Note(f"{file} has changed since this run was begun; what is trained and measured already stays as it is"))
+    store.set("plugins", now)
 
 
 def _digest(file: Path) -> str:

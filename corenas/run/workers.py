@@ -9,8 +9,10 @@ from pathlib import Path
 
 from attrs import frozen
 
+from corenas.errors import UserError
 from corenas.measure import TrialRunner, is_exclusive
 from corenas.objectives import Trial
+from corenas.plugins import file_digest, import_file
 from corenas.run.prepare import load_supernet, prepare, start_trial_runner
 from corenas.run.spec import Spec
 
@@ -25,12 +27,14 @@ class WorkerRunner:
     """Measures trials in a worker. It pickles, and is small.
 
     spec: pickled; it is read in the worker
+    plugins: files of which it has components, with their digests
     number: which of the run's searches this is
     folder: the run directory, which the worker sees
     fingerprint: another one where the spec, the search or the weights of the supernet are others
     """
 
     spec: bytes
+    plugins: Sequence[tuple[str, str]]
     number: int
     folder: Path
     fingerprint: str
@@ -42,7 +46,8 @@ class WorkerRunner:
         pickled = pickle.dumps(spec)
         fingerprint = hashlib.sha256(pickled + f"{number} {weights}".encode()).hexdigest()
         batch = max((getattr(evaluator, "batch", 1) for evaluator in spec.evaluators), default=1)
-        return cls(pickled, number, folder, fingerprint, batch)
+        plugins = [(file, file_digest(Path(file))) for file in spec.plugins]
+        return cls(pickled, plugins, number, folder, fingerprint, batch)
 
     def __call__(self, trials: Sequence[Trial]) -> list[Trial]:
         """Return the trials, measured by what is costly."""
@@ -53,6 +58,10 @@ class WorkerRunner:
         return _runners[self.fingerprint](trials)
 
     def _started(self) -> TrialRunner:
+        for file, digest in self.plugins:
+            if file_digest(Path(file)) != digest:
+                raise UserError("this file has changed since the run took components from it", file=file)
+            import_file(Path(file))
         prepared = prepare(pickle.loads(self.spec))
         supernet = load_supernet(prepared, self.folder) if prepared.has_supernet else None
         costly = [e for e in prepared.spec.evaluators if not e.cheap and not is_exclusive(e)]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from corenas.cli import add_plugin_option
 from corenas.hookspecs import hookimpl
 
 Command: TypeAlias = Callable[[Namespace], int]
@@ -24,6 +25,7 @@ def _spec(parser: ArgumentParser) -> None:
 
 
 def _set(parser: ArgumentParser) -> None:
+    add_plugin_option(parser)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the spec")
 
 
@@ -66,6 +68,7 @@ def add_export(parser: ArgumentParser) -> Command:
 
 def add_plugins(parser: ArgumentParser) -> Command:
     """What is installed, and what is broken and why."""
+    add_plugin_option(parser)
     parser.add_argument("--deep", action="store_true", help="import all modules of all plugins")
     return _command("plugins")
 
@@ -75,6 +78,7 @@ def add_show(parser: ArgumentParser) -> Command:
     parser.add_argument("kind", nargs="?", metavar="KIND", help="for instance searchers; or a table of a spec: train")
     parser.add_argument("name", nargs="?", metavar="NAME", help="for instance evolution")
     parser.add_argument("--space", metavar="FILE", help="the space to draw, of a backbone (default: its example)")
+    add_plugin_option(parser)
     parser.add_argument("--image", metavar="N", type=int, default=224, help="side of the images that FILE is for")
     return _command("show")
 

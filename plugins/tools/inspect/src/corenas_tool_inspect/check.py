@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from corenas.plugins import load_catalogue
-from corenas.run.spec import load_spec
+from corenas.run.spec import open_spec
 from corenas_tool_inspect.table import print_json, print_table
 
 
 def command(options: Namespace) -> None:
     """Print it."""
-    spec, sources = load_spec(options.spec, load_catalogue(), options.set)
+    spec, sources, _ = open_spec(options.spec, options.set, options.plugin)
     from corenas.run.prepare import prepare
     from corenas_tool_inspect.archs import named_arch
     from corenas_tool_inspect.estimate import estimate

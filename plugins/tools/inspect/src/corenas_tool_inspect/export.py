@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from corenas.errors import UserError
 from corenas.objectives import Trial
-from corenas.plugins import load_catalogue
-from corenas.run.spec import load_spec
+from corenas.run.spec import open_spec
 from corenas.store import Store
 from corenas_tool_inspect.archs import named_arch
 from corenas_tool_inspect.table import print_json
@@ -22,14 +21,14 @@ if TYPE_CHECKING:
 
 def command(options: Namespace) -> None:
     """Write the network and print its files."""
-    catalogue, folder = load_catalogue(), Path(options.source)
+    folder = Path(options.source)
     path = folder / "spec.toml" if folder.is_dir() else folder
     if folder.is_dir() and not path.exists():
         raise UserError("this is no run directory", file=str(folder), hint="it has no spec.toml")
     options.to = options.to.resolve()
     if options.to.exists() and (not options.to.is_dir() or any(options.to.iterdir())):
         raise UserError("this is no empty folder", file=str(options.to), hint="another one: --to DIR")
-    spec, sources = load_spec(path, catalogue, options.set)
+    spec, sources, catalogue = open_spec(path, options.set, options.plugin)
     from corenas.run.prepare import prepare
     from corenas.run.result import cost_card, exported, read_exporters, write_folder
 

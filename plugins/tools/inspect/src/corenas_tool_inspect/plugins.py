@@ -12,7 +12,7 @@ from corenas_tool_inspect.table import print_json, print_table
 
 def command(options: Namespace) -> None:
     """Print it."""
-    catalogue = load_catalogue()
+    catalogue = load_catalogue(files=options.plugin)
     deep = _imported(catalogue) if options.deep else {}
     rows = []
     for plugin in catalogue.plugins:

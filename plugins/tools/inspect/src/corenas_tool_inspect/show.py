@@ -26,7 +26,7 @@ from corenas_tool_inspect.table import print_json
 
 def command(options: Namespace) -> None:
     """Print it."""
-    catalogue = load_catalogue()
+    catalogue = load_catalogue(files=options.plugin)
     found, lines = show(catalogue, options.kind, options.name)
     if options.name and options.kind.rstrip("s") == "backbone":
         drawing, more = _drawing(catalogue.find("backbones", options.name).cls, options)
