@@ -93,20 +93,64 @@ def test_plugins_import_no_other_plugin_but_the_mutables_and_no_private_name_of_
                 assert not any(part.startswith("_") for part in name.split(".")), (path, name)
 
 
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "corenas").rglob("*.py"))
+    if path != ROOT / "corenas/__init__.py"  # the page of names, each imported when it is asked for
+}
+
+
+def module_level_imports(name: str) -> set[str]:
+    """Modules of the core that one imports at its top, those for types alone too."""
+    statements = ast.parse(MODULES[name].read_text()).body
+    for node in statements:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            statements = [*statements, *node.body]
+    imported = set()
+    for node in statements:
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return imported & MODULES.keys() - {name}
+
+
 def test_the_modules_of_the_core_import_each_other_without_circles():
-    modules = {f"corenas.{path.stem}": path for path in (ROOT / "corenas").glob("*.py")}
-    arrows = {}
-    for name, path in modules.items():
-        tree = ast.parse(path.read_text())
-        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        arrows[name] = {f"corenas.{alias.name}" for node in top if isinstance(node, ast.ImportFrom)
-                        and node.module == "corenas" for alias in node.names}  # fmt: skip
-        arrows[name] |= {node.module for node in top if isinstance(node, ast.ImportFrom) and node.module}
-        arrows[name] &= modules.keys()
+    arrows = {name: module_level_imports(name) for name in MODULES}
     while arrows:
         leaves = [name for name, to in arrows.items() if not to]
         assert leaves, f"a circle among {sorted(arrows)}"
         arrows = {name: to - set(leaves) for name, to in arrows.items() if name not in leaves}
+
+
+def test_the_library_knows_no_spec_and_no_run_directory():
+    for name, path in MODULES.items():
+        if not name.startswith(("corenas.run", "corenas.cli", "corenas.__main__")):
+            assert not {module for module in imports(path) if module.startswith("corenas.run")}, name
+
+
+def test_no_function_of_the_core_is_longer_than_a_screen():
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                docstring = ast.get_docstring(node, clean=False)
+                lines = node.end_lineno - node.lineno + 1 - (docstring.count("\n") + 1 if docstring else 0)
+                assert lines <= 60, f"{name}.{node.name} has {lines} lines"
+
+
+def test_sources_are_laid_out_by_the_formatter():
+    text = "".join(path.read_text() for path in SOURCES)
+    assert text.count("# fmt: skip") <= text.count("\n") / 1000
+
+
+def test_the_names_of_the_first_page_are_there_without_torch():
+    code = (
+        "import sys, time; start = time.perf_counter(); import corenas; seconds = time.perf_counter() - start; "
+        "names = [name for name in dir(corenas) if name in corenas._MODULES]; assert 'torch' not in sys.modules; "
+        "from corenas import SearchSpace, load_catalogue; assert 'torch' not in sys.modules; "
+        "assert len(names) >= 15; [getattr(corenas, name) for name in names]; assert seconds < 0.05, seconds"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_module_says_in_its_first_line_which_question_it_answers():

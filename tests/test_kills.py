@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 SHORT = (
     "train.epochs=2", "train.ema=0.99", "train.batch_size=128", "search.trials=80", "search.batch=4",

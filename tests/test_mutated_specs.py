@@ -1,6 +1,9 @@
 """Whatever is wrong with a spec, the answer is a message, soon."""
 
 import mutated_specs
+import pytest
+
+pytestmark = pytest.mark.slow
 
 
 def test_mutated_specs_are_answered_with_a_message_or_are_fine(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import torch
 
 from corenas.store import Store
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 SHORT = (
     "train.epochs=1", "train.batch_size=64", "train.sync_norm=true", "task.data=digits", "task.valid=200",

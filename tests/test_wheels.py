@@ -13,6 +13,7 @@ import textwrap
 import pytest
 import tomli_w
 
+pytestmark = pytest.mark.slow
 KINDS = ("searcher", "evaluator", "algorithm", "backbone")
 SPEC = {
     **dict.fromkeys(("algorithm", "searcher"), "outside"), "evaluators": ["outside"], "mutator": "uniform",

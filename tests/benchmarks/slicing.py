@@ -1,6 +1,6 @@
 """What slicing costs: a supernet under an arch against the exported network, run by hand.
 
-    OMP_NUM_THREADS=1 uv run python tests/benchmarks/slicing.py [--rounds N] [CASE …]
+    OMP_NUM_THREADS=1 uv run python tests/benchmarks/slicing.py [--rounds N] [--images BATCHxSIDE]… [CASE …]
 
 Paired: each round times both, in alternating order; printed is the median of the rounds' ratios of processor time. For
 each backbone its largest and its smallest arch, forward in evaluation without gradient, forward-backward in training.
@@ -18,7 +18,7 @@ from typing import Any
 
 import tomli
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor, nn
 
 from corenas.export import export_subnet
@@ -92,12 +92,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", choices=[[], *CASES])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--images", action="append", default=[], help="8x224, for instance, in place of a case's own")
     given = parser.parse_args()
     torch.set_num_threads(1)
     catalogue = load_catalogue()
     print(f"{'case':<32}{'arch':<10}{'batch':>6}{'size':>6}{'mode':>18}{'ratio':>8}{'exported, ms':>14}")
     for name in given.cases or CASES:
         case = CASES[name]
+        if given.images:
+            case = evolve(case, settings=[tuple(map(int, images.split("x"))) for images in given.images])
         space = SearchSpace.from_table(tomli.loads(Path(f"spec/space/{case.space}.toml").read_text())).narrow(
             case.narrow
         )

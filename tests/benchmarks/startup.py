@@ -1,6 +1,6 @@
 """How fast the command line answers where it needs no torch; run by hand.
 
-uv run python tests/benchmarks/startup.py
+uv run python tests/benchmarks/startup.py [ROUNDS]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 
 def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     script = Path(sys.executable).with_name("corenas")
     with tempfile.TemporaryDirectory() as scratch:
         bad = Path(scratch) / "bad.toml"
@@ -29,7 +30,7 @@ def main() -> None:
             ["show", "searchers", "evolution"],
         ):
             times = []
-            for _ in range(11):
+            for _ in range(rounds + 1):
                 start = time.perf_counter()
                 subprocess.run([script, *arguments], capture_output=True, check=False)
                 times.append(time.perf_counter() - start)

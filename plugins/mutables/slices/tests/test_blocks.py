@@ -99,6 +99,7 @@ def test_a_forward_without_memory_leaves_nothing_behind(mode):
         assert block(x).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @pytest.mark.parametrize("training", [True, False])
 def test_a_network_of_slices_compiles_as_one_graph_for_each_arch(training):

@@ -29,6 +29,7 @@ def written(tmp_path_factory):
     return {kind: new(kind, "my-own2", to / f"corenas-{kind}-my-own2")[0] for kind in KINDS}
 
 
+@pytest.mark.slow
 def test_every_plugin_passes_its_own_tests_as_it_is_written(written):
     path = os.pathsep.join(str(folder / "src") for folder in written.values())
     tests = [folder / "tests" for folder in written.values()]

@@ -1,0 +1,30 @@
+"""Every benchmark runs, with its smallest settings."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+QUICK = (
+    "train.epochs=1", "train.batch_size=128", "search.trials=2", "calibration.batches=1", "task.data=digits",
+    "task.valid=200", "task.test=200", "space.narrow.stages.*.depth=[1]", 'export.formats=["safetensors"]',
+)  # fmt: skip
+SMALLEST = {
+    "cost.py": ["--archs", "200", "spec/space/mobilenetv3-small-images.toml"],
+    "slicing.py": ["--rounds", "1", "--images", "2x32", "fairnas"],
+    "startup.py": ["1"],
+    "quickstart.py": ["--archs", "1", "0", *(f"--set={item}" for item in QUICK)],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "tests/benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_every_benchmark_runs_with_its_smallest_settings(path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(path), *SMALLEST[path.name]]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 2
