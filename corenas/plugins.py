@@ -29,10 +29,17 @@ from corenas.options import structure
 
 GROUP = "corenas"
 KINDS: Mapping[str, Sequence[str]] = {
-    "mutators": ["start"], "algorithms": ["start", "stages", "needs"], "distillers": ["start"], "searchers": ["start"],
-    "evaluators": ["start", "provides", "cheap"], "backbones": ["build"], "tasks": ["start"], "executors": ["start"],
-    "exporters": ["write"], "commands": [],
-}  # fmt: skip
+    "mutators": ["start"],
+    "algorithms": ["start", "stages", "needs"],
+    "distillers": ["start"],
+    "searchers": ["start"],
+    "evaluators": ["start", "provides", "cheap"],
+    "backbones": ["build"],
+    "tasks": ["start"],
+    "executors": ["start"],
+    "exporters": ["write"],
+    "commands": [],
+}
 """The kinds of components that have a name, offered by hooks `corenas_<kind>`, and what their options must have."""
 
 
@@ -74,11 +81,11 @@ class Catalogue:
     manager: pluggy.PluginManager = field(repr=False)
 
     def names(self, kind: str) -> list[str]:
-        """The names of a kind."""
+        """Return the names of a kind."""
         return sorted(name for k, name in self.components if k == kind)
 
     def find(self, kind: str, name: str) -> Component:
-        """A component. Raises UserError with the closest names, what is installed and what is broken."""
+        """Return a component. Raises UserError with the closest names, what is installed and what is broken."""
         if (kind, name) in self.components:
             return self.components[kind, name]
         if (kind, name) in self.conflicts:
@@ -89,7 +96,7 @@ class Catalogue:
         raise UserError(f"no {kind.removesuffix('s')} {name!r}", key=("type",), hint=hint)
 
     def not_installed(self, kind: str) -> str:
-        """Which distributions of a kind corenas comes with (`corenas[all]`) and are not here, as the end of a hint."""
+        """Return which distributions of a kind `corenas[all]` has and are not here, as the end of a hint."""
         prefix = f"corenas-{'tool' if kind == 'commands' else kind.removesuffix('s')}-"
         known = {re.split(r"[^\w.-]", requirement)[0] for requirement in requires("corenas") or ()}
         lacking = sorted(known - {plugin.distribution for plugin in self.plugins})
@@ -97,7 +104,7 @@ class Catalogue:
         return f"; more can be installed: pip install {names}" if names else ""
 
     def options(self, kind: str, table: Any) -> Any:
-        """The options of a component from its table `{type = "…", …}`, or from its name alone.
+        """Return the options of a component from its table `{type = "…", …}`, or from its name alone.
 
         Raises UserError with all mistakes, keys relative to the table.
         """
@@ -111,7 +118,7 @@ class Catalogue:
         return structure({k: v for k, v in table.items() if k != "type"}, component.cls, self.options)
 
     def name_of(self, options: Any) -> str:
-        """The name under which a component's options were found."""
+        """Return the name under which a component's options were found."""
         return next(c.name for c in self.components.values() if c.cls is type(options))
 
     def emit(self, event: Event) -> list[str]:

@@ -28,9 +28,16 @@ from corenas.plugins import GROUP, Catalogue, load_catalogue
 from corenas.testing.components import imports_no_torch
 
 CONTRACTS = {
-    "mutators": Mutator, "algorithms": Algorithm, "distillers": Distiller, "searchers": Searcher,
-    "evaluators": Evaluator, "backbones": Backbone, "tasks": Task, "executors": Executor, "exporters": Exporter,
-}  # fmt: skip
+    "mutators": Mutator,
+    "algorithms": Algorithm,
+    "distillers": Distiller,
+    "searchers": Searcher,
+    "evaluators": Evaluator,
+    "backbones": Backbone,
+    "tasks": Task,
+    "executors": Executor,
+    "exporters": Exporter,
+}
 
 
 def catalogue_of(module: str) -> Catalogue:
