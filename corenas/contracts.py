@@ -555,3 +555,23 @@ class RunDone:
 
 Event: TypeAlias = RunStarted | StageStarted | Progress | StageDone | TrialDone | Note | RunDone
 Emit: TypeAlias = Callable[[Event], None]
+
+# -- all kinds of components ------------------------------------------------------------------------------------------
+
+COMPONENTS: Mapping[str, Any] = {
+    "mutators": Mutator,
+    "algorithms": Algorithm,
+    "distillers": Distiller,
+    "searchers": Searcher,
+    "evaluators": Evaluator,
+    "backbones": Backbone,
+    "tasks": Task,
+    "executors": Executor,
+    "exporters": Exporter,
+}
+"""The kinds that a spec names, offered by hooks `corenas_<kind>`, and what their options fulfil."""
+
+
+def members_of(contract: Any) -> list[str]:
+    """Return the names of what an object has to have that fulfils a contract."""
+    return sorted(name for name in {**vars(contract), **contract.__annotations__} if not name.startswith("_"))

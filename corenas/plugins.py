@@ -9,7 +9,7 @@ import hashlib
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points, requires
 from importlib.util import module_from_spec, spec_from_file_location
@@ -23,24 +23,13 @@ from attrs import field, frozen
 
 import corenas
 from corenas import hookspecs
-from corenas.contracts import Event
+from corenas.contracts import COMPONENTS, Event, members_of
 from corenas.errors import UserError, did_you_mean
 from corenas.options import structure
 
 GROUP = "corenas"
-KINDS: Mapping[str, Sequence[str]] = {
-    "mutators": ["start"],
-    "algorithms": ["start", "stages", "needs"],
-    "distillers": ["start"],
-    "searchers": ["start"],
-    "evaluators": ["start", "provides", "cheap"],
-    "backbones": ["build"],
-    "tasks": ["start"],
-    "executors": ["start"],
-    "exporters": ["write"],
-    "commands": [],
-}
-"""The kinds of components that have a name, offered by hooks `corenas_<kind>`, and what their options must have."""
+KINDS = (*COMPONENTS, "commands")
+"""The kinds of what has a name, offered by hooks `corenas_<kind>`."""
 
 
 @frozen
@@ -245,6 +234,7 @@ def _offers(manager: pluggy.PluginManager, plugin: Plugin, module: Any) -> Itera
         for name, cls in offered.items():
             if kind != "commands" and not (isinstance(cls, type) and attrs.has(cls)):
                 raise TypeError(f"{kind} {name!r}: {cls!r} is no attrs class of options")
-            if missing := [member for member in KINDS[kind] if not hasattr(cls, member)]:
+            members = members_of(COMPONENTS[kind]) if kind in COMPONENTS else []
+            if missing := [member for member in members if not hasattr(cls, member)]:
                 raise TypeError(f"{kind} {name!r} has no {' and no '.join(missing)}")
             yield Component(kind, name, cls, plugin.distribution, plugin.version)
