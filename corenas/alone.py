@@ -16,7 +16,7 @@ from corenas.settings import Train
 from corenas.space import Arch, SearchSpace
 from corenas.spec import Spec
 from corenas.supernet import build_supernet
-from corenas.train import train
+from corenas.train import run_training
 
 
 class _OnLabels:
@@ -61,5 +61,5 @@ def stand_alone(
     settings = evolve(spec.train, epochs=max(1, round(fidelity * spec.train.epochs)))
     network = subnet(spec, task, arch)
     trainer = _OnLabels(network, task, spec.space, settings)
-    return train(trainer, network, task, None, None, seed=spec.seed, device=device, checkpoint=checkpoint,
+    return run_training(trainer, network, task, None, None, seed=spec.seed, device=device, checkpoint=checkpoint,
                  emit=emit, stage=stage, split=split)  # fmt: skip

@@ -71,7 +71,7 @@ def recalibrate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> Non
 
 
 @torch.no_grad()
-def measure(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> dict[str, float]:
+def evaluate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> dict[str, float]:
     """A model's metrics over batches, in evaluation mode."""
     meter = task.meter()
     for batch in batches:
@@ -127,4 +127,4 @@ class Evaluation:
     def __call__(self, arch: Arch, split: str = "valid", share: float = 1.0) -> Mapping[str, float]:
         """An arch's metrics on a split, or on a share of it."""
         with self.calibrated(arch) as model:
-            return measure(model, self.task, self.split(split, share))
+            return evaluate(model, self.task, self.split(split, share))

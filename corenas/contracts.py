@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from corenas.calibrate import Evaluation
     from corenas.cost import Cost
-    from corenas.distill import Signals
 
 Json: TypeAlias = Any
 """None, numbers, strings, lists and mappings of these."""
@@ -254,8 +253,22 @@ class Algorithm(Protocol):
         """The trainer of a supernet."""
 
 
+@frozen
+class Signals:
+    """What one forward of a model shows of itself, for a distiller to compare.
+
+    outputs: as the task's `loss` takes them
+    logits: (n, classes), or None where the task has none
+    features: the outputs of the tapped segments
+    """
+
+    outputs: Any
+    logits: Tensor | None
+    features: Sequence[Tensor] = ()
+
+
 class LiveDistiller(Protocol):
-    """Compares a student with a teacher, both as `corenas.distill.observe` sees them.
+    """Compares a student with a teacher, both as `corenas.supernet.observe` sees them.
 
     taps: which of the backbone's `segments` it wants the outputs of, by number, -1 for the last
     """

@@ -75,6 +75,18 @@ def collecting(faults: list[Fault], *prefix: str | int, also: type[Exception] | 
         faults.append(Fault(str(error), prefix))
 
 
+@contextmanager
+def blaming_plugin(who: str) -> Iterator[None]:
+    """What goes wrong inside is told as the fault of a plugin, with its name. Raises UserError for any exception."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        hint = "this is no mistake of yours but its author's; CORENAS_TRACEBACK=1 shows where"
+        raise UserError(f"{who} failed: {type(error).__name__}: {error}", hint=hint) from error
+
+
 def refuse(faults: Iterable[Fault]) -> None:
     """Raises UserError with mistakes, if there are any."""
     if found := [*faults]:

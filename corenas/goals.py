@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from corenas.contracts import Evaluator, LiveTask, Metric
 from corenas.cost import METRICS
-from corenas.errors import Fault, did_you_mean, refuse
-from corenas.measure import blamed
+from corenas.errors import Fault, blaming_plugin, did_you_mean, refuse
 from corenas.objectives import Constraint, Objective, Objectives, parse_amount
 from corenas.settings import Amount, Bins, Bounds, Range, SearchSettings
 
@@ -20,7 +19,7 @@ def metrics_of(evaluators: Sequence[Evaluator], task: LiveTask) -> dict[str, Met
     """All metrics that a search can speak of. Raises UserError for one that two evaluators give."""
     found, faults = dict(COST_METRICS), []
     for i, evaluator in enumerate(evaluators):
-        with blamed(f"evaluators[{i}] ({type(evaluator).__name__})"):
+        with blaming_plugin(f"evaluators[{i}] ({type(evaluator).__name__})"):
             given = dict(evaluator.provides(task))
         if twice := sorted(found.keys() & given.keys()):
             text = f"{', '.join(twice)} is measured already, by the core or another evaluator"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -12,21 +11,9 @@ from attrs import frozen
 from corenas import seeding
 from corenas.contracts import Evaluator, EvaluatorContext, Failure, Measure, Trial
 from corenas.cost import METRICS, Cost
-from corenas.errors import UserError
+from corenas.errors import UserError, blaming_plugin
 from corenas.objectives import Constraint
 from corenas.space import Arch
-
-
-@contextmanager
-def blamed(who: str) -> Iterator[None]:
-    """What goes wrong inside is told as the fault of a plugin, with its name. Raises UserError for any exception."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        hint = "this is no mistake of yours but its author's; CORENAS_TRACEBACK=1 shows where"
-        raise UserError(f"{who} failed: {type(error).__name__}: {error}", hint=hint) from error
 
 
 @frozen
@@ -91,7 +78,7 @@ def stand(
     """The stand of some evaluators (name -> options): costs first, then cheap ones, then the others."""
     measures: list[tuple[str, frozenset[str], Measure]] = [("cost", frozenset(METRICS), _costs(context.cost))]
     for name, evaluator in sorted(options.items(), key=lambda item: not item[1].cheap):
-        with blamed(name):
+        with blaming_plugin(name):
             measures.append((name, frozenset(evaluator.provides(context.task)), evaluator.start(context)))
     return Stand(measures, constraints, seed)
 

@@ -49,7 +49,7 @@ def write(
     The folder appears whole or not at all. Raises UserError if it cannot be written.
     """  # fmt: skip
     task, arch = prepared.task, trial.arch
-    test = calibrate.measure(plain, task, prepared.evaluation(plain).split("test")) if tested else {}
+    test = calibrate.evaluate(plain, task, prepared.evaluation(plain).split("test")) if tested else {}
     card = {
         **prepared.cost.of([arch])[0],
         "convention": "one input; a multiply-add counts once; bias, norms, activations and pooling count nothing",

@@ -18,8 +18,8 @@ from torch import nn
 from corenas import distributed, seeding
 from corenas.alone import stand_alone
 from corenas.contracts import Emit, Exporter, Problem, Progress, RunDone, RunStarted, StageDone, StageStarted, Trial
-from corenas.errors import UserError
-from corenas.measure import Stand, blamed, broken
+from corenas.errors import UserError, blaming_plugin
+from corenas.measure import Stand, broken
 from corenas.objectives import Constraint
 from corenas.plugins import Catalogue
 from corenas.prepare import Prepared, load_supernet, prepare, start_stand, start_trainer
@@ -31,7 +31,7 @@ from corenas.space import Arch
 from corenas.spec import Spec
 from corenas.store import Store
 from corenas.supernet import pick_device, supernet_cost
-from corenas.train import train
+from corenas.train import run_training
 
 
 def run(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: bool = False) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def run(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: bool 
     Under torchrun all processes call this; the first one alone writes and tells.
     """
     check_folder(folder, fresh)
-    with distributed.joined(pick_device(spec.device.type)) as device:
+    with distributed.process_group(pick_device(spec.device.type)) as device:
         if distributed.rank() > 0:
             emit = _silent
         prepared = prepare(spec, device=device)
@@ -92,7 +92,7 @@ class _Run:
         store.note("device", str(prepared.device))
         resumed = bool(store.noted("seconds") or store.curve("train"))
         self.tell(RunStarted(self.spec.name or self.folder.name, self.folder, resumed))
-        result = distributed.first(self._written)
+        result = distributed.on_rank_zero(self._written)
         if result is None:  # a finished run does not touch its test data again
             result = self._stages()
             store.note("result", result)
@@ -138,13 +138,13 @@ class _Run:
             raise UserError(text, key=("algorithm",))
         every = math.lcm(*(phase.train.checkpoint_every for phase in trainer.phases))
         check_checkpoint(self.store, checkpoint, "train", every)
-        supernet = train(
+        supernet = run_training(
             trainer, prepared.supernet, prepared.task, spec.mutator, prepared.cost,
             seed=spec.seed, device=prepared.device, checkpoint=checkpoint, emit=self.emit,
         )  # fmt: skip
         if "derive" not in prepared.stages:
             return supernet, None
-        with blamed(f"algorithm {self.catalogue.name_of(spec.algorithm)}"):
+        with blaming_plugin(f"algorithm {self.catalogue.name_of(spec.algorithm)}"):
             derived = trainer.derive()
             if not isinstance(derived, Mapping):
                 raise TypeError(f"it derived {derived!r}, no arch")
@@ -154,7 +154,7 @@ class _Run:
         """The trials of one search."""
         spec, prepared, wanted = self.spec, self.prepared, self.prepared.wanted[number]
         problem = Problem(wanted.drawing, prepared.objectives, spec.search.trials)
-        with blamed(f"searcher {self.catalogue.name_of(spec.searcher)}"):
+        with blaming_plugin(f"searcher {self.catalogue.name_of(spec.searcher)}"):
             searcher = spec.searcher.start(problem, seeding.generator(spec.seed, "searcher"))
         measure = _Elsewhere(spec, number, self.folder) if spec.executor else start_stand(prepared, number, supernet)
         # What another search of this run has measured is judged by the constraints of this one.
@@ -163,7 +163,7 @@ class _Run:
             return search(
                 searcher, measure, spec.search.trials, batch=spec.search.batch, space=spec.space,
                 seconds=parse_duration(spec.search.budget or "") or float("inf"), store=self.store, number=number,
-                known=distributed.first(lambda: known), objectives=prepared.objectives, executor=executor,
+                known=distributed.on_rank_zero(lambda: known), objectives=prepared.objectives, executor=executor,
                 emit=self.emit,
             )  # fmt: skip
 
@@ -189,7 +189,7 @@ class _Run:
             every = (self.spec.retrain.train or self.spec.train).checkpoint_every
             check_checkpoint(self.store, self.folder / f"{stage}.pt", stage, every)
             prepared, network = retrain(prepared, best.arch, self.folder / f"{stage}.pt", stage, self.emit)
-        test = distributed.first(lambda: self._exported(prepared, network, best, folder))
+        test = distributed.on_rank_zero(lambda: self._exported(prepared, network, best, folder))
         return {
             "constraints": str(prepared.wanted[number]) if "search" in prepared.stages else "",
             "arch": dict(best.arch), "metrics": dict(best.metrics), "test": test, "folder": folder.name,

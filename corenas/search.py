@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 from corenas import distributed
 from corenas.contracts import Emit, Note, Progress, Proposal, Search, StageDone, StageStarted, Trial, TrialDone
-from corenas.errors import UserError
-from corenas.measure import blamed, plain
+from corenas.errors import UserError, blaming_plugin
+from corenas.measure import plain
 from corenas.objectives import Objectives
 from corenas.space import Arch, SearchSpace
 from corenas.store import Store
@@ -55,18 +55,18 @@ def search(
     store = store if store is not None and distributed.rank() == 0 else Store()
     name = f"searcher {type(searcher).__module__}.{type(searcher).__name__}"
     # All processes run the same search, told the same trials; the first one alone writes into the store.
-    before, saved = distributed.first(lambda: (store.trials(number), store.noted(f"searcher:{number}")))
+    before, saved = distributed.on_rank_zero(lambda: (store.trials(number), store.noted(f"searcher:{number}")))
     trials = {(trial.arch, trial.fidelity): trial for trial in before}  # in the order in which they were made
     told: set[Key] = set()
     session = start = time.perf_counter()  # of this session, and as if all of them had been one
     if saved is not None:
-        with blamed(name):
+        with blaming_plugin(name):
             searcher.load_state_dict(saved["state"])
         told = {*[*trials][: saved["told"]]}
         start -= saved["seconds"]
 
     def over() -> bool:  # the first process's clock counts for all
-        return seconds < math.inf and distributed.first(lambda: time.perf_counter() - start > seconds)
+        return seconds < math.inf and distributed.on_rank_zero(lambda: time.perf_counter() - start > seconds)
 
     idle, spent, best = 0, _spent(trials), _best(objectives, before)
     emit(StageStarted("search", budget, "trials", math.floor(spent + _LITTLE)))
@@ -90,7 +90,7 @@ def search(
             break
         idle = 0 if missing else idle + 1
         told |= {*asked}
-        with blamed(name):
+        with blaming_plugin(name):
             searcher.tell([trials[key] for key in asked])
             state = {"state": searcher.state_dict(), "told": len(told), "seconds": time.perf_counter() - start}
             store.note(f"searcher:{number}", state)
@@ -110,7 +110,7 @@ def _spent(keys: Any) -> float:
 
 def _asked(searcher: Search, name: str, n: int, space: SearchSpace | None) -> list[Key]:
     """What the searcher asks for, as archs with their fidelities. Raises UserError, with its name, for nonsense."""
-    with blamed(name):
+    with blaming_plugin(name):
         asked = [*searcher.ask(n)]
     keys = [(item.arch, item.fidelity) if isinstance(item, Proposal) else (item, 1.0) for item in asked]
     if len(keys) > n:
@@ -131,7 +131,7 @@ def _measured(
         running = {key: executor.submit(_trial, measure, *key) for key in keys if key not in known}
         try:
             for key in keys:
-                with blamed("the executor"):
+                with blaming_plugin("the executor"):
                     trial = known[key] if key in known else running[key].result()
                 yield trial
         finally:
@@ -142,12 +142,12 @@ def _measured(
     for at in range(0, len(keys), world):
         turn = keys[at : at + world]
         own = [known.get(key) or _trial(measure, *key) for key in turn[rank : rank + 1]]
-        yield from (trial for given in distributed.together(own) for trial in given)
+        yield from (trial for given in distributed.all_gather(own) for trial in given)
 
 
 def _trial(measure: Callable[..., Trial | Mapping[str, float]], arch: Arch, fidelity: float) -> Trial:
     start = time.perf_counter()
-    with distributed.apart():
+    with distributed.single_process():
         found = measure(arch) if fidelity == 1 else measure(arch, fidelity)
     if isinstance(found, Trial):
         return found

@@ -23,8 +23,7 @@ from corenas import distributed, loading, seeding
 from corenas.calibrate import statistics_kept
 from corenas.contracts import Emit, LiveTask, Mutator, MutatorContext, Progress, StageDone, StageStarted, Trainer
 from corenas.cost import Cost
-from corenas.errors import UserError
-from corenas.measure import blamed
+from corenas.errors import UserError, blaming_plugin
 from corenas.mutable import apply
 from corenas.optim import build_optimizer, build_schedule
 from corenas.settings import Train
@@ -62,10 +61,10 @@ class LoopStep:
 
     def mean(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors averaged over processes, each weighted by its share of the images."""
-        return distributed.mean(tensors, self.share)
+        return distributed.all_reduce_mean(tensors, self.share)
 
 
-def train(
+def run_training(
     trainer: Trainer,
     model: nn.Module,
     task: LiveTask,
@@ -105,7 +104,10 @@ def train(
         settings, last = phase.train, number + 1 == len(trainer.phases)
         resumed = kept.found and number == at_phase
         if phase.begin is not None and not resumed:
-            with seeding.seeded(seed, "begin", number, device=device), blamed("the algorithm, as a phase began,"):
+            with (
+                seeding.seeded(seed, "begin", number, device=device),
+                blaming_plugin("the algorithm, as a phase began,"),
+            ):
                 phase.begin()
             average = None  # the weights may have changed places
         average = None if settings.ema is None else average or copy.deepcopy(model)
@@ -113,7 +115,7 @@ def train(
             _synchronise(model)
         stream = loading.Stream(task, split, settings.batch_size, seed, settings.workers, parts=settings.accumulate)
         others = _Streams(task, settings.batch_size, seed, device, settings.workers)
-        optimizer = build_optimizer(model, settings)
+        optimizer = build_optimizer(model, settings.optimizer, settings.no_decay)
         schedule = build_schedule(optimizer, settings.schedule, settings.epochs, stream.steps)
         scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
         # No cache: weights cast under no_grad would be found again, without their gradient, by the next forward.
@@ -176,7 +178,7 @@ def train(
                     written_at = now
                     kept.write(parts, rng, (number, epoch, step + 1, index), {})
             at_step = 0
-            shown = dict(zip(shown, distributed.mean([*shown.values()], stream.share), strict=True))
+            shown = dict(zip(shown, distributed.all_reduce_mean([*shown.values()], stream.share), strict=True))
             figures = _figures(shown, optimizer, epoch, index)
             if distributed.world() > 1:
                 _agree(model, average)
@@ -245,7 +247,7 @@ def _explained() -> Iterator[None]:
 
 def _drawn(sampler: Any, score: Callable[[Sequence[Arch]], Sequence[float]], space: SearchSpace) -> Sequence[Arch]:
     """The archs of a step. Raises UserError, naming the mutator, for what is none."""
-    with blamed(f"mutator {type(sampler).__module__}.{type(sampler).__name__}"):
+    with blaming_plugin(f"mutator {type(sampler).__module__}.{type(sampler).__name__}"):
         archs = sampler.sample(score)
         if not isinstance(archs, Sequence) or not archs or not all(isinstance(arch, Arch) for arch in archs):
             raise TypeError(f"it drew {archs!r}, no list of archs")
@@ -278,13 +280,13 @@ def _losses(
         for arch in archs:
             with apply(model, arch):
                 losses.append(task.loss(task.forward(model, batch), batch).float())
-    (mean,) = distributed.mean([torch.stack(losses)], share)
+    (mean,) = distributed.all_reduce_mean([torch.stack(losses)], share)
     return mean.tolist()
 
 
 def _update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, settings: Train) -> None:
     # Archs are the same in all processes, so gradients are there for the same parameters.
-    distributed.total(p.grad for p in model.parameters() if p.grad is not None)
+    distributed.all_reduce_(p.grad for p in model.parameters() if p.grad is not None)
     scaler.unscale_(optimizer)
     if settings.clip_value is not None:
         nn.utils.clip_grad_value_(model.parameters(), settings.clip_value)
@@ -307,7 +309,7 @@ def _synchronise(model: nn.Module) -> None:
 def _agree(model: nn.Module, average: nn.Module | None) -> None:
     """Batch-norm statistics become the mean over processes: each has seen its own images."""
     buffers = [b for part in (model, average) if part is not None for b in part.buffers() if b.is_floating_point()]
-    for buffer, mean in zip(buffers, distributed.mean(buffers, 1.0), strict=True):
+    for buffer, mean in zip(buffers, distributed.all_reduce_mean(buffers, 1.0), strict=True):
         buffer.copy_(mean)
 
 

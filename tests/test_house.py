@@ -13,9 +13,10 @@ import pytest
 import tomli
 
 from corenas import hookspecs
+from corenas.optim import Schedule
 from corenas.options import explanations
 from corenas.plugins import load_catalogue
-from corenas.settings import Bins, Calibration, Device, Export, Goal, Range, Schedule, SearchSettings, Train
+from corenas.settings import Bins, Calibration, Device, Export, Goal, Range, SearchSettings, Train
 from corenas.spec import Spec
 
 ROOT = Path(__file__).parent.parent

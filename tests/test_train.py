@@ -12,10 +12,11 @@ from toys import Backbone, Mutator, Task, Trainer, make_space
 from corenas.contracts import Phase, Progress, StageDone, StageStarted
 from corenas.errors import UserError
 from corenas.mutable import apply
-from corenas.settings import Schedule, Train
+from corenas.optim import Schedule
+from corenas.settings import Train
 from corenas.space import Arch
 from corenas.supernet import build_supernet, supernet_cost
-from corenas.train import LoopStep, load_weights, train
+from corenas.train import LoopStep, load_weights, run_training
 
 pytestmark = pytest.mark.filterwarnings("error")
 SPACE = make_space()
@@ -35,7 +36,7 @@ def setup(*phases, task=None, norm=True, space=SPACE, trainer=Trainer):
     live = trainer(model, task, [Phase(*p) if isinstance(p, tuple) else Phase(space, p) for p in phases])
 
     def go(mutator=None, **more):
-        return train(live, model, task, mutator or Mutator(), cost, seed=5, **more)
+        return run_training(live, model, task, mutator or Mutator(), cost, seed=5, **more)
 
     return model, live, go
 

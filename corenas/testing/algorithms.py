@@ -25,7 +25,8 @@ from corenas.calibrate import statistics_kept
 from corenas.contracts import Algorithm, AlgorithmContext, LiveDistiller, Mutator, MutatorContext, Phase, Trainer
 from corenas.cost import Cost
 from corenas.mutable import apply
-from corenas.settings import Schedule, Train
+from corenas.optim import Schedule
+from corenas.settings import Train
 from corenas.space import Arch
 from corenas.testing.components import checks_of_any_component, global_generators_untouched
 from corenas.testing.small import (
@@ -38,7 +39,7 @@ from corenas.testing.small import (
     supernet,
     used,
 )
-from corenas.train import train
+from corenas.train import run_training
 
 STAGES = ("train", "search", "derive", "retrain")
 NEEDS = ("mutator", "searcher", "distiller")
@@ -70,7 +71,7 @@ class Scene:
 
     def train(self, **more: Any) -> nn.Module:
         """Train it through all phases."""
-        return train(self.trainer, self.model, self.task, self.mutator, self.cost, seed=1, **more)
+        return run_training(self.trainer, self.model, self.task, self.mutator, self.cost, seed=1, **more)
 
     def state(self) -> dict[str, Any]:
         """The weights, and what the trainer keeps."""
@@ -263,7 +264,7 @@ def killed_and_resumed_ends_with_the_same_bits(algorithm: Algorithm, mutator: Mu
             first, then = scene(algorithm, mutator), scene(algorithm, mutator)
             killed = _Killed(first.trainer, step)
             try:
-                train(killed, first.model, first.task, first.mutator, first.cost, seed=1, checkpoint=path)  # type: ignore[arg-type]
+                run_training(killed, first.model, first.task, first.mutator, first.cost, seed=1, checkpoint=path)  # type: ignore[arg-type]
             except KeyboardInterrupt:
                 pass
             else:

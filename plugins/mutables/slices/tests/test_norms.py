@@ -167,7 +167,7 @@ from corenas_mutable_slices import BatchNorm2dSlice
 
 OUT, IN = Variable("o", (4, 6, 8)), Variable("i", (2, 4, 6))
 cases = torch.load(sys.argv[1])
-with distributed.joined(torch.device("cpu")):
+with distributed.process_group(torch.device("cpu")):
     found, rank = [], distributed.rank()
     for features, switch, state, x, weights in cases:
         layer = BatchNorm2dSlice([OUT, 3, IN] if features else OUT, switch=OUT if switch else None).double()

@@ -394,16 +394,34 @@ def per_width_statistics(model: nn.Module, width: Value | None = None) -> None:
                 norm.keep_apart(switch)
 
 
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        summed = tensor.clone()
+        torch.distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _AllReduce.apply(gradient)  # type: ignore[return-value]
+
+
+def differentiable_all_reduce(tensor: Tensor) -> Tensor:
+    """Sum a tensor over processes. Returns the sum, through which gradients flow: they are summed as well."""
+    return tensor if distributed.world() == 1 else _AllReduce.apply(tensor)  # type: ignore[return-value]
+
+
 def _synchronised_norm(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, momentum: float, eps: float
 ) -> Tensor:
     """`F.batch_norm` in training with the statistics of all processes' images; works with gloo, on CPUs too."""
     given, x = x.dtype, x.double() if x.dtype == torch.float64 else x.float()
     count = x.numel() // x.shape[1]
-    sums = distributed.summed(torch.cat([x.sum((0, 2, 3)), x.new_tensor([count])]))
+    sums = differentiable_all_reduce(torch.cat([x.sum((0, 2, 3)), x.new_tensor([count])]))
     total, centre = sums[-1].detach(), sums[:-1] / sums[-1].detach()
     centred = x - centre[:, None, None]
-    spread = distributed.summed(centred.square().sum((0, 2, 3))) / total  # about the common mean: nothing cancels
+    # About the common mean: nothing cancels.
+    spread = differentiable_all_reduce(centred.square().sum((0, 2, 3))) / total
     with torch.no_grad():
         mean.lerp_(centre.to(mean), momentum)
         var.lerp_((spread * (total / (total - 1))).to(var), momentum)
