@@ -15,6 +15,7 @@ from torch import nn
 from corenas import goals, seeding
 from corenas.alone import stand_alone, subnet
 from corenas.calibrate import Evaluation
+from corenas.checkpoint import load_weights
 from corenas.constrained import Constrained, reachable
 from corenas.contracts import AlgorithmContext, EvaluatorContext, LiveTask, Metric
 from corenas.cost import METRICS, Cost
@@ -25,7 +26,6 @@ from corenas.settings import Retrain
 from corenas.space import SearchSpace
 from corenas.spec import Spec
 from corenas.supernet import build_supernet, pick_device, supernet_cost
-from corenas.train import load_weights
 
 
 @frozen

@@ -22,7 +22,16 @@ from torch.nn import functional
 
 from corenas import loading, seeding
 from corenas.calibrate import statistics_kept
-from corenas.contracts import Algorithm, AlgorithmContext, LiveDistiller, Mutator, MutatorContext, Phase, Trainer
+from corenas.contracts import (
+    Algorithm,
+    AlgorithmContext,
+    LiveDistiller,
+    Mutator,
+    MutatorContext,
+    Phase,
+    Stateful,
+    Trainer,
+)
 from corenas.cost import Cost
 from corenas.mutable import apply
 from corenas.optim import Schedule
@@ -75,7 +84,7 @@ class Scene:
 
     def state(self) -> dict[str, Any]:
         """The weights, and what the trainer keeps."""
-        own = self.trainer.state_dict() if hasattr(self.trainer, "state_dict") else {}  # type: ignore[attr-defined]
+        own = self.trainer.state_dict() if isinstance(self.trainer, Stateful) else {}
         return {"model": {k: v.clone() for k, v in self.model.state_dict().items()}, "trainer": own}
 
 
@@ -145,9 +154,9 @@ class _Killed:
 
     def __init__(self, trainer: Trainer, step: int) -> None:
         self.trainer, self.step = trainer, step
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.trainer, name)
+        self.phases = trainer.phases
+        if isinstance(trainer, Stateful):
+            self.state_dict, self.load_state_dict = trainer.state_dict, trainer.load_state_dict
 
     def train_step(self, batch: Any, step: Any) -> Any:
         if step.index >= self.step:

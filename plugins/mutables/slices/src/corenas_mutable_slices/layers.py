@@ -56,6 +56,15 @@ class Cut(NamedTuple):
             tensor = torch.cat([tensor.narrow(axis, span.start, span.stop - span.start) for span in spans], axis)
         return tensor
 
+    def write(self, tensor: Tensor, elements: Tensor) -> None:
+        """Put other elements in the place of the active ones of a vector."""
+        if not self.joined:
+            self(tensor).copy_(elements)
+            return
+        ((axis, spans),) = self.joined
+        for span, new in zip(spans, elements.split([s.stop - s.start for s in spans], axis), strict=True):
+            tensor[span] = new
+
 
 @functools.cache
 def cut(*axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Cut:
@@ -355,11 +364,20 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
             normed = _synchronised_norm(input, mean, var, weight, bias, momentum, self.eps)
         else:
             normed = F.batch_norm(input, mean, var, weight, bias, True, momentum, self.eps)
-        for _, spans in self.cut.joined:  # several parts were copied: write them back
-            for whole, active in zip(self.whole()[2:], (mean, var), strict=True):
-                for span, new in zip(spans, active.split([s.stop - s.start for s in spans]), strict=True):
-                    whole[span] = new
+        if self.cut.joined:  # several parts were copied
+            self.set_statistics(mean, var)
         return normed
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance of the chosen part."""
+        *_, mean, var = self.active()
+        return mean, var
+
+    @torch.no_grad()
+    def set_statistics(self, mean: Tensor, var: Tensor) -> None:
+        """Store the running mean and variance of the chosen part."""
+        for stored, new in zip(self.whole()[2:], (mean, var), strict=True):
+            self.cut.write(stored, new)
 
     def affine_map(self) -> tuple[Tensor, Tensor]:
         """Scale and shift of each active feature in evaluation mode."""
