@@ -16,7 +16,7 @@ from corenas.run.spec import Spec
 from corenas.settings import Train
 from corenas.space import Arch, SearchSpace
 from corenas.supernet import build_supernet
-from corenas.train import train
+from corenas.train import run_training
 
 
 class _OnLabels:
@@ -61,7 +61,7 @@ def stand_alone(
     settings = evolve(spec.train, epochs=max(1, round(fidelity * spec.train.epochs)))
     network = subnet(spec, task, arch)
     trainer = _OnLabels(network, task, spec.space, settings)
-    return train(
+    return run_training(
         trainer,
         network,
         task,
