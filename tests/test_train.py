@@ -72,6 +72,14 @@ def test_the_loss_goes_down_and_everything_is_told():
     assert [index for index, _, _ in live.seen] == [*range(36)]
 
 
+def test_weights_of_images_go_channels_last_and_those_of_other_ranks_stay():
+    model, _, go = setup(settings(epochs=1))
+    model.video = nn.Conv3d(3, 4, 3)
+    go()
+    assert model.backbone.stage.blocks[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.video.weight.is_contiguous()
+
+
 def test_modules_are_told_as_each_epoch_begins_how_far_the_training_is():
     model, _, go = setup(settings(epochs=4))
     told = []
