@@ -58,6 +58,9 @@ class Value:
         """The largest number it can be, what a supernet allocates; of strings the first."""
         return self.possible[-1]
 
+    def __deepcopy__(self, memo: object) -> Value:
+        return self
+
     def __add__(self, other: Value | float) -> Value:
         return combine(operator.add, self, other)
 
@@ -351,6 +354,9 @@ class Dimension:
     def __call__(self, choices: Choices) -> tuple[int, ...]:
         """How many elements of each part are active."""
         return tuple(part(choices) for part in self.parts)
+
+    def __deepcopy__(self, memo: object) -> Dimension:
+        return self
 
     def __add__(self, other: Dimension) -> Dimension:
         """The dimension of two layers' outputs, concatenated."""

@@ -237,7 +237,7 @@ def test_the_search_network_has_the_size_that_its_log_says():
     mixed = [module for module in model.modules() if isinstance(module, MixedOp)]
     assert len(mixed) == 8 * 14
     assert {module.names for module in mixed} == {OPERATIONS[:8]}
-    assert len({module.values["op"].key for module in mixed}) == 2 * 14
+    assert len({module.elastic.values["op"].key for module in mixed}) == 2 * 14
 
 
 def test_the_space_has_the_size_of_the_paper():

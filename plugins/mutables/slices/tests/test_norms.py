@@ -43,11 +43,11 @@ def test_each_number_of_the_switch_has_the_statistics_of_a_norm_of_its_own(featu
     layer = BatchNorm2dSlice(features, momentum=momentum, switch=switch)
     alone = {n: BatchNorm2dSlice(features, momentum=momentum) for n in switch.possible}
     for arch in (ARCHS[i] for i in (8, 0, 3, 7, 0, 5, 8, 2)):
-        x = torch.randn(3, sum(layer.values["outputs"](arch)), 4, 4) * arch["o"] + arch["i"]
+        x = torch.randn(3, sum(layer.elastic.values["outputs"](arch)), 4, 4) * arch["o"] + arch["i"]
         with apply(layer, arch), apply(alone[switch(arch)], arch):
             assert_close(layer(x), alone[switch(arch)](x))
     for arch in ARCHS:
-        norm, at = alone[switch(arch)], places(layer.values["outputs"], arch)
+        norm, at = alone[switch(arch)], places(layer.elastic.values["outputs"], arch)
         with apply(layer, arch):
             assert_close(layer.running_mean, norm.running_mean)
             assert_close(layer.running_var, norm.running_var)

@@ -26,7 +26,7 @@ def torchvision_names(model: nn.Module, arch: Mapping[str, Any], family: str = "
     layers, number = {"stem": "features.0"}, 0
     with apply(model, arch):
         for i, stage in enumerate(backbone.stages):
-            for j, block in enumerate(stage.blocks[: stage.choice["depth"]]):
+            for j, block in enumerate(stage.blocks[: stage.elastic.choice["depth"]]):
                 number += 1
                 path = _BLOCKS[family].format(stage=i + 1, block=j, number=number)
                 for k, (layer, _) in enumerate(block.body.named_children()):

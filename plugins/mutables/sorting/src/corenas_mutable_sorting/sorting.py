@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from corenas.calibrate import statistics_kept
 from corenas.errors import UserError, did_you_mean
-from corenas.mutable import Gated, Resizing, apply, mutables
+from corenas.mutable import Gated, Resizing, apply, elastic_of, mutables
 from corenas.space import SearchSpace
 from corenas.value import Dimension, Value, grid, largest_of
 
@@ -123,7 +123,7 @@ def sort_channels(
             hint = did_you_mean(importance, IMPORTANCE, "measures")
             raise UserError(f"no measure of importance is called {importance!r}", hint=hint)
         importance = IMPORTANCE[importance](model)
-    values = [value for mutable in mutables(model) for value in mutable.values.values()]
+    values = [value for mutable in mutables(model) for value in mutable.elastic.values.values()]
     domains = {key: own for value in values for part in _parts(value) for key, own in part.domains.items()}
     widths = {key for value in values if isinstance(value, Dimension) for key in value.keys}
     if not widths:
@@ -132,7 +132,7 @@ def sort_channels(
     if keep is not None:
         kept = {key: keep[key].choices for key in domains}
     small = {key: min(kept[key]) for m in mutables(model) if isinstance(m, Resizing)
-             for name in m.resizes for key in m.values[name].keys}  # fmt: skip
+             for name in m.resizes for key in m.elastic.values[name].keys}  # fmt: skip
     first = {key: largest_of(domains[key] if key in widths else own) for key, own in kept.items()} | small
     archs = [*{tuple(arch.items()): arch for arch in (first, *_variants(model, first, kept))}.values()]
     ties = _Ties(model, kept)
@@ -161,7 +161,7 @@ def _variants(
     arch: one that runs the module
     runs: an arch that runs each gated module so far; None where there is none
     """
-    if "values" in module.__dict__ and isinstance(module, Gated):
+    if elastic_of(module) is not None and isinstance(module, Gated):
         gates = [*module.gates()]
         keys = sorted({key for _, gate in gates for key in gate.keys})
         every = itertools.product(*(kept[key] for key in keys))
@@ -320,7 +320,8 @@ class _Ties:
 
 def _dimension(module: nn.Module, reads: bool) -> tuple[Dimension | None, str]:
     name = "inputs" if reads else "outputs"
-    value = module.__dict__.get("values", {}).get(name)
+    elastic = elastic_of(module)
+    value = None if elastic is None else elastic.values.get(name)
     return (None if value is None else Dimension.of(value)), name
 
 
@@ -342,7 +343,7 @@ def _active(module: nn.Module, reads: bool, span: _Span) -> Callable[[int], bool
     dimension, name = _dimension(module, reads)
     if dimension is None or len(span.starts) != len(dimension.parts):
         return lambda place: True
-    numbers = [int(n) for n in np.ravel(module.choice[name])]  # type: ignore[index]
+    numbers = [int(n) for n in np.ravel(module.elastic.choice[name])]  # type: ignore[union-attr]
 
     def active(place: int) -> bool:
         part = bisect_right(span.starts, place) - 1
@@ -366,9 +367,10 @@ def _tensors(module: nn.Module, reads: bool) -> Iterator[tuple[Tensor, int]]:
 
 def _grouped(conv: nn.Conv2d) -> bool:
     """Whether it has groups and is not depthwise."""
-    return "groups" in conv.__dict__.get("values", {}) or not (
-        conv.groups == 1 or conv.weight.shape[:2] == (conv.groups, 1)
-    )
+    elastic = elastic_of(conv)
+    if elastic is not None and "groups" in elastic.values:
+        return True
+    return conv.groups != 1 and conv.weight.shape[:2] != (conv.groups, 1)
 
 
 def _generator() -> torch.Generator:
