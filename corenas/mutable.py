@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -234,8 +235,8 @@ class _Plan:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        # Not the model itself: it owns this plan.
-        self._below = [*model.modules()][1:]
+        # Dictionaries are faster to look at than modules. Not the model's own, which owns this plan.
+        self._below = [module.__dict__ for module in model.modules()][1:]
         self._children, self._attributes = self._looked_at(model)
         groups: dict[Any, _Group] = {}
         self._domains: dict[str, Sequence[Any]] = {}
@@ -258,18 +259,15 @@ class _Plan:
 
     def _looked_at(self, model: nn.Module) -> tuple[list[Any], list[Any]]:
         """Return the children of all modules, and what each module has as `elastic`."""
-        modules = [model, *self._below]
-        children = [child for module in modules for child in module._modules.values()]
-        return children, [module.__dict__.get("elastic") for module in modules]
+        modules = [model.__dict__, *self._below]
+        tables = filter(None, [module["_modules"] for module in modules])
+        children = [*itertools.chain.from_iterable(map(dict.values, tables))]
+        return children, [module.get("elastic") for module in modules]
 
     def fits(self, model: nn.Module) -> bool:
         """Return whether the model's modules and their elastics are still those of this plan."""
         children, attributes = self._looked_at(model)
-        return (
-            len(children) == len(self._children)
-            and all(map(operator.is_, children, self._children))
-            and all(map(operator.is_, attributes, self._attributes))
-        )
+        return children == self._children and all(map(operator.is_, attributes, self._attributes))
 
     def choices(self, arch: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Return each group's choice under an arch. Raises KeyError for a key that it lacks."""

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         for _ in range(ARCHS):
             space.sample(rng)
 
-    fresh = (space.decode(space.draw(rng, ARCHS)) for _ in range(rounds))
+    fresh = iter([space.decode(space.draw(rng, ARCHS)) for _ in range(rounds)])
 
     def switch() -> None:
         for arch in next(fresh):
