@@ -17,7 +17,8 @@ from attrs import field, frozen
 from corenas.objectives import Objectives
 from corenas.settings import Train
 from corenas.space import Arch, SearchSpace
-from corenas.value import Dimension, Variable
+from corenas.value import Dimension
+from corenas.variables import Variable
 
 if TYPE_CHECKING:
     import numpy as np

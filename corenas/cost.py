@@ -165,7 +165,7 @@ class _Columns:
         if isinstance(value, Expression):
             return value.function(*map(self, value.arguments))
         (key,) = value.keys
-        return np.array([*map(self._space[key].choice, self._codes[key])])
+        return np.array([*map(self._space[key].choice_of, self._codes[key])])
 
 
 def _terms(model: nn.Module, space: SearchSpace, example: Any) -> list[tuple[int, Value]]:

@@ -15,7 +15,7 @@ from torch import nn
 from corenas import goals, seeding
 from corenas.alone import stand_alone, subnet
 from corenas.calibrate import Evaluation
-from corenas.constrained import Constrained, reachable
+from corenas.constrained import FeasibleSpace, reachable
 from corenas.contracts import AlgorithmContext, EvaluatorContext, LiveTask, Metric
 from corenas.cost import METRICS, Cost
 from corenas.errors import Fault, UserError, collecting, refuse
@@ -37,7 +37,7 @@ class Wanted:
     """
 
     constraints: Sequence[Constraint]
-    drawing: Constrained
+    drawing: FeasibleSpace
 
     def __str__(self) -> str:
         return " and ".join(map(str, self.constraints))
@@ -128,7 +128,7 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
         with collecting(faults, *place):
             constraints = goals.read_constraints(bounds, metrics, lambda metric: reachable(cost, metric)[1])
             cheap = [c for c in constraints if c.metric in METRICS]
-            wanted.append(Wanted(constraints, Constrained(spec.space, cost, cheap)))
+            wanted.append(Wanted(constraints, FeasibleSpace(spec.space, cost, cheap)))
     refuse(faults)
     return Prepared(spec, task, supernet, cost, metrics, objectives, wanted, device)
 

@@ -19,7 +19,8 @@ from corenas.errors import Path as KeyPath
 from corenas.options import structure, to_table
 from corenas.plugins import Catalogue
 from corenas.settings import Calibration, Device, Export, Retrain, SearchSettings, Source, Train
-from corenas.space import OVERRIDE, Choice, SearchSpace, flatten
+from corenas.space import Choice, SearchSpace, flatten
+from corenas.variables import OVERRIDE
 
 
 def _file_name(instance: object, attribute: object, name: str) -> None:

@@ -11,8 +11,9 @@ from corenas.contracts import Backbone, LiveTask
 from corenas.cost import Cost
 from corenas.errors import Fault, UserError, did_you_mean, refuse
 from corenas.mutable import keys_used
-from corenas.space import OVERRIDE, SearchSpace
+from corenas.space import SearchSpace
 from corenas.value import TooManyCombinationsError
+from corenas.variables import OVERRIDE
 
 
 class Supernet(nn.Module):

@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.cost import Cost
 from corenas.mutable import Elastic, LayerCost, apply, conv_cost, linear_cost, mutables, norm_cost
-from corenas.space import Categorical, Condition, Float, Int, SearchSpace
+from corenas.space import SearchSpace
 from corenas.value import Dimension, as_value, at_least, equals, make_divisible, rounded
+from corenas.variables import Categorical, Condition, Float, Int
 
 # -- a set of toy mutables --------------------------------------------------------------------------------------------
 

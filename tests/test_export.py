@@ -13,7 +13,8 @@ from corenas.errors import UserError
 from corenas.export import TOLERANCE, difference, export
 from corenas.mutable import apply, largest_choice, mutables
 from corenas.supernet import Supernet, build_supernet
-from corenas.value import Constant, Variable
+from corenas.value import Constant
+from corenas.variables import Variable
 
 SPACE = make_space()
 TASK = Task()

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from corenas.mutable import Elastic, apply, call_model, channels_last, keys_used, largest_choice, mutables
-from corenas.value import Constant, Dimension, Variable, as_value, equals
+from corenas.value import Constant, Dimension, as_value, equals
+from corenas.variables import Variable
 
 WIDTH, OP = Variable("width", (4, 8)), Variable("op", ("skip", "double"))
 

@@ -40,7 +40,8 @@ from corenas.testing import (
     tasks,
 )
 from corenas.testing.components import imports_no_torch
-from corenas.value import Dimension, Variable
+from corenas.value import Dimension
+from corenas.variables import Variable
 
 
 def fails(check, *given, **more):

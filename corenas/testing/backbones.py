@@ -26,10 +26,11 @@ from corenas.errors import UserError
 from corenas.export import export
 from corenas.mutable import apply, keys_used
 from corenas.options import structure
-from corenas.space import Arch, Categorical, SearchSpace
+from corenas.space import Arch, SearchSpace
 from corenas.supernet import build_supernet
 from corenas.testing.components import checks_of_any_component, global_generators_untouched
 from corenas.testing.small import same, some_archs
+from corenas.variables import Categorical
 
 Shape = tuple[int, int, int]
 IMAGE: Shape = (3, 32, 32)

@@ -15,12 +15,13 @@ from corenas.optim import build_optimizer, build_schedule
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.settings import Train
-from corenas.space import Categorical, Int, SearchSpace
+from corenas.space import SearchSpace
 from corenas.testing.algorithms import algorithm_checks
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.small import Paths
 from corenas.train import train
+from corenas.variables import Categorical, Int
 from corenas_algorithm_spos import SPOS, corenas_algorithms
 from corenas_mutable_slices import ElasticDepth, LinearSlice, MixedOp
 

@@ -16,10 +16,11 @@ from corenas.mutable import mutables
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.settings import Calibration
-from corenas.space import Int, SearchSpace
+from corenas.space import SearchSpace
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.evaluators import evaluator_checks
+from corenas.variables import Int
 from corenas_evaluator_accuracy import Accuracy, corenas_evaluators
 from corenas_mutable_slices import ConvNormAct, ElasticDepth, LinearSlice
 

@@ -12,7 +12,8 @@ from corenas.mutable import Elastic, apply
 from corenas.space import SearchSpace
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.mutables import costs_what_its_export_costs, mutable_checks
-from corenas.value import Constant, Dimension, Variable
+from corenas.value import Constant, Dimension
+from corenas.variables import Variable
 from corenas_mutable_attention import (
     LayerNormSlice,
     MultiHeadAttention,

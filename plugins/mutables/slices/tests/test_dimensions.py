@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from corenas.cost import Cost
 from corenas.export import export
 from corenas.mutable import Elastic, LayerCost, apply
-from corenas.space import Categorical, SearchSpace
+from corenas.space import SearchSpace
 from corenas.value import Dimension
+from corenas.variables import Categorical
 from corenas_mutable_slices import Conv2dSlice, LinearSlice
 
 SPACE = SearchSpace([Categorical("a", (2, 3, 5)), Categorical("b", (1, 4)), Categorical("half", (2, 3, 4)),

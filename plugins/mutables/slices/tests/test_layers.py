@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 from corenas.cost import Cost
 from corenas.mutable import apply
-from corenas.space import Categorical, Int, SearchSpace
-from corenas.value import Variable, make_divisible
+from corenas.space import SearchSpace
+from corenas.value import make_divisible
+from corenas.variables import Categorical, Int, Variable
 from corenas_mutable_slices import (
     ACTIVATIONS,
     BatchNorm2dSlice,

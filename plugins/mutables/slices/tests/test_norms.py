@@ -15,9 +15,9 @@ from corenas.calibrate import recalibrate, statistics_kept
 from corenas.cost import Cost
 from corenas.export import export
 from corenas.mutable import apply
-from corenas.space import Categorical, SearchSpace
+from corenas.space import SearchSpace
 from corenas.testing.small import same
-from corenas.value import Variable
+from corenas.variables import Categorical, Variable
 from corenas_mutable_slices import BatchNorm2dSlice, ConvNormAct, LinearSlice, per_width_statistics
 from corenas_mutable_slices.exchange import load
 
@@ -162,7 +162,7 @@ TWO = """
 import sys, torch
 from corenas import distributed
 from corenas.mutable import apply
-from corenas.value import Variable
+from corenas.variables import Variable
 from corenas_mutable_slices import BatchNorm2dSlice
 
 OUT, IN = Variable("o", (4, 6, 8)), Variable("i", (2, 4, 6))

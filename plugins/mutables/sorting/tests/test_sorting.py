@@ -19,11 +19,12 @@ from corenas.mutable import apply, mutables
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.settings import Train
-from corenas.space import Categorical, SearchSpace
+from corenas.space import SearchSpace
 from corenas.supernet import Supernet
 from corenas.testing.components import global_generators_untouched
 from corenas.testing.distributions import distribution_checks
-from corenas.value import Dimension, Variable, make_divisible
+from corenas.value import Dimension, make_divisible
+from corenas.variables import Categorical, Variable
 from corenas_mutable_slices import (
     BatchNorm2dSlice,
     Conv2dSlice,

@@ -17,7 +17,8 @@ import attrs
 from corenas.errors import Fault, UserError, refuse
 from corenas.options import structure as structured
 from corenas.space import Arch, SearchSpace
-from corenas.value import Value, Variable, as_value
+from corenas.value import Value, as_value
+from corenas.variables import Variable
 from corenas_backbone_zennet import Layout, SuperBlock, SuperConv
 
 _SUPER_BLOCK = re.compile(r"\s*(\w+)\((?:[^()|]*\|)?([^()|]*)\)\s*")  # a block's own name may stand before a bar
