@@ -129,9 +129,18 @@ def output_channels(module: nn.Module) -> Value | None:
 
 
 _ELEMENTWISE = (
-    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.ReLU, nn.Hardtanh, nn.Hardswish, nn.SiLU, nn.GELU,
-    nn.Sigmoid, nn.Hardsigmoid, nn.modules.dropout._DropoutNd,
-)  # fmt: skip
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.ReLU,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.SiLU,
+    nn.GELU,
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    nn.modules.dropout._DropoutNd,
+)
 """Layers whose output has the shape of their input."""
 
 

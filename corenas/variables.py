@@ -158,8 +158,8 @@ class Int(Variable):
 class Float(Variable):
     """A number from `low` to `high`, both included: every `step`, or any; `log` draws its logarithm uniformly.
 
-    Without steps it is continuous: the code of a number is its place between the bounds, 0..1, on the scale, and as
-    choices stand the bounds.
+    Without steps it is continuous: the code of a number says where it lies between the bounds, 0..1, on the scale;
+    its choices are the bounds.
     Raises ValueError for bounds in the wrong order, a log scale that reaches 0, or log and step together.
     """
 

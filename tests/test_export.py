@@ -273,3 +273,27 @@ def test_taking_a_difference_leaves_both_networks_as_they_were():
     assert difference(model, model, TASK.example) == 0
     assert all(map(torch.equal, model.state_dict().values(), before))
     assert all(module.training for module in model.modules())
+
+
+class TwoInputs(nn.Module):
+    """An image and words."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.words = Conv(1, SPACE["width"], 3), nn.Embedding(5, 4)
+
+    def forward(self, image, words):
+        return {"image": self.image(image), "words": self.words(words)}
+
+
+def test_an_example_may_be_any_tree_of_inputs():
+    model, arch = TwoInputs(), {"width": 4}
+    image, words = torch.zeros(1, 1, 5, 5), torch.tensor([[4, 0, 3]])
+    for example in ((image, words), [image, words], {"words": words, "image": image}):
+        plain = export(model, arch, example)
+        assert plain.image.out_channels == 4
+        with apply(model, arch):
+            assert difference(model, plain, example) == 0
+        assert difference(model, TwoInputs(), example) > 0
+    clip = nn.Sequential(nn.Conv3d(1, 4, 2))
+    assert difference(clip, export(clip, {}, torch.zeros(1, 1, 3, 3, 3)), torch.zeros(1, 1, 3, 3, 3)) == 0

@@ -45,8 +45,12 @@ def layer(make: Make, seed: int = 0) -> Any:
 
 def archs_of(made: Any, n: int = 12) -> list[dict[str, Any]]:
     """The largest choices of all its variables, and some others spread over all combinations."""
-    domains = {key: choices for value in made.elastic.values.values() for part in _parts(value)
-               for key, choices in part.domains.items()}  # fmt: skip
+    domains = {
+        key: choices
+        for value in made.elastic.values.values()
+        for part in _parts(value)
+        for key, choices in part.domains.items()
+    }
     every = [*itertools.islice(itertools.product(*(sorted(choices) for choices in domains.values())), 100_000)]
     picked = sorted({*np.linspace(0, len(every) - 1, min(n, len(every))).astype(int).tolist()})
     return [dict(zip(domains, every[i], strict=True)) for i in picked][::-1]

@@ -107,9 +107,9 @@ class CellEdge(nn.Module):
     forward: the states before the node -> (n, width, h, w)
     """  # fmt: skip
 
-    def __init__(self, edge: Edge, place: int, width: int, reduction: bool, options: Darts) -> None:
+    def __init__(self, edge: Edge, index: int, width: int, reduction: bool, options: Darts) -> None:
         super().__init__()
-        source = edge.source(place)
+        source = edge.source(index)
         self.strides = {state: 2 if reduction and state < 2 else 1 for state in source.possible}
         self.operations = nn.ModuleDict()
         for stride in sorted({*self.strides.values()}):
@@ -149,19 +149,19 @@ class CellNode(nn.Module):
         super().__init__()
         self.take = as_value(node.take)  # type: ignore[arg-type]
         self.elastic = Elastic({"take": self.take})
-        places = {int(place) for choice in self.take.possible for place in choice.split()}
-        edges = {place: CellEdge(node.edges[place], place, width, reduction, options) for place in sorted(places)}
-        self.edges = nn.ModuleDict({str(place): edge for place, edge in edges.items()})
+        indices = {int(index) for choice in self.take.possible for index in choice.split()}
+        edges = {index: CellEdge(node.edges[index], index, width, reduction, options) for index in sorted(indices)}
+        self.edges = nn.ModuleDict({str(index): edge for index, edge in edges.items()})
 
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """An edge runs where it is taken."""
-        for place, edge in self.edges.items():
-            yield edge, _one_of(self.take, [choice for choice in self.take.possible if place in choice.split()])
+        for index, edge in self.edges.items():
+            yield edge, _one_of(self.take, [choice for choice in self.take.possible if index in choice.split()])
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         """The states before it -> (n, width, h, w)."""
         taken = self.elastic.choice["take"].split()
-        edges = [edge for place, edge in self.edges.items() if place in taken or edge.weighted]
+        edges = [edge for index, edge in self.edges.items() if index in taken or edge.weighted]
         return functools.reduce(torch.add, [edge(states) for edge in edges])
 
 
@@ -301,11 +301,11 @@ class CellNetwork(nn.Module):
         before = last = self.stem(x)
         if hasattr(self, "second_stem"):
             last = self.second_stem(before)
-        found: list[Tensor] = []
+        features: list[Tensor] = []
         for i, cell in enumerate(self.cells):
             before, last = last, cell(before, last)
             if i == self.auxiliary_tap and self.training:
-                found.insert(0, self.auxiliary(last))
+                features.insert(0, self.auxiliary(last))
             if i in self.taps:
-                found.append(last)
-        return found
+                features.append(last)
+        return features

@@ -40,8 +40,8 @@ def torchvision_names(model: nn.Module, arch: Mapping[str, Any], family: str = "
             return f"{'classifier.0' if path == 'final_3' else _HEADS[family]}.{tensor}"
         layer, _, part = path.rpartition("_")
         if family == "mobilenet_v2" and layer.endswith("project"):  # there these two stand beside the other layers
-            before, _, place = layers[layer].rpartition(".")
-            return f"{before}.{int(place) + (part == 'norm')}.{tensor}"
+            before, _, number = layers[layer].rpartition(".")
+            return f"{before}.{int(number) + (part == 'norm')}.{tensor}"
         return f"{layers[layer]}.{_PARTS[part]}.{tensor}"
 
     return rename

@@ -36,8 +36,8 @@ class RelativePosition(nn.Module):
         self.grid = grid
         self.rows = ParameterSlice(2 * distance + 2, head_dim)
         self.columns = ParameterSlice(2 * distance + 2, head_dim)
-        places = torch.arange(grid)
-        apart = (places - places[:, None]).clamp(-distance, distance) + distance + 1
+        lines = torch.arange(grid)
+        apart = (lines - lines[:, None]).clamp(-distance, distance) + distance + 1
         apart = F.pad(apart, (1, 0))  # from a patch to the class token; then from the class token to anything
         self.row_apart: Tensor
         self.column_apart: Tensor

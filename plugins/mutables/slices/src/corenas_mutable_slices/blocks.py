@@ -297,9 +297,9 @@ class Staged(nn.Module):
         if hasattr(self, "resize"):
             x = self.resize(x)
         x = self.stem(x)
-        found = []
+        maps = []
         for number, stage in enumerate(self.stages, 1):
             x = stage(x)
             if number in self.levels:
-                found.append(x)
-        return found or [self.final(x)]
+                maps.append(x)
+        return maps or [self.final(x)]

@@ -374,8 +374,15 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         """The chosen part as a plain batch norm."""
         weight, bias, mean, var = self.active()
         plain = nn.BatchNorm2d(sum(self.elastic.choice["outputs"]), self.eps, self.momentum, self.affine, device="meta")
-        return filled(plain, self, weight=weight, bias=bias, running_mean=mean, running_var=var,
-                      num_batches_tracked=self.num_batches_tracked)  # fmt: skip
+        return filled(
+            plain,
+            self,
+            weight=weight,
+            bias=bias,
+            running_mean=mean,
+            running_var=var,
+            num_batches_tracked=self.num_batches_tracked,
+        )
 
 
 def per_width_statistics(model: nn.Module, width: Value | None = None) -> None:
@@ -412,8 +419,11 @@ def _synchronised_norm(
 
 def filled(plain: Plain, source: nn.Module, **tensors: Tensor | None) -> Plain:
     """A plain layer (on the meta device, so nothing was drawn for it) with copies of tensors, in the source's mode."""
-    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format)
-              for name, tensor in tensors.items() if tensor is not None}  # fmt: skip
+    copies = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+        if tensor is not None
+    }
     plain.load_state_dict(copies, assign=True)
     return plain.train(source.training)
 
