@@ -131,7 +131,7 @@ class SearchSpace:
     # -- narrower spaces ----------------------------------------------------------------------------------------------
 
     def narrow(self, choices: Mapping[str, Sequence[Choice]]) -> SearchSpace:
-        """The space with fewer choices for some variables; `stages.*.depth` names all that match.
+        """Return the space with fewer choices for some variables; `stages.*.depth` names all that match.
 
         Raises UserError for a key that is no variable and for a choice that it does not have.
         """
@@ -152,13 +152,13 @@ class SearchSpace:
         return SearchSpace(narrower.values(), _replaced(self.tree, narrower))
 
     def fix(self, choices: Mapping[str, Choice]) -> SearchSpace:
-        """The space with some variables held at one choice, as `narrow` names them."""
+        """Return the space with some variables held at one choice, as `narrow` names them."""
         return self.narrow({key: [choice] for key, choice in choices.items()})
 
     # -- archs --------------------------------------------------------------------------------------------------------
 
     def arch(self, choices: Mapping[str, Any] | None = None) -> Arch:
-        """The canonical arch of some choices, nested as in TOML or by key; what is left out holds its default.
+        """Return the canonical arch of some choices, nested as in TOML or by key; what is left out holds its default.
 
         Raises UserError with every unknown key and every choice that its variable does not have.
         """
@@ -173,25 +173,25 @@ class SearchSpace:
         return Arch({v.key: chosen[v.key] if on else v.default for v, on in zip(self.variables, active, strict=True)})
 
     def default(self) -> Arch:
-        """Every variable at its default."""
+        """Return the arch of all defaults."""
         return self.arch()
 
     def smallest(self) -> Arch:
-        """Every number at its smallest, every other variable at its first choice."""
+        """Return the arch of every number at its smallest, every other variable at its first choice."""
         return self.arch({v.key: v.smallest for v in self.variables})
 
     def largest(self) -> Arch:
-        """Every number at its largest, every other variable at its first choice."""
+        """Return the arch of every number at its largest, every other variable at its first choice."""
         return self.arch({v.key: v.largest for v in self.variables})
 
     def encode(self, archs: Iterable[Mapping[str, Any]]) -> Codes:
-        """Archs as a matrix (archs, variables) of choice indices."""
+        """Return archs as a matrix (archs, variables) of choice indices."""
         rows = [arch._choices if isinstance(arch, Arch) else arch for arch in archs]
         columns = [[*map(v.code_of, [row[key] for row in rows])] for key, v in self._variables.items()]
         return np.array(columns, self._dtype).reshape(len(self.keys), len(rows)).T
 
     def decode(self, codes: Codes) -> list[Arch]:
-        """The archs of a matrix that `encode` or `draw` gave."""
+        """Return the archs of a matrix that `encode` or `draw` gave."""
         columns = [
             map(v.choice_of, (column if v.continuous else column.astype(np.int64)).tolist())
             for v, column in zip(self.variables, codes.T, strict=True)
@@ -202,7 +202,7 @@ class SearchSpace:
     # -- drawing, many archs at once ----------------------------------------------------------------------------------
 
     def active(self, codes: Codes) -> np.ndarray:
-        """Which variables of which archs are active: a boolean matrix of the same shape."""
+        """Return which variables of which archs are active: a boolean matrix of the same shape."""
         active = np.ones(codes.shape, bool)
         for column, parents in enumerate(self._masks):
             for parent, allowed in parents:
@@ -210,7 +210,7 @@ class SearchSpace:
         return active
 
     def canonical(self, codes: Codes) -> Codes:
-        """The same archs with inactive variables at their defaults."""
+        """Return the same archs with inactive variables at their defaults."""
         return np.where(self.active(codes), codes, self._defaults)
 
     def _raw(self, rng: np.random.Generator, n: int) -> Codes:
@@ -218,16 +218,19 @@ class SearchSpace:
         return np.array(columns, self._dtype).reshape(len(columns), n).T
 
     def draw(self, rng: np.random.Generator, n: int) -> Codes:
-        """n archs, each variable uniform, made canonical (`uniform`: SPOS, Once-for-All)."""
+        """Return n archs, each variable uniform, made canonical (`uniform`: SPOS, Once-for-All)."""
         return self.canonical(self._raw(rng, n))
 
     def mutated(self, codes: Codes, prob: float, rng: np.random.Generator) -> Codes:
-        """Archs with each variable drawn again with probability `prob`, and afresh where it was not active before."""
+        """Return archs with each variable drawn again with probability `prob`, and where it was not active before."""
         again = (rng.random(codes.shape) < prob) | ~self.active(codes)
         return self.canonical(np.where(again, self._raw(rng, len(codes)), codes))
 
     def crossed(self, first: Codes, second: Codes, rng: np.random.Generator) -> Codes:
-        """Archs with each variable from one of two parents, of those in which it is active; from none: drawn afresh."""
+        """Return archs with each variable from one of two parents, of those in which it is active.
+
+        What is active in neither is drawn afresh.
+        """
         in_first, in_second = self.active(first), self.active(second)
         take_first = np.where(in_first & in_second, rng.random(first.shape) < 0.5, in_first)
         child = np.where(take_first, first, np.where(in_second, second, self._raw(rng, len(first))))
@@ -244,11 +247,11 @@ class SearchSpace:
         return _Sampler(self.variables, self._masks)
 
     def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
-        """The arch with each variable drawn again with probability `prob` (`mutated` for many)."""
+        """Return the arch with each variable drawn again with probability `prob` (`mutated` for many)."""
         return self.decode(self.mutated(self.encode([arch]), prob, rng))[0]
 
     def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
-        """An arch with each variable from one of two parents (`crossed` for many)."""
+        """Return an arch with each variable from one of two parents (`crossed` for many)."""
         return self.decode(self.crossed(self.encode([first]), self.encode([second]), rng))[0]
 
     # -- counting -----------------------------------------------------------------------------------------------------
@@ -333,7 +336,7 @@ def _is_drawn_by_index(variable: Variable) -> bool:
 
 
 def flatten(table: Mapping[str, Any] | Sequence[Any], prefix: str = "", lists: bool = True) -> dict[str, Any]:
-    """Nested tables and arrays as one mapping from dotted keys: `{"a": [{"b": 1}]}` is `{"a.0.b": 1}`.
+    """Return nested tables and arrays as one mapping from dotted keys: `{"a": [{"b": 1}]}` is `{"a.0.b": 1}`.
 
     lists: False leaves arrays whole
     """
@@ -347,12 +350,12 @@ def flatten(table: Mapping[str, Any] | Sequence[Any], prefix: str = "", lists: b
 
 
 def _mask(parent: Variable, condition: Condition) -> np.ndarray:
-    """Which codes of a parent a condition allows; -1, for an inactive one, it does not."""
+    """Return which codes of a parent a condition allows; -1, for an inactive one, it does not."""
     return np.array([*(choice in condition.choices for choice in parent.choices), False])
 
 
 def _replaced(tree: Any, variables: Mapping[str, Variable]) -> Any:
-    """A tree with other variables of the same keys."""
+    """Return a tree with other variables of the same keys."""
     if isinstance(tree, Variable):
         return variables[tree.key]
     if isinstance(tree, Mapping):

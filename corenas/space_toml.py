@@ -101,7 +101,7 @@ class _Reader:
         return tree
 
     def blocks(self, table: Mapping[str, Any], tree: Mapping[str, Any], path: Path, when: Sequence[Condition]) -> Any:
-        """The blocks of a stage, each active where the stage's depth reaches it."""
+        """Return the blocks of a stage, each active where the stage's depth reaches it."""
         pattern, written = table.get("block"), table.get("blocks")
         given = [x for x in (pattern, written) if x is not None]
         if len(given) != 1 or not isinstance(given[0], list if pattern is None else Mapping):

@@ -35,7 +35,7 @@ class Value:
     """The keys it depends on, each with the choices of that variable."""
 
     def __call__(self, choices: Choices) -> Any:
-        """The number, or the column, of some choices."""
+        """Return the number, or the column, of some choices."""
         raise NotImplementedError
 
     @property
@@ -89,7 +89,7 @@ class Constant(Value):
         return (self.number,)
 
     def __call__(self, choices: Choices) -> Any:
-        """The number, or the column, of some choices."""
+        """Return the number, or the column, of some choices."""
         return self.number
 
 
@@ -110,17 +110,17 @@ class Expression(Value):
         return result
 
     def __call__(self, choices: Choices) -> Any:
-        """The number, or the column, of some choices."""
+        """Return the number, or the column, of some choices."""
         return self.function(*(argument(choices) for argument in self.arguments))
 
 
 def as_value(value: Value | float | str) -> Value:
-    """A number, or a string, as a value; a value as it is."""
+    """Return a number, or a string, as a value; a value as it is."""
     return value if isinstance(value, Value) else Constant(value)
 
 
 def combine(function: Callable[..., Any], *arguments: Any) -> Value:
-    """The value of a function of values and numbers; computed at once where all of them are numbers."""
+    """Return the value of a function of values and numbers; computed at once where all of them are numbers."""
     values = tuple(as_value(argument) for argument in arguments)
     if all(isinstance(value, Constant) for value in values):
         return Constant(function(*(value({}) for value in values)))
@@ -128,12 +128,12 @@ def combine(function: Callable[..., Any], *arguments: Any) -> Value:
 
 
 def largest_of(choices: Sequence[Any]) -> Any:
-    """The largest of a variable's choices if they are numbers, of strings the first."""
+    """Return the largest of a variable's choices if they are numbers, of strings the first."""
     return choices[0] if isinstance(choices[0], str) else max(choices)
 
 
 def grid(domains: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-    """Every combination of choices as columns, the last key changing fastest.
+    """Return every combination of choices as columns, the last key changing fastest.
 
     Raises TooManyCombinationsError beyond 65,536 rows.
     """
@@ -145,12 +145,12 @@ def grid(domains: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
 
 
 def rounded(value: Value | float) -> Value:
-    """The nearest whole number, halves to even as Python's `round`."""
+    """Return the nearest whole number, halves to even as Python's `round`."""
     return combine(_rounded, value)
 
 
 def make_divisible(value: Value | float, divisor: int = 8, smallest: int | None = None) -> Value:
-    """The nearest multiple of `divisor` that is not under 90% of the number, at least `smallest` (or `divisor`).
+    """Return the nearest multiple of `divisor` that is not under 90% of the number, at least `smallest` (or `divisor`).
 
     The rounding of channels in MobileNetV2's reference code (Sandler et al. 2018, arXiv:1801.04381).
     """
@@ -158,17 +158,17 @@ def make_divisible(value: Value | float, divisor: int = 8, smallest: int | None 
 
 
 def at_least(value: Value | float, number: float) -> Value:
-    """1 where the value reaches `number`, else 0: the gate of a block that only deeper stages have."""
+    """Return 1 where the value reaches `number`, else 0: the gate of a block that only deeper stages have."""
     return combine(_compared, operator.ge, value, number)
 
 
 def equals(value: Value | float, choice: Any) -> Value:
-    """1 where the value is `choice`, else 0: the gate of one candidate of a mixed operation."""
+    """Return 1 where the value is `choice`, else 0: the gate of one candidate of a mixed operation."""
     return combine(_compared, operator.eq, value, choice)
 
 
 def looked_up(table: Mapping[tuple[Any, ...], float], *values: Value) -> Value:
-    """The number that a table gives for each combination of the values' numbers; the table has all of them."""
+    """Return the number that a table gives for each combination of the values' numbers; the table has all of them."""
     if len(set(table.values())) == 1:
         return Constant(next(iter(table.values())))
     axes = tuple(value.possible for value in values)
@@ -217,7 +217,7 @@ class Dimension:
 
     @classmethod
     def of(cls, size: Dimension | Value | float | Iterable[Value | float]) -> Dimension:
-        """A dimension from one value, from several parts, or from itself."""
+        """Return a dimension from one value, from several parts, or from itself."""
         if isinstance(size, Dimension):
             return size
         parts = (size,) if isinstance(size, Value | int | float) else size
@@ -244,12 +244,12 @@ class Dimension:
         return tuple(dict.fromkeys(key for part in self.parts for key in part.keys))
 
     def __call__(self, choices: Choices) -> tuple[int, ...]:
-        """How many elements of each part are active."""
+        """Return how many elements of each part are active."""
         return tuple(part(choices) for part in self.parts)
 
     def __deepcopy__(self, memo: object) -> Dimension:
         return self
 
     def __add__(self, other: Dimension) -> Dimension:
-        """The dimension of two layers' outputs, concatenated."""
+        """Return the dimension of two layers' outputs, concatenated."""
         return Dimension((*self.parts, *other.parts))
