@@ -18,7 +18,8 @@ from attrs import field, frozen
 from corenas.objectives import Objectives, Trial
 from corenas.settings import Train
 from corenas.space import Arch, Codes, SearchSpace
-from corenas.value import Dimension, Variable
+from corenas.value import Dimension
+from corenas.variables import Variable
 
 if TYPE_CHECKING:
     import numpy as np
