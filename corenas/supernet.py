@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from corenas.contracts import Backbone, LiveTask, Signals
+from corenas.contracts import Backbone, LiveTask, Segmented, Signals
 from corenas.cost import Cost
 from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.mutable import keys_used
@@ -66,12 +66,17 @@ def observe(model: nn.Module, task: LiveTask, batch: Any, taps: Sequence[int] = 
 
     Raises IndexError for a tap beyond the segments that its backbone has.
     """
-    segments = getattr(getattr(model, "backbone", model), "segments", ())
+    body: Any = getattr(model, "backbone", model)
+    segments = body.segments if isinstance(body, Segmented) else ()
     features: dict[int, Tensor] = {}
-    hooks = [
-        segments[tap].register_forward_hook(lambda module, args, output, tap=tap: features.__setitem__(tap, output))
-        for tap in taps
-    ]
+
+    def tap(number: int) -> Any:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            features[number] = output
+
+        return segments[number].register_forward_hook(keep)
+
+    hooks = [tap(number) for number in taps]
     try:
         outputs = task.forward(model, batch)
     finally:

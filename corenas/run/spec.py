@@ -14,6 +14,7 @@ import attrs
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, lt, optional
 
+from corenas.contracts import LaidOut
 from corenas.errors import Fault, KeyPath, UserError, collecting, did_you_mean, raise_if_any
 from corenas.objectives import parse_amount
 from corenas.options import structure, to_table
@@ -435,9 +436,8 @@ def _check_layout(space: SearchSpace, backbone: Any, catalogue: Catalogue) -> No
     """Raise UserError where the space's tables are not those of the backbone, whatever else is wrong with that."""
     name = backbone.get("type") if isinstance(backbone, dict) else backbone
     component = catalogue.components.get(("backbones", str(name)))
-    layout = getattr(component.cls, "layout", None) if component else None
-    if layout is not None:
-        structure(space.tree, layout)
+    if component is not None and isinstance(component.cls, LaidOut):
+        structure(space.tree, component.cls.layout)
 
 
 _CHANGES = {
