@@ -44,7 +44,7 @@ class Backbone(Protocol):
     """
 
     def build(self, space: SearchSpace) -> nn.Module:
-        """A module with `features(x) -> [Tensor, …]` and `feat_dims`, the dimension of each of these tensors.
+        """Return a module with `features(x) -> [Tensor, …]` and `feat_dims`, the dimension of each of these tensors.
 
         Optional: `segments`, its parts in order; `set_progress(share)`, of any module in it, called as each epoch
         begins with the share of a phase's epochs that is done. Raises UserError if the space is none for it.
@@ -70,7 +70,7 @@ class Meter(Protocol):
         """Take in the outputs for a batch."""
 
     def compute(self) -> Mapping[str, float]:
-        """The metrics over all that was seen."""
+        """Return the metrics over all that was seen."""
 
 
 class LiveTask(Protocol):
@@ -95,25 +95,25 @@ class LiveTask(Protocol):
         """Sizes."""
 
     def dataset(self, split: str, augmented: bool) -> torch.utils.data.Dataset[Any]:
-        """A map-style data set; augmentation draws from torch's global generator, which the caller seeds.
+        """Return a map-style data set; augmentation draws from torch's global generator, which the caller seeds.
 
         Optional: its `collate(samples)` makes a batch of a list of samples, where torch's default would not do.
         """
 
     def head(self, feat_dims: Sequence[Dimension]) -> nn.Module:
-        """What turns a backbone's features into outputs; (list of features) -> outputs."""
+        """Return what turns a backbone's features into outputs; (list of features) -> outputs."""
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
-        """The model's outputs for a batch."""
+        """Return the model's outputs for a batch."""
 
     def loss(self, outputs: Any, batch: Any) -> Tensor:
-        """What training minimises: a scalar."""
+        """Return what training minimises: a scalar."""
 
     def logits(self, outputs: Any) -> Tensor | None:
-        """What can be distilled: (n, classes), or None where there is no such thing."""
+        """Return what can be distilled: (n, classes), or None where there is no such thing."""
 
     def meter(self) -> Meter:
-        """A new meter."""
+        """Return a new meter."""
 
 
 @runtime_checkable
@@ -144,9 +144,11 @@ class Sampler(Protocol):
     """Draws the archs of each training step."""
 
     def sample(self, score: Callable[[Sequence[Arch]], Sequence[float]]) -> list[Arch]:
-        """The archs of one step; `score` gives their losses on this step's batch, without gradient (on its first part,
-        where `train.accumulate` cuts it).
-        """  # fmt: skip
+        """Return the archs of one step.
+
+        score: gives their losses on this step's batch, without gradient (on its first part, where `train.accumulate`
+            cuts it)
+        """
 
 
 @runtime_checkable
@@ -154,7 +156,7 @@ class Mutator(Protocol):
     """Options of how archs are drawn."""
 
     def start(self, context: MutatorContext) -> Sampler:
-        """The sampler of one phase of a training."""
+        """Return the sampler of one phase of a training."""
 
 
 @frozen
@@ -206,12 +208,14 @@ class Step(Protocol):
         """Add a loss's gradients to those of the step and free its graph. Returns the loss, detached."""
 
     def more(self, split: str, augmented: bool = False) -> Any:
-        """The next batch of another stream, "valid" for instance, in an order of its own; with several processes a part
-        of it each. Each call gives one, also for each of the parts that `train.accumulate` cuts a batch into.
-        """  # fmt: skip
+        """Return the next batch of another stream, "valid" for instance, in an order of its own.
+
+        With several processes each has a part of it. Each call gives one, also for each of the parts that
+        `train.accumulate` cuts a batch into.
+        """
 
     def mean(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The tensors averaged over processes: for gradients of parameters that are the algorithm's own."""
+        """Return the tensors averaged over processes: for gradients of parameters that are the algorithm's own."""
 
 
 class Trainer(Protocol):
@@ -227,9 +231,10 @@ class Trainer(Protocol):
         """One phase, or several one after the other."""
 
     def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:
-        """Call `step.backward` once per path, so that one path's activations live at a time. Returns figures to show,
-        "loss" among them, detached and still on the device.
-        """  # fmt: skip
+        """Train one step: call `step.backward` once per path, so that one path's activations live at a time.
+
+        Returns figures to show, "loss" among them, detached and still on the device.
+        """
         ...
 
 
@@ -251,7 +256,7 @@ class Algorithm(Protocol):
         """The tables."""
 
     def start(self, context: AlgorithmContext) -> Trainer:
-        """The trainer of a supernet."""
+        """Return the trainer of a supernet."""
 
 
 class LiveDistiller(Protocol):
@@ -263,7 +268,7 @@ class LiveDistiller(Protocol):
     taps: Sequence[int]
 
     def loss(self, student: Signals, teacher: Signals) -> Tensor:
-        """How far the student is from the teacher: a scalar."""
+        """Return how far the student is from the teacher: a scalar."""
 
 
 @runtime_checkable
@@ -271,7 +276,7 @@ class Distiller(Protocol):
     """Options of what a student learns from a teacher."""
 
     def start(self, task: LiveTask) -> LiveDistiller:
-        """The distiller of a training. It, or its first loss, raises UserError if there is nothing to compare."""
+        """Return the distiller of a training. It, or its first loss, raises UserError if nothing can be compared."""
 
 
 # -- how it is searched -----------------------------------------------------------------------------------------------
@@ -286,22 +291,22 @@ class Region(Protocol):
     variables: tuple[Variable, ...]
 
     def draw(self, rng: np.random.Generator, n: int) -> Codes:
-        """The codes of n archs at random."""
+        """Return the codes of n archs at random."""
 
     def encode(self, archs: Iterable[Mapping[str, Any]]) -> Codes:
-        """The codes of archs."""
+        """Return the codes of archs."""
 
     def decode(self, codes: Codes) -> list[Arch]:
-        """The archs of codes."""
+        """Return the archs of codes."""
 
     def sample(self, rng: np.random.Generator) -> Arch:
-        """An arch at random."""
+        """Return an arch at random."""
 
     def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
-        """The arch with each variable drawn again with probability `prob`."""
+        """Return the arch with each variable drawn again with probability `prob`."""
 
     def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
-        """An arch with each variable from one of two parents."""
+        """Return an arch with each variable from one of two parents."""
 
 
 @frozen
@@ -338,13 +343,13 @@ class Search(Protocol):
     """A live searcher."""
 
     def ask(self, n: int) -> Sequence[Arch | Proposal]:
-        """Up to n archs to be measured next; none ends the search. Archs known already come back at once."""
+        """Return up to n archs to be measured next; none ends the search. Archs known already come back at once."""
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """The results of the last `ask`, in its order, in all states."""
 
     def state_dict(self) -> dict[str, Json]:
-        """Everything that it needs to go on, as plain data."""
+        """Return everything that it needs to go on, as plain data."""
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Go on from a state."""
@@ -355,7 +360,7 @@ class Searcher(Protocol):
     """Options of a search method."""
 
     def start(self, problem: Problem, rng: np.random.Generator) -> Search:
-        """The search for one problem."""
+        """Return the search for one problem."""
 
 
 @frozen
@@ -380,10 +385,10 @@ class Evaluation(Protocol):
     """Runs subnets of a trained supernet on a split of the data, their batch norm recalibrated."""
 
     def calibrated(self, arch: Arch) -> AbstractContextManager[nn.Module]:
-        """The supernet under an arch, in evaluation mode with its statistics recomputed, for a while."""
+        """Return the supernet under an arch, in evaluation mode with its statistics recomputed, for a while."""
 
     def __call__(self, arch: Arch, split: str = "valid", share: float = 1.0) -> Mapping[str, float]:
-        """An arch's metrics on a split, or on a share of it."""
+        """Return an arch's metrics on a split, or on a share of it."""
 
 
 @frozen
@@ -412,7 +417,7 @@ class LiveEvaluator(Protocol):
     """Measures archs, several at a time."""
 
     def __call__(self, archs: Sequence[Arch], fidelity: float) -> Sequence[Mapping[str, float] | Measured | Failure]:
-        """Metrics of archs, one result each, in order; `fidelity` is the share of the whole effort.
+        """Return metrics of archs, one result each, in order; `fidelity` is the share of the whole effort.
 
         What an arch is given must not hang on which others are measured with it. If a call for several raises, each is
         measured again by itself.
@@ -433,10 +438,10 @@ class Evaluator(Protocol):
     cheap: ClassVar[bool]
 
     def provides(self, task: LiveTask) -> Mapping[str, Metric]:
-        """The metrics it gives for a task."""
+        """Return the metrics it gives for a task."""
 
     def start(self, context: EvaluatorContext) -> LiveEvaluator:
-        """A function from archs to their metrics."""
+        """Return a function from archs to their metrics."""
 
 
 @runtime_checkable
@@ -464,7 +469,7 @@ class Executor(Protocol):
     """
 
     def start(self) -> futures.Executor:
-        """The workers."""
+        """Return the workers."""
 
 
 @runtime_checkable
@@ -550,3 +555,23 @@ class RunDone:
 
 Event: TypeAlias = RunStarted | StageStarted | Progress | StageDone | TrialDone | Note | RunDone
 Emit: TypeAlias = Callable[[Event], None]
+
+# -- all kinds of components ------------------------------------------------------------------------------------------
+
+COMPONENTS: Mapping[str, Any] = {
+    "mutators": Mutator,
+    "algorithms": Algorithm,
+    "distillers": Distiller,
+    "searchers": Searcher,
+    "evaluators": Evaluator,
+    "backbones": Backbone,
+    "tasks": Task,
+    "executors": Executor,
+    "exporters": Exporter,
+}
+"""The kinds that a spec names, offered by hooks `corenas_<kind>`, and what their options fulfil."""
+
+
+def members_of(contract: Any) -> list[str]:
+    """Return the names of what an object has to have that fulfils a contract."""
+    return sorted(name for name in {**vars(contract), **contract.__annotations__} if not name.startswith("_"))

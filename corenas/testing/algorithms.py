@@ -43,9 +43,11 @@ from corenas.train import train
 STAGES = ("train", "search", "derive", "retrain")
 NEEDS = ("mutator", "searcher", "distiller")
 SETTINGS = Train(
-    epochs=3, batch_size=16, optimizer={"type": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
+    epochs=3,
+    batch_size=16,
+    optimizer={"type": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
     schedule=Schedule("constant"),
-)  # fmt: skip
+)
 
 
 class SoftLabels:

@@ -56,9 +56,16 @@ def context(task: LiveTask | None = None, trained: bool = True, seed: int = 0) -
 
     evaluation = Evaluation(model, task, Calibration(batches=2, batch_size=16), cpu, seed, 16) if trained else None
     return EvaluatorContext(
-        space, cost, task, cpu, model if trained else None, evaluation, subnet, alone,
+        space,
+        cost,
+        task,
+        cpu,
+        model if trained else None,
+        evaluation,
+        subnet,
+        alone,
         lambda arch: np.random.default_rng([seed, int(arch.digest, 16)]),
-    )  # fmt: skip
+    )
 
 
 def measured(
