@@ -26,6 +26,7 @@ from corenas.cost import Cost
 from corenas.errors import UserError, blaming_plugin
 from corenas.mutable import apply
 from corenas.optim import build_optimizer, build_schedule
+from corenas.regularisation import tell_progress
 from corenas.settings import Train
 from corenas.space import Arch, SearchSpace
 
@@ -141,7 +142,7 @@ def train(
                 emit(Progress(stage, index, figures, point=True))
             kept.found = {}  # it takes as much memory as the model and its optimizer
         for epoch in range(at_epoch, settings.epochs):
-            _tell_progress(model, epoch / settings.epochs)
+            tell_progress(model, epoch / settings.epochs)
             for step, cut in enumerate(stream.epoch(epoch, at_step), at_step):
                 if index == limit:
                     return model
@@ -255,12 +256,6 @@ def _drawn(sampler: Any, score: Callable[[Sequence[Arch]], Sequence[float]], spa
         if not np.array_equal(codes, space.canonical(codes)):
             raise ValueError("it drew an arch with choices for what is inactive: `space.arch` makes it canonical")
     return archs
-
-
-def _tell_progress(model: nn.Module, share: float) -> None:
-    for module in model.modules():
-        if hasattr(module, "set_progress"):
-            module.set_progress(share)  # type: ignore[operator]
 
 
 @torch.no_grad()
