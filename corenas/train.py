@@ -89,6 +89,8 @@ def train(
     Raises UserError if the loss is no finite number or the checkpoint cannot be used.
     """
     device = device or torch.device("cpu")
+    learnt = _learnt_beside(trainer, device)
+    trained = model if learnt is None else nn.ModuleList([model, learnt])
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kept = _Checkpoint(checkpoint)
     at_phase, at_epoch, at_step, index = kept.found.get("place", (0, 0, 0, 0))
@@ -116,7 +118,7 @@ def train(
             _synchronise(model)
         stream = loading.Stream(task, split, settings.batch_size, seed, settings.workers, parts=settings.accumulate)
         others = _Streams(task, settings.batch_size, seed, device, settings.workers)
-        optimizer = build_optimizer(model, settings)
+        optimizer = build_optimizer(trained, settings)
         schedule = build_schedule(optimizer, settings.schedule, settings.epochs, stream.steps)
         scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
         # No cache: weights cast under no_grad would be found again, without their gradient, by the next forward.
@@ -129,7 +131,7 @@ def train(
             sampler = mutator.start(MutatorContext(phase.space, cost.on(phase.space), rng))
         parts = {
             "model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "average": average,
-            "streams": others, "trainer": trainer, "sampler": sampler,
+            "streams": others, "trainer": trainer, "sampler": sampler, "distiller": learnt,
         }  # fmt: skip
         for name, part in (("algorithm", trainer), ("mutator", sampler)):
             if hasattr(part, "state_dict") != hasattr(part, "load_state_dict"):
@@ -166,7 +168,7 @@ def train(
                         for name, figure in told.items():
                             figure = torch.as_tensor(figure, device=device)
                             shown[name] = shown.get(name, 0.0) + share / stream.share * figure
-                    _update(model, optimizer, scaler, settings)
+                    _update(trained, optimizer, scaler, settings)
                 if average is not None:
                     _follow(average, model, settings.ema or 0.0)
                 schedule.step()
@@ -244,6 +246,12 @@ def _explained() -> Iterator[None]:
             if words in str(error):
                 raise UserError(text, key=("train", "batch_size"), hint=hint) from error
         raise
+
+
+def _learnt_beside(trainer: Any, device: torch.device) -> nn.Module | None:
+    """Return the trainer's distiller, if that learns something itself: projections of features."""
+    distiller = getattr(trainer, "distiller", None)
+    return distiller.to(device) if isinstance(distiller, nn.Module) else None
 
 
 def _drawn(sampler: Any, score: Callable[[Sequence[Arch]], Sequence[float]], space: SearchSpace) -> Sequence[Arch]:

@@ -10,11 +10,10 @@ from torch import nn
 
 from corenas.contracts import AlgorithmContext, Phase
 from corenas.cost import Cost
-from corenas.distill import observe
 from corenas.mutable import apply, chosen
 from corenas.settings import Train
 from corenas.space import SearchSpace
-from corenas.supernet import Supernet
+from corenas.supernet import Supernet, observe
 from corenas.train import train
 
 TABLE = {"resolution": [4, 6, 8], "width": [4, 6, 8], "depth": [1, 2], "block": {"kernel": [1, 3]}, "op": "skip"}
