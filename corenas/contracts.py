@@ -18,7 +18,8 @@ from attrs import field, frozen
 from corenas.objectives import Objectives, Trial
 from corenas.settings import Train
 from corenas.space import Arch, Codes, SearchSpace
-from corenas.value import Dimension, Variable
+from corenas.value import Dimension
+from corenas.variables import Variable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,8 +46,8 @@ class Backbone(Protocol):
     def build(self, space: SearchSpace) -> nn.Module:
         """Return a module with `features(x) -> [Tensor, …]` and `feat_dims`, the dimension of each of these tensors.
 
-        Optional: `segments`, its parts in order; `set_progress(share)`, of any module in it, called as each epoch
-        begins with the share of a phase's epochs that is done. Raises UserError if the space is none for it.
+        Optional: `segments`, its parts in order. Any module in it may be `ProgressTracking`, `ZeroInitializing`,
+        `Synchronizable` or `RunningStatistics`. Raises UserError if the space is none for it.
         """
 
 
@@ -96,7 +97,7 @@ class LiveTask(Protocol):
     def dataset(self, split: str, augmented: bool) -> torch.utils.data.Dataset[Any]:
         """Return a map-style data set; augmentation draws from torch's global generator, which the caller seeds.
 
-        Optional: its `collate(samples)` makes a batch of a list of samples, where torch's default would not do.
+        It may be `Collating` and `InMemory`.
         """
 
     def head(self, feat_dims: Sequence[Dimension]) -> nn.Module:
@@ -127,6 +128,61 @@ class Task(Protocol):
         """
 
 
+@runtime_checkable
+class ProgressTracking(Protocol):
+    """A module that changes as a training goes on (drop path, a schedule of its own)."""
+
+    def set_progress(self, share: float) -> None:
+        """Take the share of a phase's epochs that is done; called as each epoch begins."""
+
+
+@runtime_checkable
+class ZeroInitializing(Protocol):
+    """A residual block that can begin as the identity (BigNAS)."""
+
+    def zero_init_last(self) -> None:
+        """Set the scale of its last normalisation to zero."""
+
+
+@runtime_checkable
+class Synchronizable(Protocol):
+    """A batch norm that sees the images of all processes where `sync` is true, as `train.sync_norm` sets it."""
+
+    sync: bool
+
+
+@runtime_checkable
+class RunningStatistics(Protocol):
+    """A batch norm whose `running_mean` and `running_var` under an arch are not simply what it stores.
+
+    Where the features in force are several parts of what is stored, they are a copy, and what is written into it is
+    lost; recalibration reads and writes them here.
+    """
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Return the running mean and variance of the features in force, which the caller does not change."""
+        ...
+
+    def set_statistics(self, mean: Tensor, var: Tensor) -> None:
+        """Store the running mean and variance of the features in force; those of the others stay."""
+
+
+@runtime_checkable
+class Collating(Protocol):
+    """A data set that makes batches itself, where torch's default would not do."""
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Make a batch of samples."""
+
+
+@runtime_checkable
+class InMemory(Protocol):
+    """A data set whose samples, not augmented, may be there as tensors already."""
+
+    def tensors(self) -> tuple[Tensor, ...] | None:
+        """Return what its batches are made of, each with all samples in order; None if they are not there."""
+
+
 # -- how it is trained ------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +196,7 @@ class MutatorContext:
 
 
 class Sampler(Protocol):
-    """Draws the archs of each training step."""
+    """Draws the archs of each training step. It may be `Stateful`; what its generator draws is kept anyway."""
 
     def sample(self, score: Callable[[Sequence[Arch]], Sequence[float]]) -> list[Arch]:
         """Return the archs of one step.
@@ -220,13 +276,27 @@ class Step(Protocol):
         """Return the tensors averaged over processes: for gradients of parameters that are the algorithm's own."""
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """Something with a state of its own that belongs into a checkpoint; a trainer or a sampler may be.
+
+    The state is tensors and plain data: weights of its own, a board of archs, a teacher. It has to be the same in all
+    processes.
+    """
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Go on from a state."""
+
+
 class Trainer(Protocol):
     """A live algorithm. The loop clears gradients before `train_step` and steps the optimizer after it.
 
-    Optional: `derive()`, called after training, gives the arch that a method finds itself (DARTS, Cream);
-    `state_dict()` and `load_state_dict(state)`, tensors and plain data that belong into a checkpoint: weights of its
-    own, a board of archs, a teacher. It has to be the same in all processes. `distiller`, the context's, where it has
-    one: what a distiller learns itself is then trained and kept beside the supernet.
+    It may be `Stateful`. Optional: `derive()`, called after training, gives the arch that a method finds itself (DARTS,
+    Cream); `distiller`, the context's, where it has one: what a distiller learns itself is then trained and kept beside
+    the supernet.
     """
 
     @property

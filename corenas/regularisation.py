@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from corenas.contracts import ProgressTracking
+
 
 @contextmanager
 def unregularised(model: nn.Module) -> Iterator[nn.Module]:
@@ -33,13 +35,13 @@ def unregularised(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def tell_progress(model: nn.Module, share: float) -> None:
-    """Tell modules that change with a training (`set_progress`) which share of it is done, 0 to 1.
+    """Tell modules that change with a training (`contracts.ProgressTracking`) which share of it is done, 0 to 1.
 
     A training calls this as each epoch begins; so does a loop of your own.
     """
     for module in model.modules():
-        if hasattr(module, "set_progress"):
-            module.set_progress(share)  # type: ignore[operator]
+        if isinstance(module, ProgressTracking):
+            module.set_progress(share)
 
 
 class DropPath(nn.Module):

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from attrs import frozen
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from corenas.calibrate import statistics_kept
 from corenas.contracts import Distiller, DistillerContext, LiveDistiller, LiveTask, Signals, Step, Tap, Teacher
 from corenas.errors import UserError
-from corenas.mutable import apply
+from corenas.mutable import apply, call_model
 from corenas.regularisation import unregularised
 from corenas.space import Arch
 from corenas.supernet import observe
@@ -134,7 +135,8 @@ def show_example(model: nn.Module, task: LiveTask, taps: tuple[Tap, ...] = ()) -
     with statistics_kept(model):
         for module in model.modules():
             module.training = False
-        return observe(model, example, task.example.to(device), taps)  # type: ignore[arg-type]
+        inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), task.example)
+        return observe(model, example, inputs, taps)  # type: ignore[arg-type]
 
 
 class _Example:
@@ -143,8 +145,8 @@ class _Example:
     def __init__(self, task: LiveTask) -> None:
         self.logits = task.logits
 
-    def forward(self, model: nn.Module, batch: Tensor) -> Any:
-        return model(batch)
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        return call_model(model, batch)
 
 
 def network_file(source: Path) -> Path:

@@ -16,7 +16,7 @@ from corenas.run.spec import Spec, TeacherSettings
 from corenas.space import Arch
 from corenas.supernet import build_supernet
 from corenas.teaching import FixedTeacher, lesson, load_network, start_distiller
-from corenas.train import train
+from corenas.train import run_training
 
 
 @define(eq=False)
@@ -85,7 +85,7 @@ def stand_alone(
     device = device or torch.device("cpu")
     live, fixed = start_teaching(distiller, teacher, task, network.to(device), device)
     trainer = _Alone(network, task, [Phase(spec.space, settings)], live, fixed)
-    return train(
+    return run_training(
         trainer,
         network,
         task,

@@ -10,17 +10,18 @@ from torch import nn
 
 from corenas.contracts import Algorithm, AlgorithmContext, Metric
 from corenas.cost import Cost
-from corenas.mutable import apply
+from corenas.mutable import apply, mutables
 from corenas.optim import build_optimizer, build_schedule
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.settings import Train
-from corenas.space import Categorical, Int, SearchSpace
+from corenas.space import SearchSpace
 from corenas.testing.algorithms import algorithm_checks
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.small import Paths
-from corenas.train import train
+from corenas.train import run_training
+from corenas.variables import Categorical, Int
 from corenas_algorithm_spos import SPOS, corenas_algorithms
 from corenas_mutable_slices import ElasticDepth, LinearSlice, MixedOp
 
@@ -163,10 +164,10 @@ def test_each_path_is_backpropagated_before_the_next_begins():
 
 def test_figures_are_detached_and_the_arch_before_is_in_force_again():
     model = network()
-    before = [dict(m.choice) for m in model.modules() if hasattr(m, "choice")]
+    before = [dict(m.elastic.choice) for m in mutables(model)]
     figures = trainer(model).train_step(batch(), Own(SPACE.smallest()))
     assert not figures["loss"].requires_grad
-    assert [dict(m.choice) for m in model.modules() if hasattr(m, "choice")] == before
+    assert [dict(m.elastic.choice) for m in mutables(model)] == before
 
 
 class Listed:
@@ -202,7 +203,7 @@ def test_neither_momentum_nor_weight_decay_moves_an_idle_operation(optimizer):
             return inner(batch, step)
 
         spos.train_step = train_step
-        train(spos, model, Points(), Listed(steps), context.cost, seed=0)
+        run_training(spos, model, Points(), Listed(steps), context.cost, seed=0)
         return [*states, model.state_dict()]
 
     first, second, *later = trained(archs)
@@ -223,7 +224,7 @@ def test_training_finds_the_classes():
         model, SPACE, Cost(model, SPACE, Points.example), Points(), settings, torch.device("cpu")
     )
     rng = np.random.default_rng(0)
-    train(SPOS().start(context), model, Points(), Listed(SPACE.decode(SPACE.draw(rng, 450))), context.cost)
+    run_training(SPOS().start(context), model, Points(), Listed(SPACE.decode(SPACE.draw(rng, 450))), context.cost)
     x, y = Data().x, Data().y
     with apply(model.eval(), SPACE.largest()), torch.no_grad():
         assert float((model(x).argmax(1) == y).float().mean()) > 0.85
@@ -255,7 +256,7 @@ def test_the_readme_shows_a_spec_that_is_right():
     (spec,) = spec_fragments(Path(__file__).parents[1] / "README.md")
     assert load_catalogue().options("algorithms", spec["algorithm"]) == SPOS()
     settings = structure(spec["train"], Train)
-    optimizer = build_optimizer(nn.Linear(1, 1), settings)
+    optimizer = build_optimizer(nn.Linear(1, 1), settings.optimizer)
     schedule = build_schedule(optimizer, settings.schedule, settings.epochs, 2)
     rates = [schedule.lr_lambdas[0](step) for step in range(240)]
     assert rates == pytest.approx([1 - step // 2 / 120 for step in range(240)])  # decays linearly to 0

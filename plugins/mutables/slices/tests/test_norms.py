@@ -15,10 +15,10 @@ from corenas.calibrate import recalibrate, statistics_kept
 from corenas.cost import Cost
 from corenas.export import export_subnet
 from corenas.mutable import apply
-from corenas.space import Categorical, SearchSpace
+from corenas.space import SearchSpace
 from corenas.testing.small import same
-from corenas.value import Variable
-from corenas_mutable_slices import BatchNorm2dSlice, ConvNormAct, LinearSlice, per_width_statistics
+from corenas.variables import Categorical, Variable
+from corenas_mutable_slices import BatchNorm2dSlice, Conv2dSlice, ConvNormAct, LinearSlice, per_width_statistics
 from corenas_mutable_slices.exchange import load
 
 IN, OUT = Variable("i", (2, 4, 6)), Variable("o", (4, 6, 8))
@@ -43,11 +43,11 @@ def test_each_number_of_the_switch_has_the_statistics_of_a_norm_of_its_own(featu
     layer = BatchNorm2dSlice(features, momentum=momentum, switch=switch)
     alone = {n: BatchNorm2dSlice(features, momentum=momentum) for n in switch.possible}
     for arch in (ARCHS[i] for i in (8, 0, 3, 7, 0, 5, 8, 2)):
-        x = torch.randn(3, sum(layer.values["outputs"](arch)), 4, 4) * arch["o"] + arch["i"]
+        x = torch.randn(3, sum(layer.elastic.values["outputs"](arch)), 4, 4) * arch["o"] + arch["i"]
         with apply(layer, arch), apply(alone[switch(arch)], arch):
             assert_close(layer(x), alone[switch(arch)](x))
     for arch in ARCHS:
-        norm, at = alone[switch(arch)], places(layer.values["outputs"], arch)
+        norm, at = alone[switch(arch)], places(layer.elastic.values["outputs"], arch)
         with apply(layer, arch):
             assert_close(layer.running_mean, norm.running_mean)
             assert_close(layer.running_var, norm.running_var)
@@ -112,6 +112,35 @@ def test_statistics_that_an_arch_does_not_have_stay():
         assert changed == [i for i in range(19) if i not in idle]
 
 
+class Dense(nn.Module):
+    """Each norm sees what all layers before it gave: features of up to four parts."""
+
+    def __init__(self):
+        super().__init__()
+        parts = [OUT]
+        self.stem, self.norms, self.convs = Conv2dSlice(3, OUT, 3), nn.ModuleList(), nn.ModuleList()
+        for _ in range(3):
+            self.norms.append(BatchNorm2dSlice([*parts]))
+            self.convs.append(Conv2dSlice([*parts], IN, 3))
+            parts.append(IN)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = torch.cat([x, conv(norm(x).relu())], 1)
+        return x
+
+
+def test_a_densely_connected_network_recalibrates_as_its_export_does():
+    net = Dense().eval()
+    for arch in ARCHS:
+        plain = export_subnet(net, arch, batches(0)[0])
+        recalibrate(plain, Task, batches(1))
+        with apply(net, arch), statistics_kept(net), torch.no_grad():
+            recalibrate(net, Task, batches(1))
+            assert_close(net(batches(0)[0]), plain(batches(0)[0]), atol=1e-6, rtol=1e-6)
+
+
 def test_a_model_keeps_statistics_apart_where_widths_are_searched_or_everywhere():
     own, everywhere = model(), model()
     per_width_statistics(own)
@@ -162,12 +191,12 @@ TWO = """
 import sys, torch
 from corenas import distributed
 from corenas.mutable import apply
-from corenas.value import Variable
+from corenas.variables import Variable
 from corenas_mutable_slices import BatchNorm2dSlice
 
 OUT, IN = Variable("o", (4, 6, 8)), Variable("i", (2, 4, 6))
 cases = torch.load(sys.argv[1])
-with distributed.joined(torch.device("cpu")):
+with distributed.process_group(torch.device("cpu")):
     found, rank = [], distributed.rank()
     for features, switch, state, x, weights in cases:
         layer = BatchNorm2dSlice([OUT, 3, IN] if features else OUT, switch=OUT if switch else None).double()

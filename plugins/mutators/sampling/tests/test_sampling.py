@@ -9,10 +9,11 @@ from corenas.contracts import Mutator, MutatorContext
 from corenas.errors import UserError
 from corenas.options import structure
 from corenas.plugins import load_catalogue
-from corenas.space import Categorical, Condition, Float, Int, SearchSpace
+from corenas.space import SearchSpace
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.mutators import context, large_space, mutator_checks, scores
+from corenas.variables import Categorical, Condition, Float, Int
 from corenas_mutator_sampling import (
     Attentive,
     Fair,

@@ -49,7 +49,7 @@ class FairSampler:
         if self.paths < most:
             text = f"{self.paths} paths cannot use all {most} choices of a variable"
             raise UserError(text, key=("mutator", "paths"))
-        self.defaults = [variable.code(variable.default) for variable in variables]
+        self.defaults = [variable.code_of(variable.default) for variable in variables]
         # For each variable its conditions: the parent's column, and whether each of its choices is allowed.
         self.conditions = [
             [

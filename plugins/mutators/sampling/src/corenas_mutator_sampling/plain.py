@@ -107,8 +107,8 @@ class SandwichSampler:
         self.rng = context.rng
         self.shared = SharedChoices(context, options.shared)
         variables = self.space.variables
-        self.largest = np.array([[v.code(v.largest) for v in variables]])
-        self.smallest = np.array([[v.code(v.smallest) for v in variables]])
+        self.largest = np.array([[v.code_of(v.largest) for v in variables]])
+        self.smallest = np.array([[v.code_of(v.smallest) for v in variables]])
 
     def sample(self, score: Score) -> list[Arch]:
         """Return the largest, random ones, the smallest, in this order."""

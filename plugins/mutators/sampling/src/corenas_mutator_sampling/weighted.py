@@ -11,7 +11,7 @@ from attrs.validators import ge
 from corenas.contracts import MutatorContext
 from corenas.errors import UserError
 from corenas.space import Arch
-from corenas.value import Variable
+from corenas.variables import Variable
 from corenas_mutator_sampling.drawing import Score, SharedChoices, columns_named
 
 
