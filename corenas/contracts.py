@@ -269,9 +269,11 @@ class Phase:
 
 @frozen
 class AlgorithmContext:
-    """What a trainer works with. `distiller` is None unless the spec has one.
+    """What a trainer works with.
 
     supernet: on `device` already
+    distiller: None unless the spec has one; a trainer that uses it keeps it as `distiller`
+    teacher: a fixed network that teaches, None unless the spec has one (`corenas.teaching.lesson`)
     """
 
     supernet: nn.Module
@@ -281,6 +283,7 @@ class AlgorithmContext:
     train: Train
     device: torch.device
     distiller: LiveDistiller | None = None
+    teacher: Teacher | None = None
 
 
 class Step(Protocol):
@@ -332,7 +335,8 @@ class Stateful(Protocol):
 class Trainer(Protocol):
     """A live algorithm. The loop clears gradients before `train_step` and steps the optimizer after it.
 
-    It may be `Stateful` and `Deriving`.
+    It may be `Stateful` and `Deriving`. Optional: `distiller`, the context's, where it has one: what a distiller learns
+    itself is then trained and kept beside the supernet.
     """
 
     @property
@@ -363,6 +367,8 @@ class Algorithm(Protocol):
     stages: which of "train", "search", "derive", "retrain" a run has, in order; "derive" wants a
         `Deriving` trainer; without "train" no supernet is ever allocated, and `start` is not called
     needs: which tables of a spec it cannot do without, of "mutator", "searcher", "distiller"
+    Optional: `uses`, which it can do without but looks at, of "distiller" and "teacher" (others are refused);
+    `defaults`, table -> name of the component that stands in where a spec leaves out what it needs
     """
 
     @property
@@ -391,23 +397,60 @@ class Signals:
     features: Sequence[Tensor] = ()
 
 
+Tap: TypeAlias = int | str
+"""A part of a network: the number of one of its backbone's `segments`, -1 for the last, or the name of a module."""
+
+
 class LiveDistiller(Protocol):
     """Compares a student with a teacher, both as `corenas.supernet.observe` sees them.
 
-    taps: which of the backbone's `segments` it wants the outputs of, by number, -1 for the last
+    taps: which parts of the student, and of the teacher, it wants the outputs of
+    Optional: `teacher_taps`, those of a fixed teacher, whose parts have other names. A distiller that learns something
+    itself (a projection) is a torch module: its parameters are trained with the supernet's, by the same optimizer, kept
+    in the checkpoint, and are no part of any network.
     """
 
-    taps: Sequence[int]
+    @property
+    def taps(self) -> Sequence[Tap]:
+        """The parts."""
 
     def loss(self, student: Signals, teacher: Signals) -> Tensor:
-        """Return how far the student is from the teacher: a scalar."""
+        """Return how far the student is from the teacher: a scalar. No gradient reaches the teacher."""
+
+
+class Teacher(Protocol):
+    """A fixed network that teaches.
+
+    labels: weight of the loss on the labels beside the distiller's
+    """
+
+    @property
+    def labels(self) -> float:
+        """The weight."""
+
+    def __call__(self, batch: Any) -> Signals:
+        """Return what it shows of a batch, without gradient."""
+
+
+@frozen
+class DistillerContext:
+    """What a distiller is started with.
+
+    student: the network whose paths learn, on `device`, under its largest arch
+    teacher: the fixed network that teaches; None where a path of the student does
+    """
+
+    task: LiveTask
+    student: nn.Module
+    device: torch.device
+    teacher: nn.Module | None = None
 
 
 @runtime_checkable
 class Distiller(Protocol):
     """Options of what a student learns from a teacher."""
 
-    def start(self, task: LiveTask) -> LiveDistiller:
+    def start(self, context: DistillerContext) -> LiveDistiller:
         """Return the distiller of a training. It, or its first loss, raises UserError if nothing can be compared."""
 
 

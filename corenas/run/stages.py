@@ -46,6 +46,7 @@ from corenas.search import run_search
 from corenas.space import Arch
 from corenas.store import Store
 from corenas.supernet import pick_device, supernet_cost
+from corenas.teaching import network_file
 from corenas.train import run_training
 
 
@@ -65,6 +66,9 @@ def run_spec(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: 
         data = {"splits": dict(prepared.task.splits), "data": _fingerprint(prepared.task)}
         if spec.supernet is not None:
             data["supernet"] = _digest(Path(spec.supernet.from_) / "supernet.pt")
+        for name, teacher in (("teacher", spec.teacher), ("retrain teacher", spec.retrain.teacher)):
+            if teacher is not None:
+                data[name] = _digest(network_file(Path(teacher.from_)))
         with opened(folder, spec.to_table(catalogue), data, fresh, emit) as store:
             _tell_changed_plugins(store, spec, emit)
             return _Run(prepared, catalogue, folder, store, exporters, emit).execute()
@@ -293,7 +297,16 @@ def retrain(
     spec, task, device = prepared.spec, prepared.task, prepared.device
     again = evolve(spec, train=spec.retrain.train or spec.train, backbone=spec.retrain.backbone or spec.backbone)
     network = stand_alone(
-        again, task, arch, device=device, checkpoint=checkpoint, emit=emit, stage=stage, split=spec.retrain.data
+        again,
+        task,
+        arch,
+        device=device,
+        checkpoint=checkpoint,
+        emit=emit,
+        stage=stage,
+        split=spec.retrain.data,
+        distiller=spec.retrain.distiller,
+        teacher=spec.retrain.teacher,
     )
     return evolve(prepared, spec=again, cost=supernet_cost(network, spec.space.fix(arch), task)), network
 
