@@ -12,7 +12,7 @@ from attrs import field, frozen
 from torch import Tensor, nn
 
 from corenas import loading
-from corenas.contracts import LiveTask
+from corenas.contracts import LiveTask, RunningStatistics
 from corenas.mutable import apply
 from corenas.settings import Calibration
 from corenas.space import Arch
@@ -24,9 +24,22 @@ def _norms(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, _Norm) and module.running_mean is not None]
 
 
+def _statistics(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return the running mean and variance of a norm's features in force."""
+    return norm.statistics() if isinstance(norm, RunningStatistics) else (norm.running_mean, norm.running_var)
+
+
+def _set_statistics(norm: Any, mean: Tensor, var: Tensor) -> None:
+    if isinstance(norm, RunningStatistics):
+        norm.set_statistics(mean, var)
+    else:
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+
+
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, batch-norm statistics and training modes are as before in the end."""
+    """Put batch-norm statistics and training modes back in the end, whatever happens inside."""
     buffers = [buffer for norm in _norms(model) for buffer in norm.buffers(recurse=False)]
     kept = [buffer.clone() for buffer in buffers]
     modes = [(module, module.training) for module in model.modules()]
@@ -48,13 +61,15 @@ def recalibrate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> Non
     evaluation mode. Without batches the statistics stay.
     """
     sums: dict[Any, tuple[int, Any, Any]] = {}
-    before = {norm: norm.running_var.clone() for norm in _norms(model)}
+    before = {norm: _statistics(norm)[1].clone() for norm in _norms(model)}
 
     def add(norm: Any, args: tuple[Tensor], _: Tensor) -> None:
         samples, n = args[0].shape[0], args[0].numel() // args[0].shape[1]
-        count, mean, var = sums.get(norm, (0, 0.0, 0.0))
-        biased = torch.where(norm.running_var == before[norm], before[norm], norm.running_var * ((n - 1) / n))
-        sums[norm] = count + samples, mean + samples * norm.running_mean, var + samples * biased
+        count, means, variances = sums.get(norm, (0, 0.0, 0.0))
+        mean, var = _statistics(norm)
+        # What a batch does not change are features that are not in force, where all that is stored is read.
+        biased = torch.where(var == before[norm], var, var * ((n - 1) / n))
+        sums[norm] = count + samples, means + samples * mean, variances + samples * biased
 
     model.eval()
     with ExitStack() as after:
@@ -65,14 +80,13 @@ def recalibrate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> Non
         after.callback(model.eval)
         for batch in batches:
             task.forward(model, batch)
-    for norm, (count, mean, var) in sums.items():
-        norm.running_mean.copy_(mean / count)
-        norm.running_var.copy_(var / count)
+    for norm, (count, means, variances) in sums.items():
+        _set_statistics(norm, means / count, variances / count)
 
 
 @torch.no_grad()
-def measure(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> dict[str, float]:
-    """A model's metrics over batches, in evaluation mode."""
+def evaluate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> dict[str, float]:
+    """Return a model's metrics over batches. It is in evaluation mode already."""
     meter = task.meter()
     for batch in batches:
         meter.update(task.forward(model, batch), batch)
@@ -97,15 +111,18 @@ class Evaluation:
 
     @property
     def images(self) -> Iterable[Any]:
-        """The batches that statistics are computed on."""
+        """Return the batches that statistics are computed on."""
         c = self.calibration
+        if not c.batches:
+            return []
         limit = min(c.batches * c.batch_size, self.task.splits[c.data])
-        if limit % c.batch_size == 1 < limit:  # one image may have one value of a channel, and no variance
+        last_has_one_image = limit > 1 and limit % c.batch_size == 1
+        if last_has_one_image:  # it may have one value of a channel, and no variance
             limit -= 1
-        return self._batches(c.data, c.batch_size, limit, c.pipeline == "train") if c.batches else []
+        return self._batches(c.data, c.batch_size, limit, c.pipeline == "train")
 
     def split(self, name: str, share: float = 1.0) -> loading.Batches:
-        """The batches of a split: all in order, or of a share of it, always the same, some at random."""
+        """Return the batches of a split: all in order, or of a share of it, always the same, some at random."""
         limit = 0 if share == 1 else math.ceil(share * self.task.splits[name])
         return self._batches(name, self.batch_size, limit, False)
 
@@ -119,12 +136,12 @@ class Evaluation:
 
     @contextmanager
     def calibrated(self, arch: Arch) -> Iterator[nn.Module]:
-        """The supernet under an arch with its statistics recomputed, in evaluation mode, for a while."""
+        """Give the supernet under an arch with its statistics recomputed, in evaluation mode, for a while."""
         with apply(self.supernet, arch), statistics_kept(self.supernet):
             recalibrate(self.supernet, self.task, self.images)
             yield self.supernet
 
     def __call__(self, arch: Arch, split: str = "valid", share: float = 1.0) -> Mapping[str, float]:
-        """An arch's metrics on a split, or on a share of it."""
+        """Return an arch's metrics on a split, or on a share of it."""
         with self.calibrated(arch) as model:
-            return measure(model, self.task, self.split(split, share))
+            return evaluate(model, self.task, self.split(split, share))

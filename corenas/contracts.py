@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from corenas.cost import Cost
-    from corenas.distill import Signals
 
 Json: TypeAlias = Any
 """None, numbers, strings, lists and mappings of these."""
@@ -44,10 +43,10 @@ class Backbone(Protocol):
     """
 
     def build(self, space: SearchSpace) -> nn.Module:
-        """A module with `features(x) -> [Tensor, …]` and `feat_dims`, the dimension of each of these tensors.
+        """Return a module with `features(x) -> [Tensor, …]` and `feat_dims`, the dimension of each of these tensors.
 
-        Optional: `segments`, its parts in order; `set_progress(share)`, of any module in it, called as each epoch
-        begins with the share of a phase's epochs that is done. Raises UserError if the space is none for it.
+        Optional: `segments`, its parts in order. Any module in it may be `ProgressTracking`, `ZeroInitializing`,
+        `Synchronizable` or `RunningStatistics`. Raises UserError if the space is none for it.
         """
 
 
@@ -70,7 +69,7 @@ class Meter(Protocol):
         """Take in the outputs for a batch."""
 
     def compute(self) -> Mapping[str, float]:
-        """The metrics over all that was seen."""
+        """Return the metrics over all that was seen."""
 
 
 class LiveTask(Protocol):
@@ -95,25 +94,25 @@ class LiveTask(Protocol):
         """Sizes."""
 
     def dataset(self, split: str, augmented: bool) -> torch.utils.data.Dataset[Any]:
-        """A map-style data set; augmentation draws from torch's global generator, which the caller seeds.
+        """Return a map-style data set; augmentation draws from torch's global generator, which the caller seeds.
 
-        Optional: its `collate(samples)` makes a batch of a list of samples, where torch's default would not do.
+        It may be `Collating` and `InMemory`.
         """
 
     def head(self, feat_dims: Sequence[Dimension]) -> nn.Module:
-        """What turns a backbone's features into outputs; (list of features) -> outputs."""
+        """Return what turns a backbone's features into outputs; (list of features) -> outputs."""
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
-        """The model's outputs for a batch."""
+        """Return the model's outputs for a batch."""
 
     def loss(self, outputs: Any, batch: Any) -> Tensor:
-        """What training minimises: a scalar."""
+        """Return what training minimises: a scalar."""
 
     def logits(self, outputs: Any) -> Tensor | None:
-        """What can be distilled: (n, classes), or None where there is no such thing."""
+        """Return what can be distilled: (n, classes), or None where there is no such thing."""
 
     def meter(self) -> Meter:
-        """A new meter."""
+        """Return a new meter."""
 
 
 @runtime_checkable
@@ -126,6 +125,61 @@ class Task(Protocol):
         data: False reads nothing and knows `example`, `metrics` and `head` all the same, for costs and checks; `splits`
             is then empty
         """
+
+
+@runtime_checkable
+class ProgressTracking(Protocol):
+    """A module that changes as a training goes on (drop path, a schedule of its own)."""
+
+    def set_progress(self, share: float) -> None:
+        """Take the share of a phase's epochs that is done; called as each epoch begins."""
+
+
+@runtime_checkable
+class ZeroInitializing(Protocol):
+    """A residual block that can begin as the identity (BigNAS)."""
+
+    def zero_init_last(self) -> None:
+        """Set the scale of its last normalisation to zero."""
+
+
+@runtime_checkable
+class Synchronizable(Protocol):
+    """A batch norm that sees the images of all processes where `sync` is true, as `train.sync_norm` sets it."""
+
+    sync: bool
+
+
+@runtime_checkable
+class RunningStatistics(Protocol):
+    """A batch norm whose `running_mean` and `running_var` under an arch are not simply what it stores.
+
+    Where the features in force are several parts of what is stored, they are a copy, and what is written into it is
+    lost; recalibration reads and writes them here.
+    """
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Return the running mean and variance of the features in force, which the caller does not change."""
+        ...
+
+    def set_statistics(self, mean: Tensor, var: Tensor) -> None:
+        """Store the running mean and variance of the features in force; those of the others stay."""
+
+
+@runtime_checkable
+class Collating(Protocol):
+    """A data set that makes batches itself, where torch's default would not do."""
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Make a batch of samples."""
+
+
+@runtime_checkable
+class InMemory(Protocol):
+    """A data set whose samples, not augmented, may be there as tensors already."""
+
+    def tensors(self) -> tuple[Tensor, ...] | None:
+        """Return what its batches are made of, each with all samples in order; None if they are not there."""
 
 
 # -- how it is trained ------------------------------------------------------------------------------------------------
@@ -141,12 +195,14 @@ class MutatorContext:
 
 
 class Sampler(Protocol):
-    """Draws the archs of each training step."""
+    """Draws the archs of each training step. It may be `Stateful`; what its generator draws is kept anyway."""
 
     def sample(self, score: Callable[[Sequence[Arch]], Sequence[float]]) -> list[Arch]:
-        """The archs of one step; `score` gives their losses on this step's batch, without gradient (on its first part,
-        where `train.accumulate` cuts it).
-        """  # fmt: skip
+        """Return the archs of one step.
+
+        score: gives their losses on this step's batch, without gradient (on its first part, where `train.accumulate`
+            cuts it)
+        """
 
 
 @runtime_checkable
@@ -154,7 +210,7 @@ class Mutator(Protocol):
     """Options of how archs are drawn."""
 
     def start(self, context: MutatorContext) -> Sampler:
-        """The sampler of one phase of a training."""
+        """Return the sampler of one phase of a training."""
 
 
 @frozen
@@ -206,20 +262,36 @@ class Step(Protocol):
         """Add a loss's gradients to those of the step and free its graph. Returns the loss, detached."""
 
     def more(self, split: str, augmented: bool = False) -> Any:
-        """The next batch of another stream, "valid" for instance, in an order of its own; with several processes a part
-        of it each. Each call gives one, also for each of the parts that `train.accumulate` cuts a batch into.
-        """  # fmt: skip
+        """Return the next batch of another stream, "valid" for instance, in an order of its own.
+
+        With several processes each has a part of it. Each call gives one, also for each of the parts that
+        `train.accumulate` cuts a batch into.
+        """
 
     def mean(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The tensors averaged over processes: for gradients of parameters that are the algorithm's own."""
+        """Return the tensors averaged over processes: for gradients of parameters that are the algorithm's own."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Something with a state of its own that belongs into a checkpoint; a trainer or a sampler may be.
+
+    The state is tensors and plain data: weights of its own, a board of archs, a teacher. It has to be the same in all
+    processes.
+    """
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Go on from a state."""
 
 
 class Trainer(Protocol):
     """A live algorithm. The loop clears gradients before `train_step` and steps the optimizer after it.
 
-    Optional: `derive()`, called after training, gives the arch that a method finds itself (DARTS, Cream);
-    `state_dict()` and `load_state_dict(state)`, tensors and plain data that belong into a checkpoint: weights of its
-    own, a board of archs, a teacher. It has to be the same in all processes.
+    It may be `Stateful`. Optional: `derive()`, called after training, gives the arch that a method finds itself (DARTS,
+    Cream).
     """
 
     @property
@@ -227,9 +299,10 @@ class Trainer(Protocol):
         """One phase, or several one after the other."""
 
     def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:
-        """Call `step.backward` once per path, so that one path's activations live at a time. Returns figures to show,
-        "loss" among them, detached and still on the device.
-        """  # fmt: skip
+        """Train one step: call `step.backward` once per path, so that one path's activations live at a time.
+
+        Returns figures to show, "loss" among them, detached and still on the device.
+        """
         ...
 
 
@@ -251,11 +324,25 @@ class Algorithm(Protocol):
         """The tables."""
 
     def start(self, context: AlgorithmContext) -> Trainer:
-        """The trainer of a supernet."""
+        """Return the trainer of a supernet."""
+
+
+@frozen
+class Signals:
+    """What one forward of a model shows of itself, for a distiller to compare.
+
+    outputs: as the task's `loss` takes them
+    logits: (n, classes), or None where the task has none
+    features: the outputs of the tapped segments
+    """
+
+    outputs: Any
+    logits: Tensor | None
+    features: Sequence[Tensor] = ()
 
 
 class LiveDistiller(Protocol):
-    """Compares a student with a teacher, both as `corenas.distill.observe` sees them.
+    """Compares a student with a teacher, both as `corenas.supernet.observe` sees them.
 
     taps: which of the backbone's `segments` it wants the outputs of, by number, -1 for the last
     """
@@ -263,7 +350,7 @@ class LiveDistiller(Protocol):
     taps: Sequence[int]
 
     def loss(self, student: Signals, teacher: Signals) -> Tensor:
-        """How far the student is from the teacher: a scalar."""
+        """Return how far the student is from the teacher: a scalar."""
 
 
 @runtime_checkable
@@ -271,7 +358,7 @@ class Distiller(Protocol):
     """Options of what a student learns from a teacher."""
 
     def start(self, task: LiveTask) -> LiveDistiller:
-        """The distiller of a training. It, or its first loss, raises UserError if there is nothing to compare."""
+        """Return the distiller of a training. It, or its first loss, raises UserError if nothing can be compared."""
 
 
 # -- how it is searched -----------------------------------------------------------------------------------------------
@@ -286,22 +373,22 @@ class Region(Protocol):
     variables: tuple[Variable, ...]
 
     def draw(self, rng: np.random.Generator, n: int) -> Codes:
-        """The codes of n archs at random."""
+        """Return the codes of n archs at random."""
 
     def encode(self, archs: Iterable[Mapping[str, Any]]) -> Codes:
-        """The codes of archs."""
+        """Return the codes of archs."""
 
     def decode(self, codes: Codes) -> list[Arch]:
-        """The archs of codes."""
+        """Return the archs of codes."""
 
     def sample(self, rng: np.random.Generator) -> Arch:
-        """An arch at random."""
+        """Return an arch at random."""
 
     def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
-        """The arch with each variable drawn again with probability `prob`."""
+        """Return the arch with each variable drawn again with probability `prob`."""
 
     def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
-        """An arch with each variable from one of two parents."""
+        """Return an arch with each variable from one of two parents."""
 
 
 @frozen
@@ -338,13 +425,13 @@ class Search(Protocol):
     """A live searcher."""
 
     def ask(self, n: int) -> Sequence[Arch | Proposal]:
-        """Up to n archs to be measured next; none ends the search. Archs known already come back at once."""
+        """Return up to n archs to be measured next; none ends the search. Archs known already come back at once."""
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """The results of the last `ask`, in its order, in all states."""
 
     def state_dict(self) -> dict[str, Json]:
-        """Everything that it needs to go on, as plain data."""
+        """Return everything that it needs to go on, as plain data."""
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Go on from a state."""
@@ -355,7 +442,7 @@ class Searcher(Protocol):
     """Options of a search method."""
 
     def start(self, problem: Problem, rng: np.random.Generator) -> Search:
-        """The search for one problem."""
+        """Return the search for one problem."""
 
 
 @frozen
@@ -380,10 +467,10 @@ class Evaluation(Protocol):
     """Runs subnets of a trained supernet on a split of the data, their batch norm recalibrated."""
 
     def calibrated(self, arch: Arch) -> AbstractContextManager[nn.Module]:
-        """The supernet under an arch, in evaluation mode with its statistics recomputed, for a while."""
+        """Return the supernet under an arch, in evaluation mode with its statistics recomputed, for a while."""
 
     def __call__(self, arch: Arch, split: str = "valid", share: float = 1.0) -> Mapping[str, float]:
-        """An arch's metrics on a split, or on a share of it."""
+        """Return an arch's metrics on a split, or on a share of it."""
 
 
 @frozen
@@ -412,7 +499,7 @@ class LiveEvaluator(Protocol):
     """Measures archs, several at a time."""
 
     def __call__(self, archs: Sequence[Arch], fidelity: float) -> Sequence[Mapping[str, float] | Measured | Failure]:
-        """Metrics of archs, one result each, in order; `fidelity` is the share of the whole effort.
+        """Return metrics of archs, one result each, in order; `fidelity` is the share of the whole effort.
 
         What an arch is given must not hang on which others are measured with it. If a call for several raises, each is
         measured again by itself.
@@ -433,10 +520,10 @@ class Evaluator(Protocol):
     cheap: ClassVar[bool]
 
     def provides(self, task: LiveTask) -> Mapping[str, Metric]:
-        """The metrics it gives for a task."""
+        """Return the metrics it gives for a task."""
 
     def start(self, context: EvaluatorContext) -> LiveEvaluator:
-        """A function from archs to their metrics."""
+        """Return a function from archs to their metrics."""
 
 
 @runtime_checkable
@@ -464,7 +551,7 @@ class Executor(Protocol):
     """
 
     def start(self) -> futures.Executor:
-        """The workers."""
+        """Return the workers."""
 
 
 @runtime_checkable
@@ -550,3 +637,23 @@ class RunDone:
 
 Event: TypeAlias = RunStarted | StageStarted | Progress | StageDone | TrialDone | Note | RunDone
 Emit: TypeAlias = Callable[[Event], None]
+
+# -- all kinds of components ------------------------------------------------------------------------------------------
+
+COMPONENTS: Mapping[str, Any] = {
+    "mutators": Mutator,
+    "algorithms": Algorithm,
+    "distillers": Distiller,
+    "searchers": Searcher,
+    "evaluators": Evaluator,
+    "backbones": Backbone,
+    "tasks": Task,
+    "executors": Executor,
+    "exporters": Exporter,
+}
+"""The kinds that a spec names, offered by hooks `corenas_<kind>`, and what their options fulfil."""
+
+
+def members_of(contract: Any) -> list[str]:
+    """Return the names of what an object has to have that fulfils a contract."""
+    return sorted(name for name in {**vars(contract), **contract.__annotations__} if not name.startswith("_"))

@@ -17,33 +17,33 @@ import torch
 from torch import Tensor, distributed
 
 T = TypeVar("T")
-_apart = ContextVar("apart", default=False)
+_alone = ContextVar("alone", default=False)
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return distributed.get_rank() if world() > 1 else 0
 
 
 def world() -> int:
-    """How many processes there are."""
-    there = distributed.is_available() and distributed.is_initialized() and not _apart.get()
+    """Return how many processes there are."""
+    there = distributed.is_available() and distributed.is_initialized() and not _alone.get()
     return distributed.get_world_size() if there else 1
 
 
 @contextmanager
-def apart() -> Iterator[None]:
-    """What runs inside runs in this process alone: a training of one arch, while others train other ones."""
-    token = _apart.set(True)
+def single_process() -> Iterator[None]:
+    """Run what is inside in this process alone: a training of one arch, while others train other ones."""
+    token = _alone.set(True)
     try:
         yield
     finally:
-        _apart.reset(token)
+        _alone.reset(token)
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did; gives the device of this one. Leaves them in the end."""
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did, for a while. Gives the device of this one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield device
         return
@@ -59,28 +59,25 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         time.sleep(0.2)
 
 
-def first(make: Callable[[], T]) -> T:
-    """What the first process makes, apart from the others, given to all; objects travel pickled.
-
-    What it raises is raised in all.
-    """
+def on_rank_zero(make: Callable[[], T]) -> T:
+    """Call a function in the first process alone. Returns what it gives, pickled, to all; what it raises, all raise."""
     if world() == 1:
         return make()
     found: Any = (None, None)
     if rank() == 0:
         try:
-            with apart():
+            with single_process():
                 found = (make(), None)
         except Exception as error:
             found = (None, error)
-    made, error = together(found)[0]
+    made, error = all_gather(found)[0]
     if error is not None:
         raise error
     return made
 
 
-def together(own: T) -> list[T]:
-    """What every process gives, in their order; objects travel pickled."""
+def all_gather(own: T) -> list[T]:
+    """Return what every process gives, in their order; objects travel pickled."""
     found: list[Any] = [own] * world()
     if len(found) > 1:
         distributed.all_gather_object(found, own)
@@ -88,7 +85,7 @@ def together(own: T) -> list[T]:
 
 
 @torch.no_grad()
-def total(tensors: Iterable[Tensor]) -> None:
+def all_reduce_(tensors: Iterable[Tensor]) -> None:
     """Sum tensors over processes, in place, those of one type flattened to one: gradients are many and small."""
     if world() == 1:
         return
@@ -102,28 +99,11 @@ def total(tensors: Iterable[Tensor]) -> None:
             tensor.copy_(part.view_as(tensor))
 
 
-def mean(tensors: Sequence[Tensor], weight: float) -> Sequence[Tensor]:
-    """The mean of tensors over processes, those of each counted by its weight."""
+def all_reduce_mean(tensors: Sequence[Tensor], weight: float) -> Sequence[Tensor]:
+    """Return the mean of tensors over processes, those of each counted by its weight."""
     if world() == 1 or not tensors:
         return tensors
     sums = [tensor * weight for tensor in tensors]
     weights = torch.tensor(weight, device=sums[0].device)
-    total([*sums, weights])
+    all_reduce_([*sums, weights])
     return [tensor / weights for tensor in sums]
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        summed = tensor.clone()
-        distributed.all_reduce(summed)
-        return summed
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return _Sum.apply(gradient)  # type: ignore[return-value]
-
-
-def summed(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over processes, differentiable: its gradient is summed as well (synchronised batch norm)."""
-    return tensor if world() == 1 else _Sum.apply(tensor)  # type: ignore[return-value]

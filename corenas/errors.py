@@ -14,7 +14,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 
 
 def dotted_key(*path: str | int) -> str:
-    """A path as a key of TOML: `stages.2.block.kernel`."""
+    """Return a path as a key of TOML: `stages.2.block.kernel`."""
     return ".".join(map(str, path))
 
 
@@ -37,7 +37,7 @@ class Fault:
         return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.key).removeprefix(".")
 
     def under(self, *prefix: str | int) -> Fault:
-        """The same mistake, seen from a table further out; one that has its file is as it is."""
+        """Return the same mistake, seen from a table further out; one that has its file is as it is."""
         return self if self.file else evolve(self, key=(*prefix, *self.key))
 
     def __str__(self) -> str:
@@ -57,13 +57,13 @@ class UserError(Exception):
         return partial(UserError, faults=self.faults), ()
 
     def under(self, *prefix: str | int) -> UserError:
-        """The same mistakes, seen from a table further out."""
+        """Return the same mistakes, seen from a table further out."""
         return UserError(faults=[fault.under(*prefix) for fault in self.faults])
 
 
 @contextmanager
 def collecting(faults: list[Fault], *prefix: str | int, also: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """Adds the mistakes that are raised inside to a list, seen from a table further out.
+    """Add the mistakes that are raised inside to a list, seen from a table further out.
 
     also: another exception whose text is a mistake of the user's
     """
@@ -76,13 +76,13 @@ def collecting(faults: list[Fault], *prefix: str | int, also: type[Exception] | 
 
 
 def raise_if_any(faults: Iterable[Fault]) -> None:
-    """Raises UserError with mistakes, if there are any."""
+    """Raise UserError with mistakes, if there are any."""
     if found := [*faults]:
         raise UserError(faults=found)
 
 
 def did_you_mean(name: str, known: Iterable[str], noun: str = "known") -> str:
-    """The closest names to one that is unknown, then all that would have been right."""
+    """Return the closest names to one that is unknown, then all that would have been right."""
     names = sorted(known)
     shown = [*names[:20], f"and {len(names) - 20} more"] if len(names) > 20 else names
     close = " or ".join(map(repr, difflib.get_close_matches(name, names, n=2)))

@@ -85,7 +85,7 @@ def _exported(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
 
 
 def flat_name(name: str) -> str:
-    """How an exported network calls a part of its model, `backbone.stem.conv` for instance, where that name is free."""
+    """Return how an exported network calls a part of its model, `backbone.stem.conv` for instance, if that is free."""
     flat = re.sub(r"\W", "_", name.removeprefix("backbone."))
     flat = flat if flat.isidentifier() else f"layer_{flat}"
     return f"{flat}_" if keyword.iskeyword(flat) or flat in _reserved() else flat
@@ -105,7 +105,7 @@ def _unique(name: str, taken: Collection[str]) -> str:
 
 @torch.no_grad()
 def difference(first: nn.Module, second: nn.Module, example: Tensor) -> float:
-    """The largest difference between two modules' outputs in evaluation mode, relative to the largest output.
+    """Return the largest difference between two modules' outputs in evaluation mode, relative to the largest output.
 
     example: gives the shape, type and device of the noise that both compute with, in a batch of 2
     Infinite if the outputs have different shapes, nan if one of them has a nan: ask for `difference(…) <= TOLERANCE`.

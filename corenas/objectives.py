@@ -72,11 +72,11 @@ class Constraint:
     high: float = math.inf
 
     def met(self, metrics: Mapping[str, float]) -> bool:
-        """Whether it holds; a metric that was not measured counts as met."""
+        """Return whether it holds; a metric that was not measured counts as met."""
         return self.metric not in metrics or self.low <= metrics[self.metric] <= self.high
 
     def violation(self, numbers: np.ndarray) -> np.ndarray:
-        """How far outside finite numbers lie, each relative to the nearer bound; 0 inside."""
+        """Return how far outside finite numbers lie, each relative to the nearer bound; 0 inside."""
         nearest = np.clip(numbers, self.low, self.high)
         return np.abs(numbers - nearest) / np.where(nearest == 0, 1, np.abs(nearest))
 
@@ -116,13 +116,13 @@ class Objectives:
     bin_width: float = 0.0
 
     def score(self, trial: Trial) -> float:
-        """The weighted sum of gains; minus infinity for a trial that does not count."""
+        """Return the weighted sum of gains; minus infinity for a trial that does not count."""
         if not trial.ok:
             return -math.inf
         return sum(objective.weight * objective.gain(trial.metrics) for objective in self.objectives)
 
     def best(self, trials: Iterable[Trial], n: int) -> list[Trial]:
-        """The n best trials that count, each arch once, best first; earlier ones win ties.
+        """Return the n best trials that count, each arch once, best first; earlier ones win ties.
 
         In Pareto mode front after front, of each the less crowded first (NSGA-II, Deb et al. 2002); of bins the better.
         """
@@ -138,11 +138,11 @@ class Objectives:
         return ranked[:n]
 
     def front(self, trials: Iterable[Trial]) -> list[Trial]:
-        """The trials that no other makes pointless: one, the Pareto front, or the best of each bin, by bin."""
+        """Return the trials that no other makes pointless: one, the Pareto front, or the best of each bin, by bin."""
         return self._front(self._counting(trials)) if self.pareto else self.best(trials, 1)
 
     def _counting(self, trials: Iterable[Trial]) -> list[Trial]:
-        """The trials that count: every arch once, as it was measured first; none with a figure that is no number."""
+        """Return the trials that count: each arch once, as measured first; none with a figure that is no number."""
         metrics = [objective.metric for objective in self.objectives]
         metrics += [] if self.bin_metric is None else [self.bin_metric]
         distinct: dict[Arch, Trial] = {}
@@ -152,7 +152,7 @@ class Objectives:
         return [*distinct.values()]
 
     def _front(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Of trials that count those on the Pareto front, or the best of each bin; all, where scores rank them."""
+        """Return those on the Pareto front, or the best of each bin; all, where scores rank them."""
         if not self.pareto:
             return [*trials]
         if self.bin_metric is None:
@@ -165,12 +165,12 @@ class Objectives:
         return [bins[place] for place in sorted(bins)]
 
     def _gains(self, trials: Sequence[Trial]) -> np.ndarray:
-        """A row for each trial, a column for each objective."""
+        """Return a row for each trial, a column for each objective."""
         rows = [[objective.gain(trial.metrics) for objective in self.objectives] for trial in trials]
         return np.array(rows).reshape(len(trials), len(self.objectives))
 
     def _crowding(self, front: Sequence[Trial]) -> np.ndarray:
-        """How far apart each trial's neighbours are, summed over objectives (Deb et al. 2002, section III B)."""
+        """Return how far apart each trial's neighbours are, summed over objectives (Deb et al. 2002, section III B)."""
         distance = np.zeros(len(front))
         for gains in self._gains(front).T:
             order = np.argsort(gains, kind="stable")
@@ -183,7 +183,7 @@ _UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
 def parse_amount(text: str | float, whole: float | None = None) -> float:
-    """A number in plain units: 2e8, "200M", "1.5G", of a whole "60%" too. Raises ValueError for anything else."""
+    """Return a number in plain units: of 2e8, "200M", "1.5G", of a whole "60%" too. Raises ValueError for all else."""
     units = _UNITS if whole is None else {**_UNITS, "%": whole / 100}
     digits = str(text).strip()
     unit = digits[-1:] if digits[-1:] in units else ""
@@ -195,7 +195,7 @@ def parse_amount(text: str | float, whole: float | None = None) -> float:
 
 
 def amount(number: float) -> str:
-    """A number as people write it: "200M"."""
+    """Return a number as people write it: "200M"."""
     for unit in ("T", "G", "M", "k"):
         if abs(number) >= _UNITS[unit]:
             return f"{number / _UNITS[unit]:.4g}{unit}"

@@ -9,21 +9,21 @@ import ast
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import attrs
+from attrs import field, frozen
+from attrs.validators import ge, gt, le, lt
 
-from corenas.errors import Fault, UserError, did_you_mean
+from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.options import structure
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-    from corenas.settings import Schedule, Train
 
 _NEED_MORE = ("LBFGS", "SparseAdam", "Optimizer", "Muon")
 """Optimizers that a plain training loop cannot drive: a closure, sparse gradients, matrices only."""
@@ -43,6 +43,29 @@ _TYPES: Mapping[str, Any] = {
     "betas": tuple[_BELOW_1, _BELOW_1],
 }  # fmt: skip
 """Arguments of which more is known than their default tells."""
+
+
+@frozen
+class Schedule:
+    """How the learning rate goes on.
+
+    type: "constant", "cosine", "exponential", or the name of a class in torch.optim.lr_scheduler
+    warmup: epochs in which it grows linearly from nearly nothing
+    floor: share of the first learning rate that cosine and exponential end on
+    decay: factor of exponential
+    every: epochs after which exponential applies its factor again
+    options: arguments of a class in torch.optim.lr_scheduler, which steps once an epoch
+    """
+
+    type: str = "cosine"
+    warmup: float = field(default=0.0, validator=[ge(0), lt(1e9)])
+    floor: float = field(default=0.0, validator=[ge(0), le(1)])
+    decay: float = field(default=0.97, validator=[gt(0), le(1)])
+    every: float = field(default=1.0, validator=gt(0))
+    options: Mapping[str, Any] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        raise_if_any(schedule_faults(self.type, self.options))
 
 
 @functools.cache
@@ -120,25 +143,29 @@ def _type(key: str, default: Any) -> Any:
     return float if isinstance(default, int | float) else Any
 
 
-def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
-    """The optimizer of a training over all parameters of a model, without weight decay where the settings say so.
+def build_optimizer(
+    model: nn.Module, table: Mapping[str, Any], no_decay: Collection[str] = ()
+) -> torch.optim.Optimizer:
+    """Build the optimizer of all parameters of a model.
 
+    table: type, the name of a class in torch.optim, and its arguments
+    no_decay: which parameters have no weight decay: "norm", "bias"
     Raises UserError, keys under "train", for a combination of options that torch refuses.
     """
     import torch
 
-    given = {key: value for key, value in train.optimizer.items() if key != "type"}
+    given = {key: value for key, value in table.items() if key != "type"}
     norms = (torch.nn.modules.batchnorm._NormBase, torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.RMSNorm)
     spared = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            norm = "norm" in train.no_decay and isinstance(module, norms)
-            bias = "bias" in train.no_decay and name.endswith("bias")
+            norm = "norm" in no_decay and isinstance(module, norms)
+            bias = "bias" in no_decay and name.endswith("bias")
             spared.setdefault(parameter, norm or bias)  # a parameter may be in several places
     decayed = [parameter for parameter in spared if not spared[parameter]]
     groups = [{"params": decayed}, {"params": [p for p in spared if spared[p]], "weight_decay": 0.0}]
     try:
-        return getattr(torch.optim, train.optimizer["type"])([group for group in groups if group["params"]], **given)
+        return getattr(torch.optim, table["type"])([group for group in groups if group["params"]], **given)
     except Exception as error:
         raise UserError(f"torch refuses this: {error}", key=("train", "optimizer")) from error
 

@@ -31,22 +31,31 @@ Read = Callable[[Any, Any], Any]
 
 _SCALARS = {int: "whole numbers", float: "numbers", str: "strings", bool: "true and false"}
 _WORDS = {
-    int: "a whole number", float: "a number", str: "a string", bool: "true or false", Value: "a number or a variable",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    Value: "a number or a variable",
     Any: "anything",
-}  # fmt: skip
+}
 _NUMBER = Annotated[int | float, _WORDS[Value], lambda number: abs(number) < math.inf]
 _FORMS: Mapping[Any, Any] = {
-    types.UnionType: typing.Union, list: tuple, collections.abc.Sequence: tuple, collections.abc.Mapping: dict,
-}  # fmt: skip
+    types.UnionType: typing.Union,
+    list: tuple,
+    collections.abc.Sequence: tuple,
+    collections.abc.Mapping: dict,
+}
 _ACCEPTED: Mapping[Any, tuple[type, ...]] = {
-    **{scalar: (scalar,) for scalar in (int, str, bool, type(None))}, float: (int, float), tuple: (list, tuple),
+    **{scalar: (scalar,) for scalar in (int, str, bool, type(None))},
+    float: (int, float),
+    tuple: (list, tuple),
     dict: (dict,),
-}  # fmt: skip
+}
 """What a value has to be, exactly: Python takes True for a whole number."""
 
 
 def structure(value: Any, t: type[T], lookup: Lookup | None = None, kind: str | None = None) -> T:
-    """A table as an object of an attrs class; any value of TOML as a type wants it.
+    """Return a table as an object of an attrs class; any value of TOML as a type wants it.
 
     Fields may be scalars, tuples, mappings, other attrs classes, `Value` (a number or a variable of a space), unions of
     these, and components: a field with `metadata={"kind": "searchers"}`, where `lookup` resolves each `Any` of its
@@ -67,13 +76,13 @@ def structure(value: Any, t: type[T], lookup: Lookup | None = None, kind: str | 
 
 
 def _form(t: Any) -> Any:
-    """What a type is at its outside: a union, `tuple` for all lists, `dict` for all tables."""
+    """Return what a type is at its outside: a union, `tuple` for all lists, `dict` for all tables."""
     origin = typing.get_origin(t) or t
     return dict if attrs.has(t) else _FORMS.get(origin, origin)
 
 
 def key_of(field: attrs.Attribute[Any]) -> str:
-    """The key of a field in TOML: `from` of the field `from_`, which could not be called so in Python."""
+    """Return the key of a field in TOML: `from` of the field `from_`, which could not be called so in Python."""
     return field.name.removesuffix("_")
 
 
@@ -142,13 +151,18 @@ def _mapping(read: Read, value: Any, t: Any) -> Any:
 
 
 _READERS: Mapping[Any, Callable[[Read, Any, Any], Any]] = {
-    **dict.fromkeys([*_SCALARS, type(None)], _scalar), Value: _value, typing.Literal: _literal,
-    Annotated: _annotated, typing.Union: _union, tuple: _list, dict: _mapping,
-}  # fmt: skip
+    **dict.fromkeys([*_SCALARS, type(None)], _scalar),
+    Value: _value,
+    typing.Literal: _literal,
+    Annotated: _annotated,
+    typing.Union: _union,
+    tuple: _list,
+    dict: _mapping,
+}
 
 
 def build(cls: type[T], table: Mapping[str, Any], lookup: Lookup | None = None, **given: Any) -> T:
-    """A table as an object of an attrs class, as `structure` reads it; fields that are given are no keys of it."""
+    """Return a table as an object of an attrs class, as `structure` does; fields that are given are no keys of it."""
     own = [field for field in attrs.fields(attrs.resolve_types(cls)) if field.init and field.name not in given]
     fields = {key_of(field): field for field in own}
 
@@ -173,7 +187,7 @@ def build(cls: type[T], table: Mapping[str, Any], lookup: Lookup | None = None, 
 
 
 def _field(lookup: Lookup | None, value: Any, field: attrs.Attribute[Any]) -> Any:
-    """Reads one field and runs its validator while the key is known."""
+    """Read one field and run its validator while the key is known."""
     result: Any = structure(value, field.type or Any, lookup, field.metadata.get("kind"))
     try:
         if callable(field.converter):  # before the validator, as attrs does
@@ -189,7 +203,7 @@ def _field(lookup: Lookup | None, value: Any, field: attrs.Attribute[Any]) -> An
 
 
 def _each(function: Callable[[Any], Any], keys: Iterable[Any]) -> dict[Any, Any]:
-    """What a function gives for each key. Raises UserError with the mistakes of all keys, each under its own."""
+    """Return what a function gives for each key. Raises UserError with the mistakes of all keys, each under its own."""
     found: dict[Any, Any] = {}
     faults: list[Fault] = []
     for key in keys:
@@ -200,7 +214,7 @@ def _each(function: Callable[[Any], Any], keys: Iterable[Any]) -> dict[Any, Any]
 
 
 def expectation(t: Any) -> str:
-    """A type in the words of somebody who writes TOML."""
+    """Return a type in the words of somebody who writes TOML."""
     arms = [arm for arm in typing.get_args(t) if arm not in (type(None), ...)]
     form = _form(t)
     if form is Annotated:
@@ -215,7 +229,7 @@ def expectation(t: Any) -> str:
 
 
 def explanations(cls: type) -> dict[str, str]:
-    """What the docstring of an options class says of each field: the lines `key: what it means`."""
+    """Return what the docstring of an options class says of each field: the lines `key: what it means`."""
     names = {key_of(field): field.name for field in attrs.fields(cls)}
     found: dict[str, str] = {}
     for match in re.finditer(r"^((?:\w+, )*\w+): (.+(?:\n +.+)*)", inspect.cleandoc(cls.__doc__ or ""), re.MULTILINE):
@@ -226,7 +240,7 @@ def explanations(cls: type) -> dict[str, str]:
 
 
 def to_table(options: Any, name_of: Callable[[Any], str] | None = None) -> Any:
-    """Options as a table of TOML again, what is None left out; a value as its number or its choices.
+    """Return options as a table of TOML again, what is None left out; a value as its number or its choices.
 
     name_of: gives the `type` that stands in the table of a component
     """

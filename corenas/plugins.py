@@ -9,7 +9,7 @@ import hashlib
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points, requires
 from importlib.util import module_from_spec, spec_from_file_location
@@ -23,17 +23,13 @@ from attrs import field, frozen
 
 import corenas
 from corenas import hookspecs
-from corenas.contracts import Event
+from corenas.contracts import COMPONENTS, Event, members_of
 from corenas.errors import UserError, did_you_mean
 from corenas.options import structure
 
 GROUP = "corenas"
-KINDS: Mapping[str, Sequence[str]] = {
-    "mutators": ["start"], "algorithms": ["start", "stages", "needs"], "distillers": ["start"], "searchers": ["start"],
-    "evaluators": ["start", "provides", "cheap"], "backbones": ["build"], "tasks": ["start"], "executors": ["start"],
-    "exporters": ["write"], "commands": [],
-}  # fmt: skip
-"""The kinds of components that have a name, offered by hooks `corenas_<kind>`, and what their options must have."""
+KINDS = (*COMPONENTS, "commands")
+"""The kinds of what has a name, offered by hooks `corenas_<kind>`."""
 
 
 @frozen
@@ -74,11 +70,11 @@ class Catalogue:
     manager: pluggy.PluginManager = field(repr=False)
 
     def names(self, kind: str) -> list[str]:
-        """The names of a kind."""
+        """Return the names of a kind."""
         return sorted(name for k, name in self.components if k == kind)
 
     def find(self, kind: str, name: str) -> Component:
-        """A component. Raises UserError with the closest names, what is installed and what is broken."""
+        """Return a component. Raises UserError with the closest names, what is installed and what is broken."""
         if (kind, name) in self.components:
             return self.components[kind, name]
         if (kind, name) in self.conflicts:
@@ -89,7 +85,7 @@ class Catalogue:
         raise UserError(f"no {kind.removesuffix('s')} {name!r}", key=("type",), hint=hint)
 
     def not_installed(self, kind: str) -> str:
-        """Which distributions of a kind corenas comes with (`corenas[all]`) and are not here, as the end of a hint."""
+        """Return which distributions of a kind `corenas[all]` has and are not here, as the end of a hint."""
         prefix = f"corenas-{'tool' if kind == 'commands' else kind.removesuffix('s')}-"
         known = {re.split(r"[^\w.-]", requirement)[0] for requirement in requires("corenas") or ()}
         lacking = sorted(known - {plugin.distribution for plugin in self.plugins})
@@ -97,7 +93,7 @@ class Catalogue:
         return f"; more can be installed: pip install {names}" if names else ""
 
     def options(self, kind: str, table: Any) -> Any:
-        """The options of a component from its table `{type = "…", …}`, or from its name alone.
+        """Return the options of a component from its table `{type = "…", …}`, or from its name alone.
 
         Raises UserError with all mistakes, keys relative to the table.
         """
@@ -111,7 +107,7 @@ class Catalogue:
         return structure({k: v for k, v in table.items() if k != "type"}, component.cls, self.options)
 
     def name_of(self, options: Any) -> str:
-        """The name under which a component's options were found."""
+        """Return the name under which a component's options were found."""
         return next(c.name for c in self.components.values() if c.cls is type(options))
 
     def emit(self, event: Event) -> list[str]:
@@ -238,6 +234,7 @@ def _offers(manager: pluggy.PluginManager, plugin: Plugin, module: Any) -> Itera
         for name, cls in offered.items():
             if kind != "commands" and not (isinstance(cls, type) and attrs.has(cls)):
                 raise TypeError(f"{kind} {name!r}: {cls!r} is no attrs class of options")
-            if missing := [member for member in KINDS[kind] if not hasattr(cls, member)]:
+            members = members_of(COMPONENTS[kind]) if kind in COMPONENTS else []
+            if missing := [member for member in members if not hasattr(cls, member)]:
                 raise TypeError(f"{kind} {name!r} has no {' and no '.join(missing)}")
             yield Component(kind, name, cls, plugin.distribution, plugin.version)

@@ -161,7 +161,7 @@ class _Ledger:
 
         All processes run the same search, told the same trials; the first one alone reads and writes the store.
         """
-        before, saved = distributed.first(lambda: (store.trials(number), store.get(f"searcher:{number}")))
+        before, saved = distributed.on_rank_zero(lambda: (store.trials(number), store.get(f"searcher:{number}")))
         trials = {(trial.arch, trial.fidelity): trial for trial in before}  # in the order in which they were made
         told: set[Key] = set()
         started = time.perf_counter()
@@ -194,7 +194,7 @@ class _Ledger:
         """Return whether the search has taken its time; the first process's clock counts for all."""
         if self.seconds == math.inf:
             return False
-        return distributed.first(lambda: time.perf_counter() - self.started > self.seconds)
+        return distributed.on_rank_zero(lambda: time.perf_counter() - self.started > self.seconds)
 
     def add(self, trial: Trial) -> None:
         """Take in a trial."""
@@ -301,7 +301,7 @@ class _Runners:
         if self.executor is not None:
             measured = [*measured]  # the workers are done before anything is timed
         for trial in measured:
-            yield distributed.first(lambda trial=trial: alone([trial])[0])
+            yield distributed.on_rank_zero(lambda trial=trial: alone([trial])[0])
 
     def _spread(self, trials: Sequence[Trial]) -> Iterator[Trial]:
         """Give the trials in order, measured by an executor's workers, by torchrun's processes, or here."""
@@ -313,7 +313,7 @@ class _Runners:
         world, rank = distributed.world(), distributed.rank()
         for at in range(0, len(chunks), world):
             own = [_run(self.measure, chunk) for chunk in chunks[at : at + world][rank : rank + 1]]
-            yield from itertools.chain(*itertools.chain(*distributed.together(own)))
+            yield from itertools.chain(*itertools.chain(*distributed.all_gather(own)))
 
     def _submitted(self, executor: futures.Executor, chunks: Sequence[Sequence[Trial]]) -> Iterator[Trial]:
         running = [executor.submit(_run, self.measure, chunk) for chunk in chunks]
@@ -335,7 +335,7 @@ def _of_one_fidelity(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
 
 def _run(measure: Runner, trials: Sequence[Trial]) -> list[Trial]:
     """Measure some trials in this process alone, whatever the others of torchrun do."""
-    with distributed.apart():
+    with distributed.single_process():
         return measure(trials)
 
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """The generator of one consumer ("searcher", "sampler") of a run."""
+    """Return the generator of one consumer ("searcher", "sampler") of a run."""
     return np.random.default_rng([seed & 0xFFFFFFFF, crc32(name.encode())])
 
 
 def number(seed: int, name: str, *index: int) -> int:
-    """A seed of 32 bits for what reads torch's global generator, from a name and a place (epoch, sample)."""
+    """Return a seed of 32 bits for what reads torch's global generator, from a name and a place (epoch, sample)."""
     return crc32(struct.pack(f"<{len(index) + 1}q", seed, *index), crc32(name.encode()))
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, le, lt, optional
+from attrs.validators import ge, gt, le, optional
 
-from corenas import optim
 from corenas.errors import raise_if_any
+from corenas.optim import Schedule, optimizer_faults
 
 _OPTIMIZER = {"type": "SGD", "lr": 0.1, "momentum": 0.9}
 
@@ -19,30 +19,7 @@ def _over_default(table: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _optimizer(instance: object, attribute: object, table: Mapping[str, Any]) -> None:
-    raise_if_any(optim.optimizer_faults(table))
-
-
-@frozen
-class Schedule:
-    """How the learning rate goes on.
-
-    type: "constant", "cosine", "exponential", or the name of a class in torch.optim.lr_scheduler
-    warmup: epochs in which it grows linearly from nearly nothing
-    floor: share of the first learning rate that cosine and exponential end on
-    decay: factor of exponential
-    every: epochs after which exponential applies its factor again
-    options: arguments of a class in torch.optim.lr_scheduler, which steps once an epoch
-    """
-
-    type: str = "cosine"
-    warmup: float = field(default=0.0, validator=[ge(0), lt(1e9)])
-    floor: float = field(default=0.0, validator=[ge(0), le(1)])
-    decay: float = field(default=0.97, validator=[gt(0), le(1)])
-    every: float = field(default=1.0, validator=gt(0))
-    options: Mapping[str, Any] = field(factory=dict)
-
-    def __attrs_post_init__(self) -> None:
-        raise_if_any(optim.schedule_faults(self.type, self.options))
+    raise_if_any(optimizer_faults(table))
 
 
 @frozen

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from corenas.contracts import Backbone, LiveTask
+from corenas.contracts import Backbone, LiveTask, Signals
 from corenas.cost import Cost
 from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.mutable import keys_used
@@ -56,6 +57,25 @@ def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Su
 
 def _path(key: str) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdigit() else part for part in key.split("."))
+
+
+def observe(model: nn.Module, task: LiveTask, batch: Any, taps: Sequence[int] = ()) -> Signals:
+    """Run a supernet on a batch and keep what its tapped segments give (`LiveDistiller.taps`).
+
+    Raises IndexError for a tap beyond the segments that its backbone has.
+    """
+    segments = getattr(getattr(model, "backbone", model), "segments", ())
+    features: dict[int, Tensor] = {}
+    hooks = [
+        segments[tap].register_forward_hook(lambda module, args, output, tap=tap: features.__setitem__(tap, output))
+        for tap in taps
+    ]
+    try:
+        outputs = task.forward(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Signals(outputs, task.logits(outputs), [features[tap] for tap in taps])
 
 
 def supernet_cost(supernet: nn.Module, space: SearchSpace, task: LiveTask) -> Cost:

@@ -1,70 +1,54 @@
-"""One visible training loop: it draws archs, lends a step to the algorithm, and steps the optimizer."""
+"""One visible training loop over a live phase, whose `step(batch)` anybody's own loop calls as well."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from attrs import Factory, define, field
+from attrs import Factory, define, field, frozen
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
 from corenas import distributed, loading, seeding
 from corenas.calibrate import statistics_kept
-from corenas.contracts import Emit, LiveTask, Mutator, MutatorContext, Progress, StageDone, StageStarted, Trainer
+from corenas.checkpoint import Checkpoint, load_states, states_of
+from corenas.contracts import (
+    Emit,
+    LiveTask,
+    Mutator,
+    MutatorContext,
+    Phase,
+    Progress,
+    ProgressTracking,
+    Sampler,
+    StageDone,
+    StageStarted,
+    Synchronizable,
+    Trainer,
+)
 from corenas.cost import Cost
 from corenas.errors import UserError, blaming_plugin
 from corenas.mutable import apply
 from corenas.optim import build_optimizer, build_schedule
-from corenas.settings import Train
 from corenas.space import Arch, SearchSpace
 
-_EVERY = 0.25
+PROGRESS_EVERY_S = 0.25
 """Seconds between two signs of life."""
-_OFTEN = 600.0
+CHECKPOINT_EVERY_S = 600.0
 """Seconds between two checkpoints within an epoch."""
 
 
-@define(eq=False)
-class LoopStep:
-    """One step as `train` lends it to `train_step` (`contracts.Step`).
-
-    share: of the whole batch that this part of it is
-    scale: makes a loss large enough for half precision
-    more: gives the next batch of another stream, "valid" for instance
-    """
-
-    archs: Sequence[Arch]
-    optimizer: torch.optim.Optimizer
-    index: int
-    part: int = 0
-    rng: np.random.Generator = field(kw_only=True)
-    share: float = 1.0
-    scale: Callable[[Tensor], Tensor] = lambda loss: loss
-    more: Any = None
-    lr: float = field(init=False, default=Factory(lambda self: self.optimizer.param_groups[0]["lr"], takes_self=True))
-
-    def backward(self, loss: Tensor) -> Tensor:
-        """Add a loss's gradients to those of the step and free its graph. Returns the loss, detached."""
-        self.scale(loss * self.share).backward()
-        return loss.detach()
-
-    def mean(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The tensors averaged over processes, each weighted by its share of the images."""
-        return distributed.mean(tensors, self.share)
-
-
-def train(
+def run_training(
     trainer: Trainer,
     model: nn.Module,
     task: LiveTask,
@@ -87,109 +71,283 @@ def train(
     limit: stop after so many steps, to see how long they take
     Raises UserError if the loss is no finite number or the checkpoint cannot be used.
     """
+    saved = Checkpoint(checkpoint)
+    first, *_, index = saved.place
+    _refuse_missing_phases(trainer, first, saved)
+    emit(StageStarted(stage, _total_steps(trainer, task, split), "steps", index))
+    start, show, write = time.perf_counter(), _Timer(PROGRESS_EVERY_S), _Timer(CHECKPOINT_EVERY_S)
     device = device or torch.device("cpu")
-    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    kept = _Checkpoint(checkpoint)
-    at_phase, at_epoch, at_step, index = kept.found.get("place", (0, 0, 0, 0))
-    if not trainer.phases:
-        raise UserError("this algorithm has no phases to train in", key=("algorithm",))
-    if at_phase >= len(trainer.phases):
-        raise kept.unusable(f"belongs to another model: it has a phase {at_phase + 1}")
-    samples = sum(task.splits[name] for name in split.split("+"))
-    total = sum(p.train.epochs * max(1, samples // p.train.batch_size) for p in trainer.phases)
-    emit(StageStarted(stage, total, "steps", index))
-    start = shown_at = written_at = time.perf_counter()
-    average, shown, figures = None, {}, {}
-    for number, phase in enumerate(trainer.phases[at_phase:], at_phase):
-        settings, last = phase.train, number + 1 == len(trainer.phases)
-        resumed = kept.found and number == at_phase
+    begin = partial(LivePhase, trainer, model, task, mutator=mutator, cost=cost, seed=seed, device=device)
+    average, shown, figures, resumed = None, {}, {}, bool(saved.found)
+    for number, phase in enumerate(trainer.phases[first:], first):
+        settings, is_last = phase.train, number + 1 == len(trainer.phases)
+        stream = loading.Stream(task, split, settings.batch_size, seed, settings.workers, parts=settings.accumulate)
+        live = begin(phase, stream.steps, number=number, index=index, average=average, resumed=resumed)
+        average = live.average
+        if resumed:
+            figures, resumed = saved.restore(live), False
+            if figures:  # a run that was killed after the checkpoint has not told of this point
+                emit(Progress(stage, live.index, figures, point=True))
+        for epoch in range(live.epoch, settings.epochs):
+            for parts in stream.epoch(epoch, live.done % stream.steps):
+                if live.index == limit:
+                    return model
+                shown = live.step_parts(parts, stream.share)
+                if show.is_due():
+                    emit(Progress(stage, live.index, _figures(shown, live, epoch)))
+                if live.epoch == epoch and distributed.world() == 1 and write.is_due():
+                    saved.write(live, {})
+            means = distributed.all_reduce_mean([*shown.values()], stream.share)
+            figures = _figures(dict(zip(shown, means, strict=True)), live, epoch)
+            if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
+                saved.write(live, figures, is_last and epoch + 1 == settings.epochs)
+            emit(Progress(stage, live.index, figures, point=True))
+        if settings.epochs == 0:
+            saved.write(live, {}, is_last)
+        index = live.index
+    emit(StageDone(stage, time.perf_counter() - start, figures))
+    return model if average is None else average
+
+
+class _Timer:
+    """Says at most once in so many seconds that something is due."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.last = seconds, time.perf_counter()
+
+    def is_due(self) -> bool:
+        now = time.perf_counter()
+        due = now - self.last > self.seconds
+        if due:
+            self.last = now
+        return due
+
+
+class LivePhase:
+    """One phase of a training, live: for each batch a loop, `run_training` or anybody's own, calls `step(batch)`.
+
+    It owns optimizer, schedule, moving average and the sampler of archs. The model is put on the device; several
+    processes average its gradients, so nothing has to wrap it.
+
+    mutator, cost: what draws the archs of a step; None where the algorithm draws none
+    steps_per_epoch: batches an epoch, by which the schedule counts
+    number: which of the trainer's phases this is; index: steps that those before it took
+    device: where it trains; left out, where the model is
+    average: the moving average of the phase before, which goes on
+    resumed: whether a state is loaded next, so that what begins the phase does not run again
+    backward: adds a loss's gradients: `accelerator.backward`, Lightning's `manual_backward`
+    step_optimizer: steps the optimizer, once gradients are averaged and clipped
+    precision: gives the context of a forward: `accelerator.autocast`; left out, it is as the settings say
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        model: nn.Module,
+        task: LiveTask,
+        phase: Phase,
+        steps_per_epoch: int,
+        *,
+        mutator: Mutator | None = None,
+        cost: Cost | None = None,
+        seed: int = 0,
+        number: int = 0,
+        index: int = 0,
+        device: torch.device | None = None,
+        average: nn.Module | None = None,
+        resumed: bool = False,
+        backward: Callable[[Tensor], object] | None = None,
+        step_optimizer: Callable[[], object] | None = None,
+        precision: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        self.trainer, self.model, self.task, self.phase = trainer, model, task, phase
+        self.seed, self.number, self.index, self.done = seed, number, index, 0
+        self.steps_per_epoch = steps_per_epoch
+        self.device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
+        _channels_last(model.to(self.device))
+        settings = phase.train
         if phase.begin is not None and not resumed:
-            with (
-                seeding.seeded(seed, "begin", number, device=device),
-                blaming_plugin("the algorithm, as a phase began,"),
-            ):
+            author = "the algorithm, as a phase began,"
+            with seeding.seeded(seed, "begin", number, device=self.device), blaming_plugin(author):
                 phase.begin()
             average = None  # the weights may have changed places
-        average = None if settings.ema is None else average or copy.deepcopy(model)
+        self.average = None
+        if settings.ema is not None:
+            self.average = copy.deepcopy(model) if average is None else average
         if settings.sync_norm and distributed.world() > 1:
             _synchronise(model)
-        stream = loading.Stream(task, split, settings.batch_size, seed, settings.workers, parts=settings.accumulate)
-        others = _Streams(task, settings.batch_size, seed, device, settings.workers)
-        optimizer = build_optimizer(model, settings)
-        schedule = build_schedule(optimizer, settings.schedule, settings.epochs, stream.steps)
-        scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
-        # No cache: weights cast under no_grad would be found again, without their gradient, by the next forward.
-        dtype, mixed = getattr(torch, settings.precision), settings.precision != "float32"
-        precision = torch.autocast(device.type, dtype, enabled=mixed, cache_enabled=False)
-        rng = seeding.generator(seed, f"sampler:{number}")
-        sampler = None
-        if mutator is not None:
-            assert cost is not None
-            sampler = mutator.start(MutatorContext(phase.space, cost.on(phase.space), rng))
-        parts = {
-            "model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "average": average,
-            "streams": others, "trainer": trainer, "sampler": sampler,
-        }  # fmt: skip
-        for name, part in (("algorithm", trainer), ("mutator", sampler)):
-            if hasattr(part, "state_dict") != hasattr(part, "load_state_dict"):
-                text = "what it trains with has one of `state_dict` and `load_state_dict`: expected both or none"
-                raise UserError(text, key=(name,))
-        if resumed:
-            kept.load(parts, rng)
-            figures = kept.found["figures"]
-            if figures:  # a run that was killed after the checkpoint has not told of this point
-                emit(Progress(stage, index, figures, point=True))
-            kept.found = {}  # it takes as much memory as the model and its optimizer
-        for epoch in range(at_epoch, settings.epochs):
-            _tell_progress(model, epoch / settings.epochs)
-            for step, cut in enumerate(stream.epoch(epoch, at_step), at_step):
-                if index == limit:
-                    return model
-                # Other processes drop out other units.
-                with seeding.seeded(seed + distributed.rank(), "step", index, device=device):
-                    model.train()
-                    optimizer.zero_grad()
-                    cut, shown = loading.to_device(cut, device), {}
-                    score = partial(_losses, model, task, precision, *cut[0])
-                    archs = [] if sampler is None else _drawn(sampler, score, phase.space)
-                    for part, (batch, share) in enumerate(cut):
-                        lent = LoopStep(
-                            archs, optimizer, index, part, rng=seeding.generator(seed, f"step:{index}:{part}"),
-                            share=share, scale=scaler.scale, more=others.more,
-                        )  # fmt: skip
-                        with precision, _explained():
-                            told = trainer.train_step(batch, lent)
-                        if not isinstance(told, Mapping):
-                            text = f"the algorithm's train_step gave {told!r}: expected a mapping of figures"
-                            raise UserError(text, key=("algorithm",))
-                        for name, figure in told.items():
-                            figure = torch.as_tensor(figure, device=device)
-                            shown[name] = shown.get(name, 0.0) + share / stream.share * figure
-                    _update(model, optimizer, scaler, settings)
-                if average is not None:
-                    _follow(average, model, settings.ema or 0.0)
-                schedule.step()
-                index += 1
-                now = time.perf_counter()
-                if now - shown_at > _EVERY:
-                    shown_at = now
-                    emit(Progress(stage, index, _figures(shown, optimizer, epoch, index)))
-                if now - written_at > _OFTEN and step + 1 < stream.steps and distributed.world() == 1:
-                    written_at = now
-                    kept.write(parts, rng, (number, epoch, step + 1, index), {})
-            at_step = 0
-            shown = dict(zip(shown, distributed.mean([*shown.values()], stream.share), strict=True))
-            figures = _figures(shown, optimizer, epoch, index)
-            if distributed.world() > 1:
-                _agree(model, average)
-            if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
-                kept.write(parts, rng, (number, epoch + 1, 0, index), figures, last and epoch + 1 == settings.epochs)
-            emit(Progress(stage, index, figures, point=True))
-        at_epoch = 0
-        if settings.epochs == 0:
-            kept.write(parts, rng, (number, 0, 0, index), {}, last)
-    emit(StageDone(stage, time.perf_counter() - start, figures))
-    return average or model
+        self.streams = _Streams(task, settings.batch_size, seed, self.device, settings.workers)
+        self.optimizer = build_optimizer(model, settings.optimizer, settings.no_decay)
+        self.schedule = build_schedule(self.optimizer, settings.schedule, settings.epochs, steps_per_epoch)
+        scaled = settings.precision == "float16" and backward is None and step_optimizer is None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self._backward = backward or (lambda loss: self.scaler.scale(loss).backward())
+        self._step_optimizer = step_optimizer or (lambda: self.scaler.step(self.optimizer))
+        self._precision = precision or partial(_autocast, self.device.type, settings.precision)
+        self._rng = seeding.generator(seed, f"sampler:{number}")
+        self.sampler = None if mutator is None else _sampler(mutator, phase.space, cost, self._rng)
+        _refuse_half_states({"algorithm": trainer, "mutator": self.sampler})
+        self._told_epoch: int | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Return how many epochs are done."""
+        return self.done // self.steps_per_epoch
+
+    def step(self, batch: Any) -> dict[str, Tensor]:
+        """Train on a batch: draw archs, add up their gradients, step the optimizer, follow with average and schedule.
+
+        batch: as a loader of the task's data collates it, cut here into as many parts as the settings say; with several
+            processes those of one size that each has of its own
+        Returns what the algorithm shows, "loss" among it, still on the device. Raises UserError for a mistake in the
+        settings that shows only now, or a batch that cannot be cut.
+        """
+        return self.step_parts(loading.cut_batch(batch, self.phase.train.accumulate), 1 / distributed.world())
+
+    def step_parts(self, parts: Sequence[tuple[Any, float]], share: float = 1.0) -> dict[str, Tensor]:
+        """Train on a batch that is cut already (`corenas.loading.Stream`), as `step` does.
+
+        parts: each with its share of the batch, over all processes
+        share: what those of this process are together
+        """
+        self._tell_progress()
+        # Other processes drop out other units.
+        with seeding.seeded(self.seed + distributed.rank(), "step", self.index, device=self.device):
+            self.model.train()
+            self.optimizer.zero_grad()
+            parts, figures = loading.to_device(parts, self.device), {}
+            archs = self._draw(*parts[0])
+            for number, (batch, part_share) in enumerate(parts):
+                for name, figure in self._train_part(batch, archs, number, part_share).items():
+                    figure = torch.as_tensor(figure, device=self.device)
+                    figures[name] = figures.get(name, 0.0) + part_share / share * figure
+            self._update()
+        if self.average is not None:
+            _follow(self.average, self.model, self.phase.train.ema or 0.0)
+        self.schedule.step()
+        self.index += 1
+        self.done += 1
+        if self.done % self.steps_per_epoch == 0 and distributed.world() > 1:
+            _agree(self.model, self.average)
+        return figures
+
+    def _tell_progress(self) -> None:
+        """Tell modules that want to know it, as an epoch begins, which share of the phase is done."""
+        if self._told_epoch == self.epoch:
+            return
+        self._told_epoch = self.epoch
+        for module in self.model.modules():
+            if isinstance(module, ProgressTracking):
+                module.set_progress(min(1.0, self.epoch / max(1, self.phase.train.epochs)))
+
+    def _draw(self, batch: Any, share: float) -> Sequence[Arch]:
+        """Draw the archs of a step. Raises UserError, naming the mutator, for what is none."""
+        if self.sampler is None:
+            return []
+        with blaming_plugin(f"mutator {type(self.sampler).__module__}.{type(self.sampler).__name__}"):
+            archs = self.sampler.sample(lambda archs: self._losses(batch, share, archs))
+            _refuse_what_are_no_archs(archs, self.phase.space)
+        return archs
+
+    @torch.no_grad()
+    def _losses(self, batch: Any, share: float, archs: Sequence[Arch]) -> list[float]:
+        """Return the losses of archs on a batch, as a sampler asks for them. They leave no trace in the statistics."""
+        losses = []
+        with statistics_kept(self.model), self._precision():
+            for arch in archs:
+                with apply(self.model, arch):
+                    losses.append(self.task.loss(self.task.forward(self.model, batch), batch).float())
+        (mean,) = distributed.all_reduce_mean([torch.stack(losses)], share)
+        return mean.tolist()
+
+    def _train_part(self, batch: Any, archs: Sequence[Arch], number: int, share: float) -> Mapping[str, Any]:
+        """Lend the algorithm a step for one part of a batch. Returns its figures."""
+        rng = seeding.generator(self.seed, f"step:{self.index}:{number}")
+        lent = LoopStep(
+            archs,
+            self.optimizer,
+            self.index,
+            number,
+            rng=rng,
+            share=share,
+            backpropagate=self._backward,
+            more=self.streams.more,
+        )
+        with self._precision(), _explained():
+            figures = self.trainer.train_step(batch, lent)
+        if not isinstance(figures, Mapping):
+            text = f"the algorithm's train_step gave {figures!r}: expected a mapping of figures"
+            raise UserError(text, key=("algorithm",))
+        return figures
+
+    def _update(self) -> None:
+        """Step the optimizer by the gradients of all processes."""
+        # Archs are the same in all processes, so gradients are there for the same parameters.
+        distributed.all_reduce_(p.grad for p in self.model.parameters() if p.grad is not None)
+        self.scaler.unscale_(self.optimizer)
+        settings = self.phase.train
+        if settings.clip_value is not None:
+            nn.utils.clip_grad_value_(self.model.parameters(), settings.clip_value)
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        self._step_optimizer()
+        self.scaler.update()
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "scaler": self.scaler,
+            "average": self.average,
+            "streams": self.streams,
+            "trainer": self.trainer,
+            "sampler": self.sampler,
+            "rng": _GeneratorState(self._rng),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the phase goes on from, the model's weights too: tensors and plain data."""
+        epoch, step = divmod(self.done, self.steps_per_epoch)
+        return {**states_of(self._parts), "place": (self.number, epoch, step, self.index)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state. Raises ValueError, naming the part, for one of another phase, model or settings."""
+        number, epoch, step, self.index = state["place"]
+        if number != self.number:
+            raise ValueError(f"it is of phase {number + 1}, not {self.number + 1}")
+        self.done, self._told_epoch = epoch * self.steps_per_epoch + step, None
+        load_states(self._parts, state)
+
+
+@define(eq=False)
+class LoopStep:
+    """One step as a live phase lends it to `train_step` (`contracts.Step`).
+
+    share: of the whole batch that this part of it is
+    backpropagate: adds the gradients of a loss
+    more: gives the next batch of another stream, "valid" for instance
+    """
+
+    archs: Sequence[Arch]
+    optimizer: torch.optim.Optimizer
+    index: int
+    part: int = 0
+    rng: np.random.Generator = field(kw_only=True)
+    share: float = 1.0
+    backpropagate: Callable[[Tensor], object] = Tensor.backward
+    more: Any = None
+    lr: float = field(init=False, default=Factory(lambda self: self.optimizer.param_groups[0]["lr"], takes_self=True))
+
+    def backward(self, loss: Tensor) -> Tensor:
+        """Add a loss's gradients to those of the step and free its graph. Returns the loss, detached."""
+        self.backpropagate(loss * self.share)
+        return loss.detach()
+
+    def mean(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the tensors averaged over processes, each weighted by its share of the images."""
+        return distributed.all_reduce_mean(tensors, self.share)
 
 
 @define(eq=False)
@@ -205,7 +363,7 @@ class _Streams:
     live: dict[str, Iterator[Any]] = field(factory=dict)
 
     def more(self, split: str, augmented: bool = False) -> Any:
-        """The next batch of a split."""
+        """Return the next batch of a split."""
         if split == "test":
             raise UserError("test data is not there to be trained on", key=("algorithm",))
         name = f"{split}, augmented" if augmented else split
@@ -220,16 +378,36 @@ class _Streams:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self.taken = Counter(state)
+        self.live.clear()
+
+
+@frozen
+class _GeneratorState:
+    """The state of a generator of numpy as that of any part of a training."""
+
+    rng: np.random.Generator
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return self.rng.bit_generator.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.rng.bit_generator.state = state
 
 
 _EXPLAINED = (
-    ("more than 1 value per channel", "a batch norm sees one value of each channel and cannot tell their "
-     "variance", "more images in each part of a batch, larger images, or fewer strides"),
-    ("could not create a primitive", "torch cannot compute a layer of this network here",
-     "is a width, a kernel or a stride far from the others?"),
+    (
+        "more than 1 value per channel",
+        "a batch norm sees one value of each channel and cannot tell their variance",
+        "more images in each part of a batch, larger images, or fewer strides",
+    ),
+    (
+        "could not create a primitive",
+        "torch cannot compute a layer of this network here",
+        "is a width, a kernel or a stride far from the others?",
+    ),
     ("out of memory", "this training does not fit into memory", "a larger train.accumulate"),
     ("can't allocate memory", "this training does not fit into memory", "a larger train.accumulate"),
-)  # fmt: skip
+)
 """What torch says of a step that a spec asks too much of, what it means, and what to do about it."""
 
 
@@ -245,61 +423,83 @@ def _explained() -> Iterator[None]:
         raise
 
 
-def _drawn(sampler: Any, score: Callable[[Sequence[Arch]], Sequence[float]], space: SearchSpace) -> Sequence[Arch]:
-    """The archs of a step. Raises UserError, naming the mutator, for what is none."""
-    with blaming_plugin(f"mutator {type(sampler).__module__}.{type(sampler).__name__}"):
-        archs = sampler.sample(score)
-        if not isinstance(archs, Sequence) or not archs or not all(isinstance(arch, Arch) for arch in archs):
-            raise TypeError(f"it drew {archs!r}, no list of archs")
-        codes = space.encode(archs)
-        if not np.array_equal(codes, space.canonical(codes)):
-            raise ValueError("it drew an arch with choices for what is inactive: `space.arch` makes it canonical")
-    return archs
+def _refuse_missing_phases(trainer: Trainer, first: int, saved: Checkpoint) -> None:
+    """Raise UserError if there is nothing to train, or not the phase that a checkpoint stands in."""
+    if not trainer.phases:
+        raise UserError("this algorithm has no phases to train in", key=("algorithm",))
+    if first >= len(trainer.phases):
+        raise saved.unusable(f"belongs to another model: it has a phase {first + 1}")
 
 
-def _tell_progress(model: nn.Module, share: float) -> None:
-    for module in model.modules():
-        if hasattr(module, "set_progress"):
-            module.set_progress(share)  # type: ignore[operator]
+def _total_steps(trainer: Trainer, task: LiveTask, split: str) -> int:
+    """Count the steps of all phases."""
+    samples = sum(task.splits[name] for name in split.split("+"))
+    return sum(p.train.epochs * max(1, samples // p.train.batch_size) for p in trainer.phases)
+
+
+def _figures(shown: Mapping[str, Tensor], live: LivePhase, epoch: int) -> dict[str, float]:
+    """Return what a step showed as numbers, which waits for the device, beside epoch and learning rate."""
+    figures = {name: float(value) for name, value in shown.items()}
+    _refuse_divergence(figures, live.index, epoch)
+    return {"epoch": epoch + 1, **figures, "lr": live.optimizer.param_groups[0]["lr"]}
+
+
+def _refuse_divergence(figures: Mapping[str, float], index: int, epoch: int) -> None:
+    """Raise UserError for a loss that is no finite number."""
+    if not math.isfinite(figures.get("loss", 0.0)):
+        hint = "lower train.optimizer.lr, or set train.clip_norm, or a warm-up: train.schedule.warmup"
+        raise UserError(f"the training diverged: loss {figures['loss']} at step {index} (epoch {epoch})", hint=hint)
+
+
+def _refuse_half_states(parts: Mapping[str, Any]) -> None:
+    """Raise UserError for a part that gives a state and takes none, or the other way round."""
+    for name, part in parts.items():
+        if hasattr(part, "state_dict") != hasattr(part, "load_state_dict"):
+            text = "what it trains with has one of `state_dict` and `load_state_dict`: expected both or none"
+            raise UserError(text, key=(name,))
+
+
+def _refuse_what_are_no_archs(archs: Any, space: SearchSpace) -> None:
+    """Raise TypeError or ValueError for what a sampler should not have drawn."""
+    if not isinstance(archs, Sequence) or not archs or not all(isinstance(arch, Arch) for arch in archs):
+        raise TypeError(f"it drew {archs!r}, no list of archs")
+    codes = space.encode(archs)
+    if not np.array_equal(codes, space.canonical(codes)):
+        raise ValueError("it drew an arch with choices for what is inactive: `space.arch` makes it canonical")
+
+
+def _sampler(mutator: Mutator, space: SearchSpace, cost: Cost | None, rng: np.random.Generator) -> Sampler:
+    """Start the sampler of a phase."""
+    if cost is None:
+        raise TypeError("a mutator draws with the supernet's cost: give `cost` as well")
+    return mutator.start(MutatorContext(space, cost.on(space), rng))
+
+
+def _autocast(device: str, precision: str) -> torch.autocast:
+    # No cache: weights cast under no_grad would be found again, without their gradient, by the next forward.
+    return torch.autocast(device, getattr(torch, precision), enabled=precision != "float32", cache_enabled=False)
+
+
+def _channels_last(model: nn.Module) -> None:
+    """Lay out what has four dimensions channels-last; weights of other ranks stay as they are."""
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """The exponential moving average of weights; buffers are the model's."""
+    """Move the exponential moving average of weights on; its buffers are the model's."""
     swa_utils.get_ema_multi_avg_fn(decay)([*average.parameters()], [*model.parameters()], 0)
     for old, new in zip(average.buffers(), model.buffers(), strict=True):
         old.copy_(new)
 
 
-def _losses(
-    model: nn.Module, task: LiveTask, precision: torch.autocast, batch: Any, share: float, archs: Sequence[Arch]
-) -> list[float]:
-    """The losses of archs on a batch, as a sampler asks for them. They leave no trace in the statistics."""
-    losses = []
-    with torch.no_grad(), statistics_kept(model), precision:
-        for arch in archs:
-            with apply(model, arch):
-                losses.append(task.loss(task.forward(model, batch), batch).float())
-    (mean,) = distributed.mean([torch.stack(losses)], share)
-    return mean.tolist()
-
-
-def _update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, settings: Train) -> None:
-    # Archs are the same in all processes, so gradients are there for the same parameters.
-    distributed.total(p.grad for p in model.parameters() if p.grad is not None)
-    scaler.unscale_(optimizer)
-    if settings.clip_value is not None:
-        nn.utils.clip_grad_value_(model.parameters(), settings.clip_value)
-    if settings.clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-    scaler.step(optimizer)
-    scaler.update()
-
-
 def _synchronise(model: nn.Module) -> None:
+    """Let batch norms see the images of all processes. Raises UserError for one that cannot."""
     for name, module in model.named_modules():
-        if hasattr(module, "sync"):
-            module.sync = True  # type: ignore[assignment]
+        if isinstance(module, Synchronizable):
+            module.sync = True
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             text = f"{name} is a {type(module).__name__} that cannot be synchronised"
             raise UserError(text, key=("train", "sync_norm"), hint="a layer with an attribute `sync` could")
@@ -307,92 +507,7 @@ def _synchronise(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _agree(model: nn.Module, average: nn.Module | None) -> None:
-    """Batch-norm statistics become the mean over processes: each has seen its own images."""
+    """Make batch-norm statistics the mean over processes: each has seen its own images."""
     buffers = [b for part in (model, average) if part is not None for b in part.buffers() if b.is_floating_point()]
-    for buffer, mean in zip(buffers, distributed.mean(buffers, 1.0), strict=True):
+    for buffer, mean in zip(buffers, distributed.all_reduce_mean(buffers, 1.0), strict=True):
         buffer.copy_(mean)
-
-
-def _figures(shown: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, epoch: int, index: int) -> dict[str, float]:
-    figures = {name: float(value) for name, value in shown.items()}
-    if not math.isfinite(figures.get("loss", 0.0)):
-        hint = "lower train.optimizer.lr, or set train.clip_norm, or a warm-up: train.schedule.warmup"
-        raise UserError(f"the training diverged: loss {figures['loss']} at step {index} (epoch {epoch})", hint=hint)
-    return {"epoch": epoch + 1, **figures, "lr": optimizer.param_groups[0]["lr"]}
-
-
-class _Checkpoint:
-    """The file that a training goes on from: the states of its parts; the place where it goes on: with which step of
-    which epoch of which phase, and how many steps there were before; the figures of an epoch that ends there; whether
-    all is done. Without a path there is none.
-    """  # fmt: skip
-
-    def __init__(self, path: Path | None) -> None:
-        self.path, self.found = path, {}
-        if path is None or not path.exists():
-            return
-        try:
-            self.found = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise self.unusable(f"cannot be read: {type(error).__name__}") from error
-        if not isinstance(self.found, dict) or not self.found.keys() >= {"model", "place", "figures", "done"}:
-            raise self.unusable("belongs to another model: it is none of this program")
-
-    def unusable(self, text: str) -> UserError:
-        hint = "put back a copy of its own, or begin anew: --fresh"
-        return UserError(f"this checkpoint {text}", file=str(self.path), hint=hint)
-
-    def load(self, parts: Mapping[str, Any], rng: np.random.Generator | None = None) -> None:
-        """Give parts the states that they had; those without a state are left as they are."""
-        name = ""
-        try:
-            for name, part in parts.items():
-                if hasattr(part, "load_state_dict"):
-                    part.load_state_dict(self.found[name])
-            if rng is not None:
-                rng.bit_generator.state = self.found["rng"]
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            text = f"belongs to another model: {name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise self.unusable(text) from error
-
-    def write(
-        self,
-        parts: Mapping[str, Any],
-        rng: np.random.Generator,
-        place: tuple[int, int, int, int],
-        figures: Mapping[str, float],
-        done: bool = False,
-    ) -> None:
-        """Replace the file, so that it is whole or not there; the first process alone does."""
-        if self.path is None or distributed.rank() > 0:
-            return
-        states = {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")}
-        temporary = self.path.with_name(f"{self.path.name}.part")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            note = {"place": place, "rng": rng.bit_generator.state, "figures": dict(figures), "done": done}
-            torch.save({**note, **states}, temporary)
-            if alien := torch.serialization.get_unsafe_globals_in_checkpoint(temporary):
-                temporary.unlink()
-                text = f"the state of what is trained holds {', '.join(alien)}, which could not be read again"
-                raise UserError(text, hint="a `state_dict` of an algorithm or a sampler is tensors and plain data")
-            os.replace(temporary, self.path)
-        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError for a full disk
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            text = f"cannot write: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}"
-            raise UserError(text, file=str(self.path), hint="free some space, then run again") from error
-
-
-def load_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Give a supernet the weights of a checkpoint: of the moving average where there is one.
-
-    Raises UserError if there is no checkpoint, none of this model, or one of a training that has not come to its end.
-    """
-    kept = _Checkpoint(checkpoint)
-    if not kept.found:
-        raise UserError("no such checkpoint", file=str(checkpoint), hint="has this run trained its supernet?")
-    if not kept.found["done"]:
-        text = "this training has not come to its end"
-        raise UserError(text, file=str(checkpoint), hint="the command that began its run goes on with it")
-    kept.load({"average" if "average" in kept.found else "model": model})

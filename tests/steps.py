@@ -8,20 +8,20 @@ from corenas import distributed
 from corenas.plugins import load_catalogue
 from corenas.run.prepare import prepare, start_trainer
 from corenas.run.spec import load_spec
-from corenas.train import train
+from corenas.train import run_training
 
 if __name__ == "__main__":
     spec, _ = load_spec("spec/quickstart.toml", load_catalogue(), sys.argv[2:])
     torch.set_default_dtype(torch.float64)
-    with distributed.joined(torch.device("cpu")) as device:
+    with distributed.process_group(torch.device("cpu")) as device:
         prepared, archs = prepare(spec, device=device), []
         prepared.task.forward = lambda model, batch: model(batch[0].double())
         trainer = start_trainer(prepared)
         step = trainer.train_step
         trainer.train_step = lambda batch, lent: archs.append([dict(arch) for arch in lent.archs]) or step(batch, lent)
-        train(trainer, prepared.supernet, prepared.task, spec.mutator, prepared.cost, device=device, limit=20)
+        run_training(trainer, prepared.supernet, prepared.task, spec.mutator, prepared.cost, device=device, limit=20)
         sums = [float(p.detach().sum()) for p in prepared.supernet.parameters()]
-        both = distributed.together((archs, sums))
+        both = distributed.all_gather((archs, sums))
         if distributed.rank() == 0:
             assert all(found == both[0] for found in both), "the processes have other archs or weights"
             torch.save({"model": prepared.supernet.state_dict(), "archs": archs, "processes": len(both)}, sys.argv[1])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from toys import Backbone, Task, make_space
 
-from corenas.calibrate import Evaluation, measure, recalibrate, statistics_kept
+from corenas.calibrate import Evaluation, evaluate, recalibrate, statistics_kept
 from corenas.export import export_subnet
 from corenas.mutable import apply, mutables
 from corenas.settings import Calibration
@@ -148,7 +148,7 @@ def test_an_archs_metrics_are_those_of_its_plain_network(supernet):
         images, labels = TASK.data[split]
         wanted = 100 * float((plain(images).argmax(1) == labels).float().mean())
         assert evaluation(arch, split)["top1"] == pytest.approx(wanted)
-        assert measure(plain, TASK, evaluation.split(split))["top1"] == pytest.approx(wanted)
+        assert evaluate(plain, TASK, evaluation.split(split))["top1"] == pytest.approx(wanted)
 
 
 def test_every_arch_sees_the_same_images_in_any_order(supernet):

@@ -1,4 +1,9 @@
-"""The core in other people's code: their loop, accelerate's, their function; without spec, command line or run."""
+"""The core in other people's code: their loop, Lightning's, Accelerate's; without spec, command line or run."""
+
+import copy
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -14,11 +19,13 @@ from corenas.contracts import Problem
 from corenas.cost import Cost
 from corenas.errors import UserError
 from corenas.export import export_subnet
+from corenas.loading import Stream
 from corenas.mutable import apply
 from corenas.objectives import Constraint, Objective, Objectives
 from corenas.plugins import load_catalogue
 from corenas.search import run_search
 from corenas.space import SearchSpace
+from corenas.train import run_training
 
 TABLE = {"width": [4, 8, 12], "depth": [1, 2, 3], "block": {"kernel": [1, 3]}}
 CATALOGUE = load_catalogue()
@@ -104,6 +111,123 @@ def test_a_supernet_trains_in_accelerates_loop(digits):
             optimizer.zero_grad()
             losses.append(float(loss.detach()))
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+
+
+# -- training: README's loops over a live phase -----------------------------------------------------------------------
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+FRAGMENTS = [part.split("```")[0] for part in README.split("```python\n")[1:]]
+SETUP, *LOOPS = [fragment for fragment in FRAGMENTS if "live" in fragment.lower()]
+METHODS = {"uniform": "spos", "sandwich": "bignas"}
+
+
+class Digits(MyTask):
+    """What training needs of a task."""
+
+    def __init__(self, data):
+        self.data, self.splits = data, {"train": len(data)}
+
+    def dataset(self, split, augmented):
+        return self.data
+
+    def loss(self, outputs, batch):
+        return nn.functional.cross_entropy(outputs, batch[1])
+
+    def logits(self, outputs):
+        return outputs
+
+
+class Order:
+    """Batches in the order of `run_training`, another one each epoch."""
+
+    def __init__(self, task, batch_size):
+        self.stream, self.epochs = Stream(task, "train", batch_size, seed=0), itertools.count()
+
+    def __len__(self):
+        return self.stream.steps
+
+    def __iter__(self):
+        return ([i for _, i in batch] for batch in self.stream.order(next(self.epochs)))
+
+
+def names_of_readme(mutator, data):
+    """All that README has defined before a live phase is stepped."""
+    torch.manual_seed(0)
+    space, task = SearchSpace.from_table(TABLE), Digits(data)
+    supernet = MyNetwork(space)
+    cost = Cost(supernet, space, torch.empty(1, 1, 8, 8))
+    loader = DataLoader(data, batch_sampler=Order(task, 60))
+    names = {"space": space, "supernet": supernet, "task": task, "cost": cost, "loader": loader}
+    names |= {"catalogue": CATALOGUE, "torch": torch}
+    exec(SETUP.replace("sandwich", mutator).replace("bignas", METHODS[mutator]), names)
+    return SimpleNamespace(**names)
+
+
+@pytest.fixture
+def few(digits):
+    return TensorDataset(*digits[0][:240])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("loop", LOOPS, ids=["plain", "lightning", "accelerate"])
+@pytest.mark.parametrize("mutator", METHODS)
+def test_a_supernet_ends_with_the_weights_of_run_training_in_anyones_loop(mutator, loop, few, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Lightning writes logs
+    theirs = names_of_readme(mutator, few)
+    average = run_training(theirs.trainer, theirs.supernet, theirs.task, theirs.mutator, theirs.cost)
+
+    ours = names_of_readme(mutator, few)
+    before = copy.deepcopy(ours.supernet.state_dict())
+    names = {**vars(ours)}
+    exec(
+        loop.replace("Trainer(", 'Trainer(accelerator="cpu", ').replace("Accelerator()", "Accelerator(cpu=True)"), names
+    )
+    live = names["module"].live if "module" in names else names["live"]
+
+    assert live.done == live.index == 3 * 4
+    assert toys.same(ours.supernet.state_dict(), theirs.supernet.state_dict())
+    assert toys.same(live.average.state_dict(), average.state_dict())
+    assert not toys.same(live.average.state_dict(), ours.supernet.state_dict())
+    assert not toys.same(ours.supernet.state_dict(), before)
+
+
+def test_a_live_phase_goes_on_from_its_state(few, tmp_path):
+    whole, first, second = (names_of_readme("sandwich", few) for _ in range(3))
+    batches = [*whole.loader, *whole.loader]
+    live, cut = whole.start(), first.start()
+    for batch in batches:
+        live.step(batch)
+    for batch in batches[:3]:
+        cut.step(batch)
+    torch.save(cut.state_dict(), tmp_path / "state.pt")
+    resumed = second.start(resumed=True)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for batch in batches[3:]:
+        resumed.step(batch)
+    assert toys.same(resumed.state_dict(), live.state_dict())
+
+
+def test_a_batch_that_is_not_made_of_tensors_of_one_length_is_cut_by_its_owner(digits):
+    live = names_of_readme("uniform", digits[0]).start()
+    images, labels = digits[0][:60]
+    with pytest.raises(UserError, match="cannot cut this batch"):
+        live.step((images, labels, ["a name"] * 60))
+    with pytest.raises(UserError, match="1 images cannot be cut into 2 parts"):
+        live.step((images[:1], labels[:1]))
+    assert live.done == 0
+    parts = [((images[:20], labels[:20], "a"), 1 / 3), ((images[20:], labels[20:], "b"), 2 / 3)]
+    assert live.step_parts(parts)["loss"] > 0
+
+
+def test_a_state_of_another_phase_or_other_settings_is_told(digits):
+    start = names_of_readme("uniform", digits[0]).start
+    first, second = (start(number=number) for number in (0, 1))
+    with pytest.raises(ValueError, match="of phase 2, not 1"):
+        first.load_state_dict(second.state_dict())
+    state = first.state_dict()
+    del state["average"]
+    with pytest.raises(ValueError, match="average: KeyError"):
+        first.load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", CATALOGUE.names("searchers"))

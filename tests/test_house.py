@@ -13,10 +13,11 @@ import pytest
 import tomli
 
 from corenas import hookspecs
+from corenas.optim import Schedule
 from corenas.options import explanations
 from corenas.plugins import load_catalogue
 from corenas.run.spec import Bins, Device, Export, Goal, Range, SearchSettings, Spec
-from corenas.settings import Calibration, Schedule, Train
+from corenas.settings import Calibration, Train
 
 ROOT = Path(__file__).parent.parent
 PROJECTS = [ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/*/pyproject.toml"))]

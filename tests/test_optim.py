@@ -12,8 +12,9 @@ from torch import nn
 
 from corenas import optim
 from corenas.errors import UserError
+from corenas.optim import Schedule
 from corenas.options import structure
-from corenas.settings import Schedule, Train
+from corenas.settings import Train
 
 
 def defaults(files):
@@ -126,7 +127,7 @@ def groups(no_decay):
     model = Tied()
     names = {parameter: name for name, parameter in model.named_parameters()}
     settings = train(optimizer={"type": "SGD", "lr": 0.1, "weight_decay": 0.5}, no_decay=no_decay)
-    found = optim.build_optimizer(model, settings).param_groups
+    found = optim.build_optimizer(model, settings.optimizer, settings.no_decay).param_groups
     return {group["weight_decay"]: {names[p] for p in group["params"]} for group in found}
 
 
@@ -142,7 +143,7 @@ def test_norms_and_biases_have_no_weight_decay_where_the_settings_say_so():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_steps(name):
     model = nn.Linear(3, 2)
-    optimizer = optim.build_optimizer(model, train(optimizer={"type": name, "lr": 0.1}))
+    optimizer = optim.build_optimizer(model, {"type": name, "lr": 0.1})
     before = model.weight.detach().clone()
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
@@ -150,9 +151,9 @@ def test_every_optimizer_steps(name):
 
 
 def test_what_torch_refuses_is_a_mistake_of_the_spec():
-    settings = train(optimizer={"type": "SGD", "lr": 0.1, "nesterov": True})
+    table = {"type": "SGD", "lr": 0.1, "nesterov": True}
     with pytest.raises(UserError, match=r"train.optimizer: .*[Nn]esterov"):
-        optim.build_optimizer(nn.Linear(1, 1), settings)
+        optim.build_optimizer(nn.Linear(1, 1), table)
     wrong = Schedule("LinearLR", options={"start_factor": 2})
     with pytest.raises(UserError, match=r"train.schedule"):
         rates(wrong, 3, 2)

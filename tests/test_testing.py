@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import itertools
 import json
 import random
 import sys
@@ -21,7 +22,7 @@ from torch import nn
 from corenas import contracts, plugins
 from corenas.contracts import Failure, Metric, Phase, Progress, Proposal, RunDone
 from corenas.hookspecs import hookimpl
-from corenas.mutable import apply
+from corenas.mutable import apply, chosen
 from corenas.objectives import Trial
 from corenas.space import Arch
 from corenas.testing import (
@@ -682,6 +683,59 @@ def test_a_layer_that_is_not_what_it_exports_or_gates_is_found_out():
     with pytest.raises(Exception, match="differs from the supernet"):
         mutables.exports_to_plain_torch(lambda: Unlike(KEY["i"], KEY["o"], KEY["k"]))
     fails(mutables.runs_what_its_gates_say, lambda: Ungated([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)], KEY["d"]))
+
+
+class Forgetful(nn.BatchNorm2d):
+    """A norm of several parts, whose statistics under an arch are copies that are written back by its forward alone."""
+
+    def __init__(self, *parts):
+        outputs = Dimension.of([*parts])
+        super().__init__(outputs.allocated)
+        self.values = {"outputs": outputs}
+        self.choice = chosen(self.values)
+
+    @property
+    def rows(self):
+        sizes = self.values["outputs"].sizes
+        starts = itertools.accumulate(sizes, initial=0)
+        return torch.cat([start + torch.arange(n) for start, n in zip(starts, self.choice["outputs"], strict=False)])
+
+    @property
+    def running_mean(self):
+        return nn.Module.__getattr__(self, "running_mean")[self.rows]
+
+    @property
+    def running_var(self):
+        return nn.Module.__getattr__(self, "running_var")[self.rows]
+
+    def store(self, mean, var):
+        self._buffers["running_mean"][self.rows], self._buffers["running_var"][self.rows] = mean, var
+
+    def forward(self, x):
+        mean, var, weight, bias = self.running_mean, self.running_var, self.weight[self.rows], self.bias[self.rows]
+        normed = nn.functional.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
+        if self.training:
+            self.store(mean, var)
+        return normed
+
+    def export(self):
+        plain = nn.BatchNorm2d(len(self.rows))
+        tensors = (self.weight[self.rows], self.bias[self.rows], self.running_mean, self.running_var, torch.tensor(0))
+        plain.load_state_dict(dict(zip(plain.state_dict(), tensors, strict=True)))
+        return plain.train(self.training)
+
+
+class Remembering(Forgetful):
+    def statistics(self):
+        return self.running_mean, self.running_var
+
+    def set_statistics(self, mean, var):
+        self.store(mean, var)
+
+
+def test_statistics_of_several_parts_are_written_where_they_are_found_again():
+    mutables.recalibrates_as_its_export_does(lambda: Remembering(KEY["i"], KEY["o"]))
+    fails(mutables.recalibrates_as_its_export_does, lambda: Forgetful(KEY["i"], KEY["o"]))
 
 
 def test_a_distribution_that_breaks_a_promise_is_found_out(monkeypatch):

@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 from toys import Backbone, Mutator, Task, Trainer, make_space
 
+from corenas.checkpoint import load_weights
 from corenas.contracts import Phase, Progress, StageDone, StageStarted
 from corenas.errors import UserError
 from corenas.mutable import apply
-from corenas.settings import Schedule, Train
+from corenas.optim import Schedule
+from corenas.settings import Train
 from corenas.space import Arch
 from corenas.supernet import build_supernet, supernet_cost
-from corenas.train import LoopStep, load_weights, train
+from corenas.train import LoopStep, run_training
 
 pytestmark = pytest.mark.filterwarnings("error")
 SPACE = make_space()
@@ -35,7 +37,7 @@ def setup(*phases, task=None, norm=True, space=SPACE, trainer=Trainer):
     live = trainer(model, task, [Phase(*p) if isinstance(p, tuple) else Phase(space, p) for p in phases])
 
     def go(mutator=None, **more):
-        return train(live, model, task, mutator or Mutator(), cost, seed=5, **more)
+        return run_training(live, model, task, mutator or Mutator(), cost, seed=5, **more)
 
     return model, live, go
 
@@ -68,6 +70,14 @@ def test_the_loss_goes_down_and_everything_is_told():
     assert shown[-1].figures["loss"] < 0.5 < shown[0].figures["loss"]
     assert {"epoch", "loss", "lr"} <= shown[-1].figures.keys()
     assert [index for index, _, _ in live.seen] == [*range(36)]
+
+
+def test_weights_of_images_go_channels_last_and_those_of_other_ranks_stay():
+    model, _, go = setup(settings(epochs=1))
+    model.video = nn.Conv3d(3, 4, 3)
+    go()
+    assert model.backbone.stage.blocks[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.video.weight.is_contiguous()
 
 
 def test_modules_are_told_as_each_epoch_begins_how_far_the_training_is():
@@ -357,7 +367,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, stop, every):
 
 @pytest.mark.parametrize("stop", [1, 4, 8])
 def test_a_long_epoch_goes_on_in_its_middle(tmp_path, monkeypatch, stop):
-    monkeypatch.setattr("corenas.train._OFTEN", 0.0)
+    monkeypatch.setattr("corenas.train.CHECKPOINT_EVERY_S", 0.0)
 
     class Stopping(Streaming):
         def train_step(self, batch, step):

@@ -16,7 +16,7 @@ from corenas.run.spec import Spec
 from corenas.settings import Train
 from corenas.space import Arch, SearchSpace
 from corenas.supernet import build_supernet
-from corenas.train import train
+from corenas.train import run_training
 
 
 class _OnLabels:
@@ -31,7 +31,7 @@ class _OnLabels:
 
 
 def subnet(spec: Spec, task: LiveTask, arch: Arch) -> nn.Module:
-    """The network of one arch with its head, freshly initialised from the spec's seed; no supernet is allocated."""
+    """Return the network of one arch with its head, freshly initialised from the spec's seed, without a supernet."""
     with seeding.seeded(spec.seed, "alone"):
         return build_supernet(spec.backbone, spec.space.fix(arch), task)
 
@@ -61,5 +61,16 @@ def stand_alone(
     settings = evolve(spec.train, epochs=max(1, round(fidelity * spec.train.epochs)))
     network = subnet(spec, task, arch)
     trainer = _OnLabels(network, task, spec.space, settings)
-    return train(trainer, network, task, None, None, seed=spec.seed, device=device, checkpoint=checkpoint,
-                 emit=emit, stage=stage, split=split)  # fmt: skip
+    return run_training(
+        trainer,
+        network,
+        task,
+        None,
+        None,
+        seed=spec.seed,
+        device=device,
+        checkpoint=checkpoint,
+        emit=emit,
+        stage=stage,
+        split=split,
+    )

@@ -159,7 +159,7 @@ def opened(folder: Path, table: Mapping[str, Any], data: Mapping[str, Any], fres
             raise UserError(text, file=str(folder), hint="another one: --out DIR") from error
 
     with ExitStack() as after:
-        distributed.first(enter)
+        distributed.on_rank_zero(enter)
         yield store
 
 

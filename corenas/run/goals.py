@@ -16,7 +16,7 @@ COST_METRICS: Mapping[str, Metric] = dict.fromkeys(METRICS, Metric("", "min"))
 
 
 def metrics_of(evaluators: Sequence[Evaluator], task: LiveTask) -> dict[str, Metric]:
-    """All metrics that a search can speak of. Raises UserError for one that two evaluators give."""
+    """Return all metrics that a search can speak of. Raises UserError for one that two evaluators give."""
     found, faults = dict(COST_METRICS), []
     for i, evaluator in enumerate(evaluators):
         with blaming_plugin(f"evaluators[{i}] ({type(evaluator).__name__})"):
@@ -30,7 +30,7 @@ def metrics_of(evaluators: Sequence[Evaluator], task: LiveTask) -> dict[str, Met
 
 
 def read_objectives(settings: SearchSettings, metrics: Mapping[str, Metric]) -> Objectives:
-    """The objectives of a spec. Raises UserError, keys under "search", for metrics that nothing measures."""
+    """Return the objectives of a spec. Raises UserError, keys under "search", for metrics that nothing measures."""
     bins = settings.pareto if isinstance(settings.pareto, Bins) else None
     named = [(goal.metric, "objectives", i) for i, goal in enumerate(settings.goals)]
     named += [(bins.metric, "pareto", "metric")] if bins else []
@@ -53,7 +53,7 @@ def read_objectives(settings: SearchSettings, metrics: Mapping[str, Metric]) -> 
 def read_constraints(
     bounds_of: Bounds, metrics: Mapping[str, Metric], largest: Callable[[str], float]
 ) -> list[Constraint]:
-    """Constraints in plain numbers; `largest` gives what "60%" of a cost is of, and is asked where that is said alone.
+    """Return constraints in plain numbers; `largest` gives what "60%" of a cost is of, and is asked for that alone.
 
     Raises UserError, keys relative to their table, with all mistakes.
     """
@@ -78,7 +78,7 @@ def read_constraints(
 
 
 def _ends(bounds: Amount | tuple[Amount, Amount] | Range, direction: str) -> tuple[Amount, Amount]:
-    """Both bounds; one that is open lies at infinity."""
+    """Return both bounds; one that is open lies at infinity."""
     if isinstance(bounds, tuple):
         return bounds
     if not isinstance(bounds, Range):  # one number bounds from the side that hurts

@@ -14,6 +14,7 @@ from torch import nn
 
 from corenas import seeding
 from corenas.calibrate import Evaluation
+from corenas.checkpoint import load_weights
 from corenas.constrained import Constrained, reachable
 from corenas.contracts import AlgorithmContext, Evaluator, EvaluatorContext, LiveTask, Metric
 from corenas.cost import METRICS, Cost
@@ -25,7 +26,6 @@ from corenas.run.alone import stand_alone, subnet
 from corenas.run.spec import Retrain, Spec
 from corenas.space import SearchSpace
 from corenas.supernet import build_supernet, pick_device, supernet_cost
-from corenas.train import load_weights
 
 
 @frozen

@@ -26,7 +26,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_duration(text: str) -> float | None:
-    """Seconds of "90s", "20m", "1.5h" or "2d"; None for anything else."""
+    """Return seconds of "90s", "20m", "1.5h" or "2d"; None for anything else."""
     try:
         seconds = float(text[:-1]) * _UNITS[text[-1:]]
     except (ValueError, KeyError):
@@ -221,11 +221,11 @@ class Spec:
     plugins: tuple[str, ...] = ()
 
     def to_table(self, catalogue: Catalogue) -> dict[str, Any]:
-        """The spec with every default written out, as TOML: what a run directory keeps."""
+        """Return the spec with every default written out, as TOML: what a run directory keeps."""
         return {**to_table(attrs.evolve(self, space=None), catalogue.name_of), "space": self.space.to_table()}
 
     def overridden(self, choices: Mapping[str, Any]) -> Spec:
-        """The spec with the choices of variables named `spec:…` in the places that they name.
+        """Return the spec with the choices of variables named `spec:…` in the places that they name.
 
         Raises UserError, keys being the variables', for one that names no place, or a choice that is refused there.
         """
@@ -249,7 +249,7 @@ _SEARCHABLE = ("train", "task", "backbone")
 
 
 def _evolved(item: Any, path: Sequence[str], value: Any) -> Any:
-    """A nest of options with the value in one place. Raises ValueError if there is no such place."""
+    """Return a nest of options with the value in one place. Raises ValueError if there is no such place."""
     if not path:
         return value
     key, *rest = path

@@ -16,7 +16,7 @@ from attrs import evolve, field, frozen
 from torch import nn
 
 from corenas import distributed, seeding
-from corenas.calibrate import measure
+from corenas.calibrate import evaluate
 from corenas.contracts import (
     Emit,
     Evaluator,
@@ -43,7 +43,7 @@ from corenas.search import run_search
 from corenas.space import Arch
 from corenas.store import Store
 from corenas.supernet import pick_device, supernet_cost
-from corenas.train import train
+from corenas.train import run_training
 
 
 def run_spec(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: bool = False) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def run_spec(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: 
     Under torchrun all processes call this; the first one alone writes and tells.
     """
     check_folder(folder, fresh)
-    with distributed.joined(pick_device(spec.device.type)) as device:
+    with distributed.process_group(pick_device(spec.device.type)) as device:
         if distributed.rank() > 0:
             emit = _silent
         prepared = prepare(spec, device=device)
@@ -124,7 +124,7 @@ class _Run:
         store.set("device", str(prepared.device))
         resumed = bool(store.get("seconds") or store.curve("train"))
         self.tell(RunStarted(self.spec.name or self.folder.name, self.folder, resumed))
-        result = distributed.first(self._finished_result)
+        result = distributed.on_rank_zero(self._finished_result)
         if result is None:  # a finished run does not touch its test data again
             result = self._run_stages()
             store.set("result", result)
@@ -168,7 +168,7 @@ class _Run:
             text = "it says that it derives an arch, and what it trains with has no `derive`"
             raise UserError(text, key=("algorithm",))
         every = math.lcm(*(phase.train.checkpoint_every for phase in trainer.phases))
-        supernet = train(
+        supernet = run_training(
             trainer,
             prepared.supernet,
             prepared.task,
@@ -183,7 +183,7 @@ class _Run:
 
     def _checkpoint(self, name: str, stage: str, every: int) -> Path:
         """Return the file of a training's checkpoint, claimed. Raises UserError if it was there and is no more."""
-        distributed.first(lambda: self.files.claim(name, f"{name}.part"))
+        distributed.on_rank_zero(lambda: self.files.claim(name, f"{name}.part"))
         check_checkpoint(self.store, self.folder / name, stage, every)
         return self.folder / name
 
@@ -219,7 +219,7 @@ class _Run:
                 seconds=parse_duration(spec.search.budget or "") or math.inf,
                 store=self.store,
                 number=number,
-                known=distributed.first(lambda: known),
+                known=distributed.on_rank_zero(lambda: known),
                 objectives=prepared.objectives,
                 executor=executor,
                 emit=self.emit,
@@ -257,7 +257,7 @@ class _Run:
             every = (self.spec.retrain.train or self.spec.train).checkpoint_every
             checkpoint = self._checkpoint(f"{stage}.pt", stage, every)
             prepared, network = retrain(prepared, best.arch, checkpoint, stage, self.emit)
-        test = distributed.first(lambda: self._export(prepared, network, best, folder))
+        test = distributed.on_rank_zero(lambda: self._export(prepared, network, best, folder))
         return {
             "constraints": str(prepared.targets[number]) if "search" in prepared.stages else "",
             "arch": dict(best.arch),
@@ -271,7 +271,7 @@ class _Run:
         start = time.perf_counter()
         self.emit(StageStarted("export", 1, "networks"))
         plain = exported(prepared, best.arch, network, calibrated="retrain" not in prepared.stages)
-        test = {} if network is None else measure(plain, prepared.task, prepared.evaluation(plain).split("test"))
+        test = {} if network is None else evaluate(plain, prepared.task, prepared.evaluation(plain).split("test"))
         card = cost_card(prepared, best, test)
         write_folder(plain, best.arch, card, prepared, folder, self.exporters, self.files)
         self.emit(StageDone("export", time.perf_counter() - start, test))

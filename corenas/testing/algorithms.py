@@ -22,10 +22,20 @@ from torch.nn import functional
 
 from corenas import loading, seeding
 from corenas.calibrate import statistics_kept
-from corenas.contracts import Algorithm, AlgorithmContext, LiveDistiller, Mutator, MutatorContext, Phase, Trainer
+from corenas.contracts import (
+    Algorithm,
+    AlgorithmContext,
+    LiveDistiller,
+    Mutator,
+    MutatorContext,
+    Phase,
+    Stateful,
+    Trainer,
+)
 from corenas.cost import Cost
 from corenas.mutable import apply
-from corenas.settings import Schedule, Train
+from corenas.optim import Schedule
+from corenas.settings import Train
 from corenas.space import Arch
 from corenas.testing.components import checks_of_any_component, global_generators_untouched
 from corenas.testing.small import (
@@ -38,14 +48,16 @@ from corenas.testing.small import (
     supernet,
     used,
 )
-from corenas.train import train
+from corenas.train import run_training
 
 STAGES = ("train", "search", "derive", "retrain")
 NEEDS = ("mutator", "searcher", "distiller")
 SETTINGS = Train(
-    epochs=3, batch_size=16, optimizer={"type": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
+    epochs=3,
+    batch_size=16,
+    optimizer={"type": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
     schedule=Schedule("constant"),
-)  # fmt: skip
+)
 
 
 class SoftLabels:
@@ -70,11 +82,11 @@ class Scene:
 
     def train(self, **more: Any) -> nn.Module:
         """Train it through all phases."""
-        return train(self.trainer, self.model, self.task, self.mutator, self.cost, seed=1, **more)
+        return run_training(self.trainer, self.model, self.task, self.mutator, self.cost, seed=1, **more)
 
     def state(self) -> dict[str, Any]:
         """The weights, and what the trainer keeps."""
-        own = self.trainer.state_dict() if hasattr(self.trainer, "state_dict") else {}  # type: ignore[attr-defined]
+        own = self.trainer.state_dict() if isinstance(self.trainer, Stateful) else {}
         return {"model": {k: v.clone() for k, v in self.model.state_dict().items()}, "trainer": own}
 
 
@@ -144,9 +156,9 @@ class _Killed:
 
     def __init__(self, trainer: Trainer, step: int) -> None:
         self.trainer, self.step = trainer, step
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.trainer, name)
+        self.phases = trainer.phases
+        if isinstance(trainer, Stateful):
+            self.state_dict, self.load_state_dict = trainer.state_dict, trainer.load_state_dict
 
     def train_step(self, batch: Any, step: Any) -> Any:
         if step.index >= self.step:
@@ -263,7 +275,7 @@ def killed_and_resumed_ends_with_the_same_bits(algorithm: Algorithm, mutator: Mu
             first, then = scene(algorithm, mutator), scene(algorithm, mutator)
             killed = _Killed(first.trainer, step)
             try:
-                train(killed, first.model, first.task, first.mutator, first.cost, seed=1, checkpoint=path)  # type: ignore[arg-type]
+                run_training(killed, first.model, first.task, first.mutator, first.cost, seed=1, checkpoint=path)  # type: ignore[arg-type]
             except KeyboardInterrupt:
                 pass
             else:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corenas.contracts import Distiller, LiveDistiller, LiveTask
-from corenas.distill import Signals, observe
+from corenas.contracts import Distiller, LiveDistiller, LiveTask, Signals
 from corenas.mutable import apply
+from corenas.supernet import observe
 from corenas.testing.components import checks_of_any_component, global_generators_untouched
 from corenas.testing.small import Task, make_space, same, supernet
 

@@ -12,25 +12,10 @@ from importlib.metadata import EntryPoint, entry_points
 import attrs
 
 from corenas import hookspecs
-from corenas.contracts import (
-    Algorithm,
-    Backbone,
-    Distiller,
-    Evaluator,
-    Executor,
-    Exporter,
-    Mutator,
-    Searcher,
-    Task,
-)
+from corenas.contracts import COMPONENTS, members_of
 from corenas.options import explanations
 from corenas.plugins import GROUP, Catalogue, load_catalogue
 from corenas.testing.components import imports_no_torch
-
-CONTRACTS = {
-    "mutators": Mutator, "algorithms": Algorithm, "distillers": Distiller, "searchers": Searcher,
-    "evaluators": Evaluator, "backbones": Backbone, "tasks": Task, "executors": Executor, "exporters": Exporter,
-}  # fmt: skip
 
 
 def catalogue_of(module: str) -> Catalogue:
@@ -57,12 +42,11 @@ def answers_only_hooks_that_there_are(module: str) -> None:
 def offers_what_the_contracts_ask_for(module: str) -> None:
     """Every class that it offers has the members of its kind, and explains each of its options."""
     for component in catalogue_of(module).components.values():
-        contract = CONTRACTS.get(component.kind)
-        if contract is None:
+        if component.kind not in COMPONENTS:
             assert callable(component.cls)
             continue
-        members = {name for name in (*vars(contract), *contract.__annotations__) if not name.startswith("_")}
-        missing = [member for member in sorted(members) if not hasattr(component.cls, member)]
+        members = members_of(COMPONENTS[component.kind])
+        missing = [member for member in members if not hasattr(component.cls, member)]
         assert not missing, f"{component.kind} {component.name!r} has no {' and no '.join(missing)}"
         silent = {option.name for option in attrs.fields(component.cls)} - explanations(component.cls).keys()
         assert not silent, f"{component.kind} {component.name!r} does not explain {', '.join(sorted(silent))}"

@@ -35,7 +35,7 @@ from corenas.testing.small import (
     some_archs,
     supernet,
 )
-from corenas.train import train
+from corenas.train import run_training
 
 
 def context(task: LiveTask | None = None, trained: bool = True, seed: int = 0) -> EvaluatorContext:
@@ -52,13 +52,20 @@ def context(task: LiveTask | None = None, trained: bool = True, seed: int = 0) -
         network, only = subnet(arch), space.fix(arch)
         settings = Train(epochs=max(1, round(2 * fidelity)), batch_size=16)
         own = Cost(network, only, task.example)
-        return train(Trainer(network, task, [(only, settings)]), network, task, Paths(1), own)
+        return run_training(Trainer(network, task, [(only, settings)]), network, task, Paths(1), own)
 
     evaluation = Evaluation(model, task, Calibration(batches=2, batch_size=16), cpu, seed, 16) if trained else None
     return EvaluatorContext(
-        space, cost, task, cpu, model if trained else None, evaluation, subnet, alone,
+        space,
+        cost,
+        task,
+        cpu,
+        model if trained else None,
+        evaluation,
+        subnet,
+        alone,
         lambda arch: np.random.default_rng([seed, int(arch.digest, 16)]),
-    )  # fmt: skip
+    )
 
 
 def measured(

@@ -22,8 +22,14 @@ from corenas.testing.components import global_generators_untouched
 
 Listener = Callable[[Event], Any]
 _BEST = {"arch": {"width": 8, "op": "skip"}, "metrics": {"top1": 70.0, "flops": 2e8}, "test": {"top1": 69.5}}
-RESULT = {"run": "small", "best": _BEST, "front": [_BEST], "trials": 4, "seconds": {"train": 103.0, "search": 7.0},
-          "table": [{**_BEST, "constraints": "flops at most 200M", "folder": "best"}]}  # fmt: skip
+RESULT = {
+    "run": "small",
+    "best": _BEST,
+    "front": [_BEST],
+    "trials": 4,
+    "seconds": {"train": 103.0, "search": 7.0},
+    "table": [{**_BEST, "constraints": "flops at most 200M", "folder": "best"}],
+}
 """What `corenas run --json` prints of such a run."""
 
 
@@ -31,9 +37,11 @@ def events(folder: Path, resumed: bool = False) -> list[Event]:
     """A run from its first event to its last, with trials in all states."""
     arch = Arch({"width": 8, "op": "skip"})
     trials = [
-        Trial(arch, {"top1": 70.0, "flops": 2e8}), Trial(arch, {"flops": 3e8}, "infeasible", error="not flops <= 2e8"),
-        Trial(arch, state="failed", error="out of memory"), Trial(arch, {"top1": math.nan}, "stopped", fidelity=0.25),
-    ]  # fmt: skip
+        Trial(arch, {"top1": 70.0, "flops": 2e8}),
+        Trial(arch, {"flops": 3e8}, "infeasible", error="not flops <= 2e8"),
+        Trial(arch, state="failed", error="out of memory"),
+        Trial(arch, {"top1": math.nan}, "stopped", fidelity=0.25),
+    ]
     return [
         RunStarted("small", folder, resumed),
         StageStarted("train", 100, "steps", 50 if resumed else 0),
@@ -68,8 +76,14 @@ def hears_every_event(listener: Listener, folder: Path | None = None) -> None:
 
 def hears_what_it_does_not_expect(listener: Listener, folder: Path | None = None) -> None:
     """Stages of any name, figures that are no numbers, and events of stages that never began."""
-    odd = [Progress("unheard of", 3, {"loss": math.nan, "new": math.inf}), StageDone("unheard of", 0.0),
-           StageStarted("other", 0, ""), Progress("other", 10**9), TrialDone(Trial(Arch({}))), Note("")]  # fmt: skip
+    odd = [
+        Progress("unheard of", 3, {"loss": math.nan, "new": math.inf}),
+        StageDone("unheard of", 0.0),
+        StageStarted("other", 0, ""),
+        Progress("other", 10**9),
+        TrialDone(Trial(Arch({}))),
+        Note(""),
+    ]
     _heard(listener, folder, lambda folder: odd)
 
 

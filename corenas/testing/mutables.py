@@ -14,6 +14,7 @@ import itertools
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from corenas.calibrate import recalibrate
 from corenas.export import export_subnet
 from corenas.mutable import Mutable, Resizing, apply, chosen
 from corenas.testing.components import global_generators_untouched
@@ -129,6 +131,20 @@ def computes_the_same_in_training_as_exported(make: Make, shape: Shape = None) -
             torch.testing.assert_close(xs[0].grad, xs[1].grad)
 
 
+def recalibrates_as_its_export_does(make: Make, shape: Shape = None) -> None:
+    """Batch-norm statistics that are recomputed under an arch are those of its export, and stay."""
+    task: Any = SimpleNamespace(forward=lambda model, batch: model(batch))
+    with _in_double():
+        model = nn.Sequential(layer(make))
+        for arch in archs_of(model[0], 6):
+            x = noise(model[0], arch, shape)
+            plain = export_subnet(model.eval(), arch, x[:1])
+            recalibrate(plain, task, [x, 2 * x + 1])
+            with torch.no_grad(), apply(model, arch):
+                recalibrate(model, task, [x, 2 * x + 1])
+                torch.testing.assert_close(model(x), plain(x))
+
+
 def costs_what_its_export_costs(make: Make, shape: Shape = None) -> None:
     """`cost(positions)`: flops are those that torch counts, params those that are there."""
     made = layer(make)
@@ -206,6 +222,7 @@ mutable_checks = [
     takes_any_arch_for_a_while,
     exports_to_plain_torch,
     computes_the_same_in_training_as_exported,
+    recalibrates_as_its_export_does,
     costs_what_its_export_costs,
     runs_what_its_gates_say,
     trains_the_active_part_alone,

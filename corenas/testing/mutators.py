@@ -28,8 +28,9 @@ class PlainCost:
 
     def of(self, archs: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:
         """Metrics of archs, one mapping each."""
-        return [dict.fromkeys(("flops", "params", "activations"), int(n))
-                for n in self(self.space.encode(archs))["flops"]]  # fmt: skip
+        return [
+            dict.fromkeys(("flops", "params", "activations"), int(n)) for n in self(self.space.encode(archs))["flops"]
+        ]
 
     def on(self, space: SearchSpace) -> PlainCost:
         """The same for a narrower space."""

@@ -56,8 +56,15 @@ class Conv(nn.Conv2d):
     def export(self) -> nn.Conv2d:
         """The chosen part as a plain convolution."""
         weight, bias = self.active()
-        plain = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], self.stride[0],
-                          self.choice["kernel"] // 2, bias=bias is not None, device="meta")  # fmt: skip
+        plain = nn.Conv2d(
+            weight.shape[1],
+            weight.shape[0],
+            weight.shape[2],
+            self.stride[0],
+            self.choice["kernel"] // 2,
+            bias=bias is not None,
+            device="meta",
+        )
         return filled(plain, self, weight=weight, bias=bias)
 
 

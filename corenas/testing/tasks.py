@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corenas.contracts import Backbone, LiveTask, Metric, Task
+from corenas.contracts import Backbone, InMemory, LiveTask, Metric, Task
 from corenas.export import export_subnet
 from corenas.loading import Batches
 from corenas.mutable import apply
@@ -138,7 +138,8 @@ def has_data_sets_that_workers_can_read(task: Task, **on: Any) -> None:
     again = pickle.loads(pickle.dumps(dataset))
     assert len(again) == len(dataset)
     assert same(again[0], dataset[0])
-    tensors = dataset.tensors() if hasattr(dataset, "tensors") else None
+    in_memory: Any = dataset
+    tensors = in_memory.tensors() if isinstance(in_memory, InMemory) else None
     if tensors is not None:
         for i in (0, len(dataset) - 1):
             for own, whole in zip(dataset[i], tensors, strict=True):

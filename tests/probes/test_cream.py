@@ -12,7 +12,7 @@ from corenas.cost import Cost
 from corenas.mutable import apply
 from corenas.settings import Train
 from corenas.supernet import build_supernet
-from corenas.train import train
+from corenas.train import run_training
 
 
 class Cream:  # arXiv:2010.15821
@@ -87,12 +87,12 @@ def start():
 def test_the_meta_network_learns_and_a_killed_training_ends_with_the_same_board(tmp_path):
     whole, killed, resumed = start(), start(), start()
     before = [p.detach().clone() for p in whole.meta.parameters()]
-    train(whole, whole.model, whole.task, toys.Mutator(), whole.cost)
+    run_training(whole, whole.model, whole.task, toys.Mutator(), whole.cost)
     assert any(not torch.equal(a, b) for a, b in zip(before, whole.meta.parameters(), strict=True))
     path = {"checkpoint": tmp_path / "c.pt"}
     with pytest.raises(KeyboardInterrupt):
-        train(killed, killed.model, killed.task, toys.Mutator(), killed.cost, **path, emit=toys.killer(points=2))
-    train(resumed, resumed.model, resumed.task, toys.Mutator(), resumed.cost, **path)
+        run_training(killed, killed.model, killed.task, toys.Mutator(), killed.cost, **path, emit=toys.killer(points=2))
+    run_training(resumed, resumed.model, resumed.task, toys.Mutator(), resumed.cost, **path)
     assert toys.same(resumed.state_dict(), whole.state_dict())
     assert toys.same(resumed.model.state_dict(), whole.model.state_dict())
     assert resumed.taught > 15

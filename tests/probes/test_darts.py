@@ -12,7 +12,7 @@ from corenas.cost import Cost
 from corenas.mutable import apply
 from corenas.settings import Train
 from corenas.supernet import build_supernet
-from corenas.train import LoopStep, train
+from corenas.train import LoopStep, run_training
 
 
 class SecondOrder:
@@ -85,10 +85,12 @@ def test_the_gradient_is_that_of_finite_differences():
 
 def test_it_trains_without_a_mutator_resumes_exactly_and_derives(tmp_path):
     whole, killed, resumed = start(), start(), start()
-    train(whole, whole.model, whole.task, None, None)
+    run_training(whole, whole.model, whole.task, None, None)
     with pytest.raises(KeyboardInterrupt):
-        train(killed, killed.model, killed.task, None, None, checkpoint=tmp_path / "c.pt", emit=toys.killer(points=2))
-    train(resumed, resumed.model, resumed.task, None, None, checkpoint=tmp_path / "c.pt")
+        run_training(
+            killed, killed.model, killed.task, None, None, checkpoint=tmp_path / "c.pt", emit=toys.killer(points=2)
+        )
+    run_training(resumed, resumed.model, resumed.task, None, None, checkpoint=tmp_path / "c.pt")
     assert torch.equal(whole.alpha, resumed.alpha)
     assert whole.alpha.abs().max() > 0.01
     assert whole.derive() in whole.space

@@ -7,7 +7,7 @@ import toys
 from attrs import frozen
 from torch import nn
 
-from corenas.calibrate import measure
+from corenas.calibrate import evaluate
 from corenas.contracts import Metric
 from corenas.errors import UserError
 from corenas.loading import Batches
@@ -45,7 +45,7 @@ class Alone:
     def start(self, context):
         assert context.supernet is None
         valid = Batches(context.task, "valid", 48, context.device)
-        return lambda archs, fidelity: [measure(context.alone(a, fidelity).eval(), context.task, valid) for a in archs]
+        return lambda archs, fidelity: [evaluate(context.alone(a, fidelity).eval(), context.task, valid) for a in archs]
 
 
 @pytest.fixture(scope="module")

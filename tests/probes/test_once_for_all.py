@@ -10,12 +10,11 @@ from torch import nn
 
 from corenas.contracts import AlgorithmContext, Phase
 from corenas.cost import Cost
-from corenas.distill import observe
 from corenas.mutable import apply, chosen
 from corenas.settings import Train
 from corenas.space import SearchSpace
-from corenas.supernet import Supernet
-from corenas.train import train
+from corenas.supernet import Supernet, observe
+from corenas.train import run_training
 
 TABLE = {"resolution": [4, 6, 8], "width": [4, 6, 8], "depth": [1, 2], "block": {"kernel": [1, 3]}, "op": "skip"}
 
@@ -137,11 +136,11 @@ def test_sorting_channels_leaves_the_largest_subnet_as_it_is():
 @pytest.mark.parametrize("epochs", [1, 3, 4])
 def test_a_training_killed_in_any_phase_ends_with_the_same_weights(tmp_path, epochs):
     (whole, cost), (killed, _), (resumed, _) = start(), start(), start()
-    average = train(whole, whole.model, whole.task, OneSize(), cost)
+    average = run_training(whole, whole.model, whole.task, OneSize(), cost)
     path = {"checkpoint": tmp_path / "c.pt"}
     with pytest.raises(KeyboardInterrupt):
-        train(killed, killed.model, killed.task, OneSize(), cost, **path, emit=toys.killer(points=epochs))
-    again = train(resumed, resumed.model, resumed.task, OneSize(), cost, **path)
+        run_training(killed, killed.model, killed.task, OneSize(), cost, **path, emit=toys.killer(points=epochs))
+    again = run_training(resumed, resumed.model, resumed.task, OneSize(), cost, **path)
     assert toys.same(again.state_dict(), average.state_dict())
     assert toys.same(resumed.model.state_dict(), whole.model.state_dict())
     assert toys.same(resumed.state_dict(), whole.state_dict())
@@ -149,7 +148,7 @@ def test_a_training_killed_in_any_phase_ends_with_the_same_weights(tmp_path, epo
 
 def test_each_phase_has_its_space_its_rate_and_one_resolution_a_batch():
     trainer, cost = start()
-    train(trainer, trainer.model, trainer.task, OneSize(), cost)
+    run_training(trainer, trainer.model, trainer.task, OneSize(), cost)
     parts = [trainer.seen[:8], trainer.seen[8:12], trainer.seen[12:]]
     assert [part[0][0] for part in parts] == [0.1, 0.02, 0.01]
     for phase, part in zip(trainer.phases, parts, strict=True):

@@ -18,7 +18,7 @@ from corenas.space import Int, SearchSpace
 from corenas.testing.algorithms import algorithm_checks
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
-from corenas.train import train
+from corenas.train import run_training
 from corenas_algorithm_bignas import BigNAS, corenas_algorithms
 from corenas_algorithm_bignas.trainer import soft_cross_entropy, without_dropout
 from corenas_mutable_slices import BatchNorm2dSlice, Conv2dSlice, ElasticDepth, LinearSlice
@@ -279,7 +279,7 @@ def test_training_improves_the_smallest_which_never_sees_a_label():
     )
     seeds = iter(range(1000))
     mutator = SimpleNamespace(start=lambda _: SimpleNamespace(sample=lambda score: sandwich(next(seeds))))
-    train(BigNAS().start(context), model, Images(), mutator, context.cost)
+    run_training(BigNAS().start(context), model, Images(), mutator, context.cost)
     with apply(model, SPACE.smallest()), torch.no_grad():  # statistics of the batch: these are not recalibrated
         accuracy = float((model.train()(Data().x).argmax(1) == Data().y).float().mean())
     assert accuracy > 0.7

@@ -20,7 +20,7 @@ from corenas.testing.algorithms import algorithm_checks
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.small import Paths
-from corenas.train import train
+from corenas.train import run_training
 from corenas_algorithm_spos import SPOS, corenas_algorithms
 from corenas_mutable_slices import ElasticDepth, LinearSlice, MixedOp
 
@@ -202,7 +202,7 @@ def test_neither_momentum_nor_weight_decay_moves_an_idle_operation(optimizer):
             return inner(batch, step)
 
         spos.train_step = train_step
-        train(spos, model, Points(), Listed(steps), context.cost, seed=0)
+        run_training(spos, model, Points(), Listed(steps), context.cost, seed=0)
         return [*states, model.state_dict()]
 
     first, second, *later = trained(archs)
@@ -223,7 +223,7 @@ def test_training_finds_the_classes():
         model, SPACE, Cost(model, SPACE, Points.example), Points(), settings, torch.device("cpu")
     )
     rng = np.random.default_rng(0)
-    train(SPOS().start(context), model, Points(), Listed(SPACE.decode(SPACE.draw(rng, 450))), context.cost)
+    run_training(SPOS().start(context), model, Points(), Listed(SPACE.decode(SPACE.draw(rng, 450))), context.cost)
     x, y = Data().x, Data().y
     with apply(model.eval(), SPACE.largest()), torch.no_grad():
         assert float((model(x).argmax(1) == y).float().mean()) > 0.85
@@ -255,7 +255,7 @@ def test_the_readme_shows_a_spec_that_is_right():
     (spec,) = spec_fragments(Path(__file__).parents[1] / "README.md")
     assert load_catalogue().options("algorithms", spec["algorithm"]) == SPOS()
     settings = structure(spec["train"], Train)
-    optimizer = build_optimizer(nn.Linear(1, 1), settings)
+    optimizer = build_optimizer(nn.Linear(1, 1), settings.optimizer)
     schedule = build_schedule(optimizer, settings.schedule, settings.epochs, 2)
     rates = [schedule.lr_lambdas[0](step) for step in range(240)]
     assert rates == pytest.approx([1 - step // 2 / 120 for step in range(240)])  # decays linearly to 0

@@ -18,7 +18,7 @@ from corenas.mutable import apply
 from corenas.space import Categorical, SearchSpace
 from corenas.testing.small import same
 from corenas.value import Variable
-from corenas_mutable_slices import BatchNorm2dSlice, ConvNormAct, LinearSlice, per_width_statistics
+from corenas_mutable_slices import BatchNorm2dSlice, Conv2dSlice, ConvNormAct, LinearSlice, per_width_statistics
 from corenas_mutable_slices.exchange import load
 
 IN, OUT = Variable("i", (2, 4, 6)), Variable("o", (4, 6, 8))
@@ -112,6 +112,35 @@ def test_statistics_that_an_arch_does_not_have_stay():
         assert changed == [i for i in range(19) if i not in idle]
 
 
+class Dense(nn.Module):
+    """Each norm sees what all layers before it gave: features of up to four parts."""
+
+    def __init__(self):
+        super().__init__()
+        parts = [OUT]
+        self.stem, self.norms, self.convs = Conv2dSlice(3, OUT, 3), nn.ModuleList(), nn.ModuleList()
+        for _ in range(3):
+            self.norms.append(BatchNorm2dSlice([*parts]))
+            self.convs.append(Conv2dSlice([*parts], IN, 3))
+            parts.append(IN)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = torch.cat([x, conv(norm(x).relu())], 1)
+        return x
+
+
+def test_a_densely_connected_network_recalibrates_as_its_export_does():
+    net = Dense().eval()
+    for arch in ARCHS:
+        plain = export_subnet(net, arch, batches(0)[0])
+        recalibrate(plain, Task, batches(1))
+        with apply(net, arch), statistics_kept(net), torch.no_grad():
+            recalibrate(net, Task, batches(1))
+            assert_close(net(batches(0)[0]), plain(batches(0)[0]), atol=1e-6, rtol=1e-6)
+
+
 def test_a_model_keeps_statistics_apart_where_widths_are_searched_or_everywhere():
     own, everywhere = model(), model()
     per_width_statistics(own)
@@ -167,7 +196,7 @@ from corenas_mutable_slices import BatchNorm2dSlice
 
 OUT, IN = Variable("o", (4, 6, 8)), Variable("i", (2, 4, 6))
 cases = torch.load(sys.argv[1])
-with distributed.joined(torch.device("cpu")):
+with distributed.process_group(torch.device("cpu")):
     found, rank = [], distributed.rank()
     for features, switch, state, x, weights in cases:
         layer = BatchNorm2dSlice([OUT, 3, IN] if features else OUT, switch=OUT if switch else None).double()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corenas.contracts import AlgorithmContext, Phase, Step
+from corenas.contracts import AlgorithmContext, Phase, Step, ZeroInitializing
 from corenas.errors import UserError
 from corenas.mutable import apply
 
@@ -45,8 +45,8 @@ class BigNASTrainer:
         self.largest = context.space.largest()
         if options.zero_init:  # section 3.2: initialisation
             for module in self.supernet.modules():
-                if hasattr(module, "zero_init_last"):
-                    module.zero_init_last()  # type: ignore[operator]
+                if isinstance(module, ZeroInitializing):
+                    module.zero_init_last()
 
     def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:
         """The largest first, since it teaches.

@@ -68,8 +68,9 @@ class Program:
 
 def _refusal(name: str, error: Exception) -> UserError:
     reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-    return UserError(f"this network cannot be written as {name}: {reason}",
-                     hint=f'leave "{name}" out of export.formats')  # fmt: skip
+    return UserError(
+        f"this network cannot be written as {name}: {reason}", hint=f'leave "{name}" out of export.formats'
+    )
 
 
 def _written(path: Path, content: bytes) -> Path:

@@ -56,6 +56,15 @@ class Cut(NamedTuple):
             tensor = torch.cat([tensor.narrow(axis, span.start, span.stop - span.start) for span in spans], axis)
         return tensor
 
+    def write(self, tensor: Tensor, elements: Tensor) -> None:
+        """Put other elements in the place of the active ones of a vector."""
+        if not self.joined:
+            self(tensor).copy_(elements)
+            return
+        ((axis, spans),) = self.joined
+        for span, new in zip(spans, elements.split([s.stop - s.start for s in spans], axis), strict=True):
+            tensor[span] = new
+
 
 @functools.cache
 def cut(*axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Cut:
@@ -355,11 +364,20 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
             normed = _synchronised_norm(input, mean, var, weight, bias, momentum, self.eps)
         else:
             normed = F.batch_norm(input, mean, var, weight, bias, True, momentum, self.eps)
-        for _, spans in self.cut.joined:  # several parts were copied: write them back
-            for whole, active in zip(self.whole()[2:], (mean, var), strict=True):
-                for span, new in zip(spans, active.split([s.stop - s.start for s in spans]), strict=True):
-                    whole[span] = new
+        if self.cut.joined:  # several parts were copied
+            self.set_statistics(mean, var)
         return normed
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance of the chosen part."""
+        *_, mean, var = self.active()
+        return mean, var
+
+    @torch.no_grad()
+    def set_statistics(self, mean: Tensor, var: Tensor) -> None:
+        """Store the running mean and variance of the chosen part."""
+        for stored, new in zip(self.whole()[2:], (mean, var), strict=True):
+            self.cut.write(stored, new)
 
     def affine_map(self) -> tuple[Tensor, Tensor]:
         """Scale and shift of each active feature in evaluation mode."""
@@ -394,16 +412,34 @@ def per_width_statistics(model: nn.Module, width: Value | None = None) -> None:
                 norm.keep_apart(switch)
 
 
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        summed = tensor.clone()
+        torch.distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _AllReduce.apply(gradient)  # type: ignore[return-value]
+
+
+def differentiable_all_reduce(tensor: Tensor) -> Tensor:
+    """Sum a tensor over processes. Returns the sum, through which gradients flow: they are summed as well."""
+    return tensor if distributed.world() == 1 else _AllReduce.apply(tensor)  # type: ignore[return-value]
+
+
 def _synchronised_norm(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, momentum: float, eps: float
 ) -> Tensor:
     """`F.batch_norm` in training with the statistics of all processes' images; works with gloo, on CPUs too."""
     given, x = x.dtype, x.double() if x.dtype == torch.float64 else x.float()
     count = x.numel() // x.shape[1]
-    sums = distributed.summed(torch.cat([x.sum((0, 2, 3)), x.new_tensor([count])]))
+    sums = differentiable_all_reduce(torch.cat([x.sum((0, 2, 3)), x.new_tensor([count])]))
     total, centre = sums[-1].detach(), sums[:-1] / sums[-1].detach()
     centred = x - centre[:, None, None]
-    spread = distributed.summed(centred.square().sum((0, 2, 3))) / total  # about the common mean: nothing cancels
+    # About the common mean: nothing cancels.
+    spread = differentiable_all_reduce(centred.square().sum((0, 2, 3))) / total
     with torch.no_grad():
         mean.lerp_(centre.to(mean), momentum)
         var.lerp_((spread * (total / (total - 1))).to(var), momentum)

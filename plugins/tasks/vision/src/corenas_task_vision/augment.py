@@ -15,12 +15,32 @@ from corenas.errors import Fault, UserError, did_you_mean
 
 _UNFIT = {
     # of whole batches, of boxes and points, of functions; those that give several images or no tensor; the base class
-    "CutMix", "MixUp", "ConvertBoundingBoxFormat", "ClampBoundingBoxes", "ClampKeyPoints", "SanitizeBoundingBoxes",
-    "SanitizeKeyPoints", "SetClampingMode", "RandomIoUCrop", "Lambda", "LinearTransformation", "FiveCrop", "TenCrop",
-    "UniformTemporalSubsample", "ToPILImage", "PILToTensor", "ToImage", "ToTensor", "ToPureTensor", "Transform",
+    "CutMix",
+    "MixUp",
+    "ConvertBoundingBoxFormat",
+    "ClampBoundingBoxes",
+    "ClampKeyPoints",
+    "SanitizeBoundingBoxes",
+    "SanitizeKeyPoints",
+    "SetClampingMode",
+    "RandomIoUCrop",
+    "Lambda",
+    "LinearTransformation",
+    "FiveCrop",
+    "TenCrop",
+    "UniformTemporalSubsample",
+    "ToPILImage",
+    "PILToTensor",
+    "ToImage",
+    "ToTensor",
+    "ToPureTensor",
+    "Transform",
     # the task does these itself
-    "Compose", "ConvertImageDtype", "Normalize", "ToDtype",
-}  # fmt: skip
+    "Compose",
+    "ConvertImageDtype",
+    "Normalize",
+    "ToDtype",
+}
 TRANSFORMS: dict[str, type[v2.Transform]] = {
     name: cls
     for name, cls in vars(v2).items()

@@ -61,8 +61,9 @@ def add_export(parser: ArgumentParser) -> Command:
         "--arch", metavar="ARCH", help="as of `cost`; of a run also a trial's digest, or best, its default"
     )
     parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--format", metavar="NAME", action="append", default=[],
-                        help="an exporter (default: those of the spec)")  # fmt: skip
+    parser.add_argument(
+        "--format", metavar="NAME", action="append", default=[], help="an exporter (default: those of the spec)"
+    )
     return _command("export")
 
 

@@ -19,7 +19,7 @@ from corenas import seeding
 from corenas.contracts import Step, Trainer
 from corenas.run.prepare import Prepared, load_supernet, prepare, start_trainer, start_trial_runner
 from corenas.supernet import build_supernet
-from corenas.train import train
+from corenas.train import run_training
 
 _ENOUGH = 1.0
 """Seconds of trying after which no larger batch is tried."""
@@ -123,7 +123,9 @@ def _training(prepared: Prepared, size: int) -> float:
     prepared = evolve(prepared, spec=evolve(prepared.spec, train=settings))
     trainer, task = start_trainer(prepared), prepared.task
     watched = _Watched(trainer)
-    train(watched, prepared.supernet, task, prepared.spec.mutator, prepared.cost, device=prepared.device, limit=3)
+    run_training(
+        watched, prepared.supernet, task, prepared.spec.mutator, prepared.cost, device=prepared.device, limit=3
+    )
     ends = [*watched.ends.values()] or [0.0]  # no epochs, no steps
     images = sum(phase.train.epochs for phase in trainer.phases) * task.splits["train"]
     return (ends[-1] - ends[0]) / max(1, len(ends) - 1) / size * images

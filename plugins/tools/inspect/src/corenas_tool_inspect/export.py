@@ -53,7 +53,7 @@ def _of_run(prepared: Prepared, folder: Path, name: str) -> tuple[Prepared, Tria
     has to be recalibrated: it has where they are a supernet's.
 
     Raises UserError if the run has not come so far.
-    """  # fmt: skip
+    """
     from corenas.run.prepare import load_supernet
     from corenas.run.stages import retrain
 

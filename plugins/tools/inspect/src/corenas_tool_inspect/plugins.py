@@ -20,8 +20,17 @@ def command(options: Namespace) -> None:
         error = plugin.error or deep.get(plugin.name)
         kind, _, name = plugin.name.partition("-")
         offers = [(c.kind, c.name) for c in own] or [(f"{kind}s", name or plugin.name)]
-        rows += [{"kind": kind, "name": name, "distribution": plugin.distribution, "version": plugin.version,
-                  "status": "broken" if error else "ok", "error": error} for kind, name in offers]  # fmt: skip
+        rows += [
+            {
+                "kind": kind,
+                "name": name,
+                "distribution": plugin.distribution,
+                "version": plugin.version,
+                "status": "broken" if error else "ok",
+                "error": error,
+            }
+            for kind, name in offers
+        ]
     if options.json:
         print_json({"plugins": rows})
     else:

@@ -14,9 +14,10 @@ from typing import Any
 
 import attrs
 
+from corenas.contracts import COMPONENTS
 from corenas.errors import UserError, did_you_mean
 from corenas.options import expectation, explanations, key_of, structure, to_table
-from corenas.plugins import KINDS, Catalogue, load_catalogue
+from corenas.plugins import Catalogue, load_catalogue
 from corenas.run.spec import Spec
 from corenas.run.toml import KeySource, Sources
 from corenas.space import SearchSpace
@@ -42,7 +43,7 @@ def show(catalogue: Catalogue, kind: str | None, name: str | None) -> tuple[Any,
 
     Raises UserError for a kind, a table or a name that is not there.
     """
-    kinds = [each for each in KINDS if each != "commands"]
+    kinds = [*COMPONENTS]
     tables = {f.name: type(f.default) for f in attrs.fields(Spec) if attrs.has(type(f.default))} | {"spec": Spec}
     if kind is None:
         found = {each: catalogue.names(each) for each in kinds}

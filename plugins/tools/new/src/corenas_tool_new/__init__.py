@@ -70,10 +70,15 @@ def _contents(kind: str, name: str) -> dict[str, str]:
     bounds = f">={major}.{minor},<{major}.{int(minor) + 1}"
     dependencies = ["corenas", *needs]
     words = {
-        "kind": kind, "name": name, "package": package, "Class": cls, "snake": name.replace("-", "_"),
-        "distribution": f"corenas-{kind}-{name}", "description": description,
+        "kind": kind,
+        "name": name,
+        "package": package,
+        "Class": cls,
+        "snake": name.replace("-", "_"),
+        "distribution": f"corenas-{kind}-{name}",
+        "description": description,
         "dependencies": json.dumps([d + bounds if d.startswith("corenas") else d for d in dependencies]),
-    }  # fmt: skip
+    }
     places = {"README.md": "", "pyproject.toml": "", "test.py": "tests/"}
     files = {}
     for file, text in sources.items():

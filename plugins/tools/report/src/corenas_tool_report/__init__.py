@@ -17,8 +17,9 @@ def _parser(parser: ArgumentParser) -> Callable[[Any], int]:
     """Write a page of a run, or of several to compare them."""
     parser.description = "A run as one HTML page that needs nothing else; several runs, compared."
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run directory, finished or not")
-    parser.add_argument("--out", metavar="FILE", type=Path,
-                        help="the page (default: RUN/report.html, of several runs ./report.html)")  # fmt: skip
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="the page (default: RUN/report.html, of several runs ./report.html)"
+    )
     return _report
 
 

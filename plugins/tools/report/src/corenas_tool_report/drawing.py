@@ -131,8 +131,10 @@ def _spread(part: Part, keys: set[str]) -> Part:
 
 def said(notes: Mapping[str, Any], between: str = ", ") -> str:
     """Choices as text: a switch by its name, a word as it is, a number behind its key."""
-    words = [f"{key} {_plain(note)}" if _numeric(note) else note if isinstance(note, str) else key if note else ""
-             for key, note in notes.items()]  # fmt: skip
+    words = [
+        f"{key} {_plain(note)}" if _numeric(note) else note if isinstance(note, str) else key if note else ""
+        for key, note in notes.items()
+    ]
     return between.join(filter(None, words))
 
 
@@ -143,7 +145,7 @@ def _plain(note: Any) -> str:
 def short_keys(parts: Sequence[Part]) -> dict[str, str]:
     """The keys of blocks that hold numbers, each with the letter that stands for it, or with itself where letters
     would be the same.
-    """  # fmt: skip
+    """
     choices = [item for part in parts for block in part.blocks for item in block.items()]
     keys = [*dict.fromkeys(key for key, choice in choices if _numeric(choice))]
     letters = [key.rpartition(".")[2][:1] for key in keys]
@@ -156,8 +158,16 @@ def _numeric(choice: Any) -> bool:
 
 def labels(block: Mapping[str, Any], short: Mapping[str, str]) -> list[str]:
     """A block's choices as short texts: k5, e3; a word as it is, a switch by its name."""
-    words = [f"{short[key]}{_plain(choice)}" if _numeric(choice) else choice if isinstance(choice, str)
-             else key.rpartition(".")[2] if choice else "" for key, choice in block.items()]  # fmt: skip
+    words = [
+        f"{short[key]}{_plain(choice)}"
+        if _numeric(choice)
+        else choice
+        if isinstance(choice, str)
+        else key.rpartition(".")[2]
+        if choice
+        else ""
+        for key, choice in block.items()
+    ]
     return [*filter(None, words)]
 
 
@@ -189,8 +199,11 @@ def picture(space: SearchSpace, arch: Arch) -> Html:
     """
     loose, parts = parts_of(space, arch)
     if not parts:
-        return tag("ul", *(tag("li", said({key: x}) if isinstance(x, bool) else f"{key} {_plain(x)}")
-                           for key, x in loose.items()), class_="chips")  # fmt: skip
+        return tag(
+            "ul",
+            *(tag("li", said({key: x}) if isinstance(x, bool) else f"{key} {_plain(x)}") for key, x in loose.items()),
+            class_="chips",
+        )
     short = short_keys(parts)
     keys = [*dict.fromkeys(key for part in parts for block in part.blocks for key in block)]
     kind = next((key for key in (*KINDS, *keys) if key in keys), None)
@@ -200,14 +213,19 @@ def picture(space: SearchSpace, arch: Arch) -> Html:
     deep = max([0, *(len(labels(block, short)) for part in parts for block in part.blocks)])
     drawn = [_drawn(part, short, kind, kinds, widest, deep) for part in parts]
     whole = tag("p", said(loose)) if loose else ""
-    return join([whole, tag("div", *drawn, class_="arch", role="group", aria_label="picture of the arch"),
-                 _legend(short, kind, kinds, widest, cut)])  # fmt: skip
+    return join(
+        [
+            whole,
+            tag("div", *drawn, class_="arch", role="group", aria_label="picture of the arch"),
+            _legend(short, kind, kinds, widest, cut),
+        ]
+    )
 
 
 def _widest(space: SearchSpace) -> float:
     """The largest width of a stage in the space, so that pictures of one space have one scale. Heads are wider than
     that, often by so much that they would leave nothing of the stages to be seen.
-    """  # fmt: skip
+    """
     _, parts = parts_of(space, space.largest())
     staged = [part for part in parts if part.reach is not None] or parts
     return max([0, *(_width(block, part) or 0 for part in staged for block in part.blocks)])
@@ -259,17 +277,35 @@ def _drawn(
     if not texts:
         shapes.append(tag("line", x1=0, x2=wide, y1=high, y2=high))
     blocks = ", ".join(" ".join(words) for words in texts if words)
-    svg = tag("svg", *shapes, role="img", aria_label=f"{part.text()}{blocks and ': ' + blocks}",
-              width=size[0], height=size[1], viewBox=f"0 0 {size[0]} {size[1]}")  # fmt: skip
+    svg = tag(
+        "svg",
+        *shapes,
+        role="img",
+        aria_label=f"{part.text()}{blocks and ': ' + blocks}",
+        width=size[0],
+        height=size[1],
+        viewBox=f"0 0 {size[0]} {size[1]}",
+    )
     notes = " · ".join(filter(None, [part.count(), said(part.notes, " · ")]))
     caption = tag("figcaption", tag("strong", part.name), " ", notes)
     return tag("figure", tag("div", svg, class_="scroll"), caption, style=f"width:{max(size[0], 104)}px")
 
 
 def _legend(short: Mapping[str, str], kind: str | None, kinds: Mapping[Any, int], widest: float, cut: bool) -> Html:
-    items = [tag("li", tag("svg", tag("rect", class_=f"kind{colour}", width=14, height=14, rx=3), width=14, height=14,
-                           aria_hidden="true"), f"{kind} {_plain(choice)}")
-             for choice, colour in kinds.items()]  # fmt: skip
+    items = [
+        tag(
+            "li",
+            tag(
+                "svg",
+                tag("rect", class_=f"kind{colour}", width=14, height=14, rx=3),
+                width=14,
+                height=14,
+                aria_hidden="true",
+            ),
+            f"{kind} {_plain(choice)}",
+        )
+        for choice, colour in kinds.items()
+    ]
     words = [f"{letter} is {key}" for key, letter in short.items() if letter != f"{key} "]
     words += [f"a block is as high as it is wide, in this space at most {_plain(widest)}"] if widest else []
     words += ["a dashed line: wider than drawn"] if cut else []

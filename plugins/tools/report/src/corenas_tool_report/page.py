@@ -116,14 +116,26 @@ def _result(run: Run) -> Html:
 def _searches(run: Run) -> Html:
     """The results of several searches, a row each."""
     names = _measured_names(run.founds)
-    head = ["constraints", "arch", *(f"{name}, search" for name in names), *(f"{name}, test" for name in names),
-            *COSTS[:2], "folder"]  # fmt: skip
+    head = [
+        "constraints",
+        "arch",
+        *(f"{name}, search" for name in names),
+        *(f"{name}, test" for name in names),
+        *COSTS[:2],
+        "folder",
+    ]
     rows = []
     for found in run.founds:
         costs = _costs(found)
-        rows.append([found.constraints or "none", tag("code", found.arch.digest), *_figures(run, found, names),
-                     *(exact(costs[name]) if name in costs else "–" for name in COSTS[:2]),
-                     found.folder.name if found.folder else "–"])  # fmt: skip
+        rows.append(
+            [
+                found.constraints or "none",
+                tag("code", found.arch.digest),
+                *_figures(run, found, names),
+                *(exact(costs[name]) if name in costs else "–" for name in COSTS[:2]),
+                found.folder.name if found.folder else "–",
+            ]
+        )
     missing = len(run.searches) - len(run.founds)
     text = f"{plural(missing, 'search')} found nothing." if missing > 0 and run.finished else ""
     return join([table("results of the searches", head, rows, "wide"), tag("p", text) if text else ""])
@@ -154,8 +166,10 @@ def _found(run: Run, found: Found, open_: bool) -> list[Any]:
     names = _measured_names([found])
     kind, valid, test = _kind(run), run.samples(_split(run)), run.samples("test")
     if names:
-        head = [f"in the search{f': {valid:,} {_split_word(run)} {kind}' if valid else ''}",
-                f"test: {f'{test:,} ' if test else ''}{kind}, touched once"]  # fmt: skip
+        head = [
+            f"in the search{f': {valid:,} {_split_word(run)} {kind}' if valid else ''}",
+            f"test: {f'{test:,} ' if test else ''}{kind}, touched once",
+        ]
         kept = [any(name in metrics for name in names) for metrics in (found.metrics, found.test)]
         rows = [["metric", *head], *([name, *_figures(run, found, [name])] for name in names)]
         rows = [[row[0], *itertools.compress(row[1:], kept)] for row in rows]
@@ -192,14 +206,22 @@ def _loading(found: Found) -> Html | None:
 
     parts: list[Any] = []
     if {"network.py", "network.safetensors"} <= names:
-        parts.append(tag("pre", tag("code", f"""import sys
+        parts.append(
+            tag(
+                "pre",
+                tag(
+                    "code",
+                    f"""import sys
 from safetensors.torch import load_file
 
 sys.path.insert(0, {quoted()})
 from network import Network
 
 network = Network().eval()
-network.load_state_dict(load_file({quoted("network.safetensors")}))""")))  # fmt: skip
+network.load_state_dict(load_file({quoted("network.safetensors")}))""",
+                ),
+            )
+        )
     if "network.pt2" in names:
         code = f"import torch\n\nnetwork = torch.export.load({quoted('network.pt2')}).module()"
         parts += [tag("p", "or, as one file:") if parts else "", tag("pre", tag("code", code))]
@@ -265,8 +287,10 @@ def _trials(run: Run, cloud: Plot | None) -> Html:
         parts.append(cloud.html(caption))
         front = trade_off(run, trials, metric)
         names = [str(run.objective), *plots.metrics_of([run], str(run.objective))]
-        rows = [[tag("code", t.arch.digest), *(_cell(run, name, t.metrics) for name in names), duration(t.seconds)]
-                for t in front]  # fmt: skip
+        rows = [
+            [tag("code", t.arch.digest), *(_cell(run, name, t.metrics) for name in names), duration(t.seconds)]
+            for t in front
+        ]
         text = f"The front against {metric} as a table ({plural(len(rows), 'trial')})"
         parts.append(_details(text, table(text, ["arch", *names, "measured in"], rows, "wide", seen=False)))
     failed = [trial for trial in trials if trial.state == "failed"]
@@ -304,8 +328,11 @@ def _asked(run: Run) -> Html:
         rows.append(("evaluators", join(map(_component, spec["evaluators"]), "<br>")))
     goals = run.objectives.objectives
     if goals:
-        said = [f"{goal.metric}, {'more' if goal.direction == 'max' else 'less'} is better"
-                + (f", weight {goal.weight:g}" if goal.weight != 1 else "") for goal in goals]  # fmt: skip
+        said = [
+            f"{goal.metric}, {'more' if goal.direction == 'max' else 'less'} is better"
+            + (f", weight {goal.weight:g}" if goal.weight != 1 else "")
+            for goal in goals
+        ]
         rows.append(("objectives", "; ".join(said) + (" (Pareto)" if run.objectives.pareto else "")))
     if run.all_trials or search:
         rows.append(("constraints", "; ".join(text or "none" for text in run.searches)))
@@ -404,11 +431,17 @@ def comparison_page(runs: Sequence[Run]) -> str:
     title = f"{len(runs)} runs compared"
     open_runs = [name for run, name in zip(runs, names, strict=True) if not run.finished]
     text = f"Not finished, shown as far as they have come: {', '.join(open_runs)}."
-    head = [tag("h1", title), tag("p", " · ".join(names), class_="soft"),
-            tag("p", text, class_="notice", role="status") if open_runs else ""]  # fmt: skip
+    head = [
+        tag("h1", title),
+        tag("p", " · ".join(names), class_="soft"),
+        tag("p", text, class_="notice", role="status") if open_runs else "",
+    ]
     others = [name for run, name in zip(runs, names, strict=True) if run.objective != objective]
-    fronts: list[Any] = [plot.html("What no other trial of the same run beats; point at it to see the arch.")] if plot \
-        else [tag("p", "There are no trials to plot.")]  # fmt: skip
+    fronts: list[Any] = (
+        [plot.html("What no other trial of the same run beats; point at it to see the arch.")]
+        if plot
+        else [tag("p", "There are no trials to plot.")]
+    )
     fronts += [tag("p", f"Not in the plot, with another objective or none: {', '.join(others)}.")] if others else []
     main = [_section("Results", _runs_table(runs, names)), _section("Fronts", *fronts), _differences(runs, names)]
     return _document(title, [tag("header", *head), tag("main", *main)], [plot] if plot else [])
@@ -417,8 +450,19 @@ def comparison_page(runs: Sequence[Run]) -> str:
 def _runs_table(runs: Sequence[Run], names: Sequence[str]) -> Html:
     metrics = _measured_names(found for run in runs for found in run.founds)
     tested = [name for name in metrics if any(name in found.test for run in runs for found in run.founds)]
-    head = ["run", "algorithm", "searcher", "objective", "constraints", *(f"{name}, search" for name in metrics),
-            *(f"{name}, test" for name in tested), *COSTS[:2], "trials", "time", "state"]  # fmt: skip
+    head = [
+        "run",
+        "algorithm",
+        "searcher",
+        "objective",
+        "constraints",
+        *(f"{name}, search" for name in metrics),
+        *(f"{name}, test" for name in tested),
+        *COSTS[:2],
+        "trials",
+        "time",
+        "state",
+    ]
     rows = []
     for run, name in zip(runs, names, strict=True):
         for found in run.founds or [None]:
@@ -427,11 +471,21 @@ def _runs_table(runs: Sequence[Run], names: Sequence[str]) -> Html:
             costs = _costs(found) if found else {}
             goals = ", ".join(f"{goal.metric} {goal.direction}" for goal in run.objectives.objectives)
             asked = found.constraints if found else " / ".join(filter(None, run.searches))
-            rows.append([name, _type(run.spec.get("algorithm") or "–"), _type(run.spec.get("searcher") or "–"),
-                         goals or "–", asked or "none", *figures[: len(metrics)], *kept,
-                         *(exact(costs[c]) if c in costs else "–" for c in COSTS[:2]), f"{len(run.all_trials):,}",
-                         duration(sum(run.seconds.values())) if run.seconds else "–",
-                         "finished" if run.finished else "not finished"])  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    _type(run.spec.get("algorithm") or "–"),
+                    _type(run.spec.get("searcher") or "–"),
+                    goals or "–",
+                    asked or "none",
+                    *figures[: len(metrics)],
+                    *kept,
+                    *(exact(costs[c]) if c in costs else "–" for c in COSTS[:2]),
+                    f"{len(run.all_trials):,}",
+                    duration(sum(run.seconds.values())) if run.seconds else "–",
+                    "finished" if run.finished else "not finished",
+                ]
+            )
     words = (
         "Search: on validation data, by which archs were chosen. Test: the exported network, on data touched once. "
         "What stands behind ± is one binomial standard error."
@@ -499,16 +553,29 @@ def _document(title: str, body: Sequence[Any], shown: Sequence[Plot]) -> str:
         from plotly.offline import get_plotlyjs
 
         script = (own / "page.js").read_text(encoding="utf-8")
-        parts = [tag("noscript", tag("p", "The plots need JavaScript; the tables do not.")), plots.embedded(shown),
-                 Html(f"<script>{get_plotlyjs()}</script>\n<script>{script}</script>")]  # fmt: skip
+        parts = [
+            tag("noscript", tag("p", "The plots need JavaScript; the tables do not.")),
+            plots.embedded(shown),
+            Html(f"<script>{get_plotlyjs()}</script>\n<script>{script}</script>"),
+        ]
     style = Html(f"<style>{(own / 'page.css').read_text(encoding='utf-8')}</style>")
     written = f"Written by corenas {corenas.__version__} on {datetime.now():%Y-%m-%d at %H:%M}."
-    return join([
-        Html("<!DOCTYPE html>\n"
-             '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-             '<link rel="icon" href="data:,">\n'),
-        tag("title", f"{title} – corenas"), style, Html("\n</head>\n<body>\n"), *body, tag("footer", written), *parts,
-        Html("\n</body>\n</html>\n"),
-    ], "\n")  # fmt: skip
+    return join(
+        [
+            Html(
+                "<!DOCTYPE html>\n"
+                '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+                f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+                '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+                '<link rel="icon" href="data:,">\n'
+            ),
+            tag("title", f"{title} – corenas"),
+            style,
+            Html("\n</head>\n<body>\n"),
+            *body,
+            tag("footer", written),
+            *parts,
+            Html("\n</body>\n</html>\n"),
+        ],
+        "\n",
+    )

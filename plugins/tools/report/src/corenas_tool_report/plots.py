@@ -104,9 +104,15 @@ def curves(run: Run, stage: str) -> list[Plot]:
         y = [figures.get(name) for _, figures in points]
         last = next((value for value in reversed(y) if value is not None), math.nan)
         unit = "epoch" if epochs else "step"
-        trace = {"x": x, "y": y, "mode": "lines+markers", "name": html.escape(name),
-                 "marker": {"size": 5, "color": COLOURS[0]}, "line": {"width": 2, "color": COLOURS[0]},
-                 "hovertemplate": f"{unit} %{{x}}: %{{y:.4g}}<extra></extra>"}  # fmt: skip
+        trace = {
+            "x": x,
+            "y": y,
+            "mode": "lines+markers",
+            "name": html.escape(name),
+            "marker": {"size": 5, "color": COLOURS[0]},
+            "line": {"width": 2, "color": COLOURS[0]},
+            "hovertemplate": f"{unit} %{{x}}: %{{y:.4g}}<extra></extra>",
+        }
         label = f"{name} over {plural(len(x), 'point')} of stage {stage}, {measured(last, run.unit(name))} at the end"
         plots.append(Plot(f"curve-{stage}-{len(plots)}", label, [trace], _layout(230, unit, name, showlegend=False)))
     return plots
@@ -122,20 +128,29 @@ def trials(run: Run) -> Plot | None:
     outside = [t for t in run.all_trials if t.state == "infeasible" and y in t.metrics]
     best = [Trial(found.arch, found.metrics) for found in run.founds if y in found.metrics]
     groups: list[tuple[str, Sequence[Trial], dict[str, Any]]] = [
-        (name, some, {"color": COLOURS[i % len(COLOURS)], "size": 8, "opacity": 0.75,
-                      "symbol": SYMBOLS[i % len(SYMBOLS)]})
+        (
+            name,
+            some,
+            {"color": COLOURS[i % len(COLOURS)], "size": 8, "opacity": 0.75, "symbol": SYMBOLS[i % len(SYMBOLS)]},
+        )
         for i, (name, some) in enumerate(zip(names, shown, strict=True))
-    ]  # fmt: skip
+    ]
     if outside:
         groups.append(
             ("infeasible", outside, {"color": GREY, "size": 7, "symbol": "x-thin-open", "line": {"width": 1.5}})
         )
     groups.append(("best", best, {"color": FRONT, "size": 15, "symbol": "star"}))
     traces = [
-        {"mode": "markers", "name": html.escape(name), "marker": marker, "y": [t.metrics[y] for t in some],
-         "text": [_hover(run, t, name) for t in some], "hovertemplate": "%{text}<extra></extra>"}
+        {
+            "mode": "markers",
+            "name": html.escape(name),
+            "marker": marker,
+            "y": [t.metrics[y] for t in some],
+            "text": [_hover(run, t, name) for t in some],
+            "hovertemplate": "%{text}<extra></extra>",
+        }
         for name, some, marker in groups
-    ]  # fmt: skip
+    ]
     front = {"mode": "lines", "name": "front", "line": {"color": FRONT, "width": 2}, "hoverinfo": "skip"}
     traces.insert(-1, front)
     menu = []
@@ -160,18 +175,26 @@ def fronts(runs: Sequence[Run], names: Sequence[str], objective: str) -> Plot | 
         for i in some:
             run = runs[i]
             line = trade_off(run, run.all_trials, metric)
-            look = {"color": COLOURS[i % len(COLOURS)], "width": 2, "dash": DASHES[i // len(COLOURS) % len(DASHES)],
-                    "shape": _shape(run, metric)}  # fmt: skip
+            look = {
+                "color": COLOURS[i % len(COLOURS)],
+                "width": 2,
+                "dash": DASHES[i // len(COLOURS) % len(DASHES)],
+                "shape": _shape(run, metric),
+            }
             text = [_hover(run, trial, names[i]) for trial in line]
             changes.append(_line(run, line, metric, objective) | {"line": look, "text": text})
         menu.append({"label": metric, "title": html.escape(titled(runs[some[0]], metric)), "changes": changes})
     if not any(change["x"] for item in menu for change in item["changes"]):
         return None
     traces = [
-        {"mode": "lines+markers", "name": html.escape(names[i]), "hovertemplate": "%{text}<extra></extra>",
-         "marker": {"color": COLOURS[i % len(COLOURS)], "size": 9, "symbol": SYMBOLS[i % len(SYMBOLS)]}}
+        {
+            "mode": "lines+markers",
+            "name": html.escape(names[i]),
+            "hovertemplate": "%{text}<extra></extra>",
+            "marker": {"color": COLOURS[i % len(COLOURS)], "size": 9, "symbol": SYMBOLS[i % len(SYMBOLS)]},
+        }
         for i in some
-    ]  # fmt: skip
+    ]
     label = f"Pareto fronts of {plural(len(some), 'run')}, {objective} against {menu[0]['label']}"
     return Plot("fronts", label, traces, _layout(460, menu[0]["label"], titled(runs[some[0]], objective)), menu)
 
