@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from corenas.calibrate import recalibrate as recalibrate
-    from corenas.constrained import Constrained as Constrained
+    from corenas.constrained import FeasibleSpace as FeasibleSpace
     from corenas.contracts import Problem as Problem
     from corenas.cost import Cost as Cost
     from corenas.errors import UserError as UserError
@@ -31,7 +31,7 @@ CONTRACT = 3
 
 _MODULES = {
     "Arch": "space",
-    "Constrained": "constrained",
+    "FeasibleSpace": "constrained",
     "Constraint": "objectives",
     "Cost": "cost",
     "Objective": "objectives",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ _ROUNDS = 400
 
 
 def extremes(cost: Cost, metric: str) -> tuple[Arch, Arch]:
-    """The archs of the cost's space that need the least and the most of a metric.
+    """Return the archs of the cost's space that need the least and the most of a metric.
 
     Found by changing one variable at a time for the better, from the smallest and from the largest arch; exact where
     the best choice of a variable does not hang on the others, as it is with widths, depths, kernels and resolutions.
@@ -27,10 +28,10 @@ def extremes(cost: Cost, metric: str) -> tuple[Arch, Arch]:
     worth, before = signs * cost(codes)[metric], np.zeros(0)
     while not np.array_equal(worth, before):
         before = worth
-        for place, variable in enumerate(space.variables):  # each arch under every choice, without steps under 17
+        for column, variable in enumerate(space.variables):  # each arch under every choice, without steps under 17
             choices = np.linspace(0, 1, 17) if variable.continuous else np.arange(len(variable.choices))
             tried = np.repeat(codes, len(choices), axis=0)
-            tried[:, place] = np.tile(choices, len(codes))
+            tried[:, column] = np.tile(choices, len(codes))
             tried = space.canonical(tried)
             each = signs.repeat(len(choices)) * cost(tried)[metric]
             rows = each.reshape(len(codes), -1).argmax(axis=1) + len(choices) * np.arange(len(codes))
@@ -41,12 +42,12 @@ def extremes(cost: Cost, metric: str) -> tuple[Arch, Arch]:
 
 
 def reachable(cost: Cost, metric: str) -> tuple[int, int]:
-    """The least and the most that archs of the cost's space need of a metric (`extremes`)."""
+    """Return the least and the most that archs of the cost's space need of a metric (`extremes`)."""
     least, most = cost.of(extremes(cost, metric))
     return least[metric], most[metric]
 
 
-class Constrained:
+class FeasibleSpace:
     """A space under constraints on flops, params or activations; draws, mutates and crosses inside them.
 
     Draws are those of the space with what breaks a constraint thrown away; where hardly anything is left, the
@@ -59,7 +60,7 @@ class Constrained:
         self.variables = space.variables
         self._batch = _BATCH if self.constraints else 1
         self._refuse_unreachable()
-        self._draw(np.random.default_rng(0))
+        self._some_inside(np.random.default_rng(0))
         self.share = float((self._violation(space.draw(np.random.default_rng(1), 4096)) == 0).mean())
 
     def _refuse_unreachable(self) -> None:
@@ -73,17 +74,18 @@ class Constrained:
         raise_if_any(faults)
 
     def _violation(self, codes: Codes) -> np.ndarray:
-        """How far outside each arch lies, summed over the constraints, each relative to its bound."""
+        """Return how far outside each arch lies, summed over the constraints, each relative to its bound."""
         costs = self.cost(codes) if self.constraints else {}
         return sum((c.violation(costs[c.metric]) for c in self.constraints), start=np.zeros(len(codes)))
 
-    def _draw(self, rng: np.random.Generator) -> Codes:
-        """Some codes inside the constraints, one at least."""
+    def _some_inside(self, rng: np.random.Generator) -> Codes:
+        """Return codes inside the constraints: all of a batch that are, or one that took mutations to find."""
         codes = self.space.draw(rng, self._batch)
         outside = self._violation(codes)
-        for _ in range(_ROUNDS):
+        for number in range(_ROUNDS):
             if (outside == 0).any():
-                return codes[outside == 0]
+                inside = codes[outside == 0]
+                return inside if number == 0 else inside[:1]  # mutants are alike
             mutants = self.space.mutated(codes, max(0.05, 1.5 / len(self.variables)), rng)
             codes = np.concatenate([codes, mutants])
             outside = np.concatenate([outside, self._violation(mutants)])
@@ -91,25 +93,51 @@ class Constrained:
             codes, outside = codes[nearest], outside[nearest]
         wanted = " and ".join(map(str, self.constraints))
         costs = self.cost.of(self.space.decode(codes[:1]))[0]
-        found = ", ".join(f"{metric} {amount(number)}" for metric, number in costs.items())
-        raise UserError(f"no arch found with {wanted}", hint=f"the nearest has {found}")
+        nearest_costs = ", ".join(f"{metric} {amount(number)}" for metric, number in costs.items())
+        raise UserError(f"no arch found with {wanted}", hint=f"the nearest has {nearest_costs}")
 
     def _first(self, codes: Codes, rng: np.random.Generator) -> Arch:
-        """The first of some archs that is inside the constraints; where none is, a new one."""
+        """Return the first of some archs that is inside the constraints; where none is, a new one."""
         inside = codes[self._violation(codes) == 0]
         return self.space.decode(inside[:1])[0] if len(inside) else self.sample(rng)
 
     def _copies(self, arch: Arch) -> Codes:
         return np.repeat(self.space.encode([arch]), self._batch, axis=0)
 
+    def encode(self, archs: Iterable[Mapping[str, Any]]) -> Codes:
+        """Return archs as a matrix (archs, variables) of codes."""
+        return self.space.encode(archs)
+
+    def decode(self, codes: Codes) -> list[Arch]:
+        """Return the archs of a matrix of codes."""
+        return self.space.decode(codes)
+
+    def draw(self, rng: np.random.Generator, n: int) -> Codes:
+        """Return n archs inside the constraints, drawn as `sample` draws one, many at once."""
+        if not self.constraints:
+            return self.space.draw(rng, n)
+        drawn = [self.space.draw(rng, 0)]
+        missing = n
+        while missing > 0:
+            drawn.append(self._some_inside(rng)[:missing])
+            missing -= len(drawn[-1])
+        return np.concatenate(drawn)
+
+    def admit(self, codes: Codes) -> Codes:
+        """Return those of some archs that are inside the constraints, canonical."""
+        codes = self.space.canonical(codes)
+        return codes[self._violation(codes) == 0]
+
     def sample(self, rng: np.random.Generator) -> Arch:
-        """An arch inside the constraints."""
-        return self.space.decode(self._draw(rng)[:1])[0]
+        """Return an arch inside the constraints."""
+        if not self.constraints:
+            return self.space.sample(rng)
+        return self.decode(self._some_inside(rng)[:1])[0]
 
     def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
-        """A mutant inside the constraints; where none turns up, a new arch."""
+        """Return a mutant inside the constraints; where none turns up, a new arch."""
         return self._first(self.space.mutated(self._copies(arch), prob, rng), rng)
 
     def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
-        """A child inside the constraints; where none turns up, a new arch."""
+        """Return a child inside the constraints; where none turns up, a new arch."""
         return self._first(self.space.crossed(self._copies(first), self._copies(second), rng), rng)

@@ -18,7 +18,8 @@ from attrs import field, frozen
 from corenas.objectives import Objectives, Trial
 from corenas.settings import Train
 from corenas.space import Arch, Codes, SearchSpace
-from corenas.value import Dimension, Variable
+from corenas.value import Dimension
+from corenas.variables import Variable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -380,6 +381,9 @@ class Region(Protocol):
 
     def decode(self, codes: Codes) -> list[Arch]:
         """Return the archs of codes."""
+
+    def admit(self, codes: Codes) -> Codes:
+        """Return those of some archs that belong to it, canonical: for a searcher's own moves."""
 
     def sample(self, rng: np.random.Generator) -> Arch:
         """Return an arch at random."""

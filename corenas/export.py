@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from corenas.calibrate import statistics_kept
 from corenas.errors import UserError
-from corenas.mutable import Exportable, apply
+from corenas.mutable import Exportable, apply, call_model
 
 TOLERANCE = 1e-5
 """Largest difference to the supernet that is put down to rounding, relative to the largest output."""
@@ -28,10 +28,10 @@ class _Tracer(fx.Tracer):
         return isinstance(m, Exportable) or super().is_leaf_module(m, module_qualified_name)
 
 
-def export_subnet(model: nn.Module, choices: Mapping[str, Any], example: Tensor) -> fx.GraphModule:
+def export_subnet(model: nn.Module, choices: Mapping[str, Any], example: Any) -> fx.GraphModule:
     """Return the subnet of an arch as a plain module: layers of torch.nn, functional calls, a copy of its weights.
 
-    example: an input; the outputs of both are compared on noise of its shape
+    example: an input, as `call_model` takes it; the outputs of both are compared on noise of its shapes
     Raises UserError if they differ by more than 1e-5 of the largest, if the model's forward cannot be traced, or if a
     part is no layer of torch.
     """
@@ -39,14 +39,17 @@ def export_subnet(model: nn.Module, choices: Mapping[str, Any], example: Tensor)
         return export_active(model, example)
 
 
-def export_active(model: nn.Module, example: Tensor) -> fx.GraphModule:
+def export_active(model: nn.Module, example: Any) -> fx.GraphModule:
     """Return the subnet of the arch in force as a plain module, as `export_subnet` does."""
     plain = _exported(model, _traced(model))
     plain.train(model.training)
     alien = [type(part).__name__ for part in plain.modules() if not type(part).__module__.startswith("torch.")]
     if alien:
         raise UserError(f"{alien[0]} is no layer of torch: its `export` must give one")
-    error = difference(model, plain, example.to(next(model.parameters(), example).device))
+    parameter = next(model.parameters(), None)
+    if parameter is not None:
+        example = tree_map_only(Tensor, lambda tensor: tensor.to(parameter.device), example)
+    error = difference(model, plain, example)
     if not error <= TOLERANCE:
         text = f"the exported network differs from the supernet by {error:.1e} of its largest output"
         raise UserError(text, hint="please report this with the spec")
@@ -104,18 +107,32 @@ def _unique(name: str, taken: Collection[str]) -> str:
 
 
 @torch.no_grad()
-def difference(first: nn.Module, second: nn.Module, example: Tensor) -> float:
+def difference(first: nn.Module, second: nn.Module, example: Any) -> float:
     """Return the largest difference between two modules' outputs in evaluation mode, relative to the largest output.
 
-    example: gives the shape, type and device of the noise that both compute with, in a batch of 2
+    example: an input, as `call_model` takes it; its tensors give the shapes, types and devices of the noise that both
+        compute with, in a batch of 2. Tensors of whole numbers, which may be indices, are repeated as they are.
     Infinite if the outputs have different shapes, nan if one of them has a nan: ask for `difference(…) <= TOLERANCE`.
     Leaves modes and batch-norm statistics as they are.
     """
-    noise = torch.randn((2, *example.shape[1:]), generator=torch.Generator().manual_seed(0)).to(example)
-    noise = noise.to(memory_format=torch.channels_last) if noise.dim() == 4 else noise
+    generator = torch.Generator().manual_seed(0)
+    noise = tree_map_only(Tensor, lambda tensor: _noise(tensor, generator), example)
+    outputs = []
     with statistics_kept(first), statistics_kept(second):
-        outputs = [tree_leaves(module.eval()(noise.clone())) for module in (first, second)]
+        for module in (first, second):
+            own = tree_map_only(Tensor, torch.clone, noise)
+            outputs.append(tree_leaves(call_model(module.eval(), own)))
     if [out.shape for out in outputs[0]] != [out.shape for out in outputs[1]]:
         return math.inf
     parts = [float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in zip(*outputs, strict=True)]
     return math.nan if any(map(math.isnan, parts)) else max(parts)
+
+
+def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Return two of something like a tensor whose first axis is that of samples."""
+    if tensor.dim() == 0:
+        return tensor
+    if not tensor.is_floating_point():
+        return torch.cat([tensor[:1], tensor[:1]])
+    noise = torch.randn((2, *tensor.shape[1:]), generator=generator).to(tensor)
+    return noise.to(memory_format=torch.channels_last) if noise.dim() == 4 else noise

@@ -1,27 +1,53 @@
-"""What a layer is that can take several shapes, and how a model is given one arch."""
+"""What a layer is that can take several shapes, what it costs, and how a model is given one arch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+from attrs import Factory, define, frozen
 from torch import nn
 
-from corenas.value import Constant, Dimension, Value, largest_of
+from corenas.value import Constant, Dimension, Value, as_value, largest_of
 
 Values = Mapping[str, Value | Dimension]
 
 
-@runtime_checkable
-class Mutable(Protocol):
-    """A module that can take several shapes.
+# -- contracts --------------------------------------------------------------------------------------------------------
 
-    values: what its shape follows from; a layer with an output axis names it `outputs`
-    choice: the numbers of those values under the arch in force; `apply` alone writes it, `chosen` gives the first
+
+class Elastic:
+    """What a layer's shape follows from, and its numbers now: the one attribute, `elastic`, that makes it a mutable.
+
+    values: by name, never changed; a layer with an output axis names it `outputs`
+    choice: the number of each value under the arch in force, of a dimension the numbers of its parts. A new one is
+        that of the largest arch. `apply` alone writes it, always as a whole: layers share choices.
     """
 
-    values: Values
-    choice: Mapping[str, Any]
+    __slots__ = ("choice", "values")
+
+    def __init__(self, values: Values) -> None:
+        self.values: Values = dict(values)
+        self.choice: Mapping[str, Any] = largest_choice(self.values)
+
+    def extended(self, values: Values) -> Elastic:
+        """Return the same with some more values, these at their largest."""
+        more = Elastic({**self.values, **values})
+        more.choice = {**self.choice, **largest_choice(values)}
+        return more
+
+    def __repr__(self) -> str:
+        return f"Elastic({self.values}, choice={self.choice})"
+
+
+@runtime_checkable
+class Mutable(Protocol):
+    """A module that can take several shapes."""
+
+    elastic: Elastic
 
 
 @runtime_checkable
@@ -29,7 +55,7 @@ class Exportable(Protocol):
     """A mutable that is replaced as a whole on export. One without `export` is traced through instead."""
 
     def export(self) -> nn.Module | nn.Parameter:
-        """The chosen part as a module of torch.nn, with a copy of its weights; a parameter, where that is all it is."""
+        """Return the chosen part as a module of torch.nn, with a copy of its weights, or as a mere parameter."""
         ...
 
 
@@ -38,7 +64,7 @@ class Gated(Protocol):
     """A mutable some of whose children run only under some archs: elastic depth, a mixed operation."""
 
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
-        """Its children, each with a value that is 1 where it runs and 0 where it does not."""
+        """Return its children, each with a value that is 1 where it runs and 0 where it does not."""
         ...
 
 
@@ -49,22 +75,98 @@ class Resizing(Protocol):
     resizes: tuple[str, ...]
 
 
-def chosen(values: Values) -> dict[str, Any]:
-    """The choice of a new mutable, that of the largest arch: numbers at their largest, all else at its first choice."""
+@frozen
+class LayerCost:
+    """What one layer costs for one input, as values over the arch."""
+
+    flops: Value = Constant(0)
+    params: Value = Constant(0)
+    activations: Value = Constant(0)
+
+
+@runtime_checkable
+class Costed(Protocol):
+    """A mutable that owns weights: it states its cost. Its values name its output axis `outputs`."""
+
+    def cost(self, positions: Value) -> LayerCost:
+        """Return its cost for one input, given at how many positions (pixels, tokens) its output stands."""
+        ...
+
+
+# -- what layers cost -------------------------------------------------------------------------------------------------
+
+
+def conv_cost(
+    inputs: Value | int, outputs: Value | int, taps: Value | int, positions: Value, groups: Value | int, bias: bool
+) -> LayerCost:
+    """Return the cost of a convolution with `taps` weights from each input of its group to each output channel."""
+    outputs = as_value(outputs)
+    weights = outputs * (as_value(inputs) // groups) * taps
+    return LayerCost(weights * positions, weights + outputs if bias else weights, outputs * positions)
+
+
+def linear_cost(inputs: Value | int, outputs: Value | int, positions: Value, bias: bool) -> LayerCost:
+    """Return the cost of a linear layer, at each position."""
+    return conv_cost(inputs, outputs, 1, positions, 1, bias)
+
+
+def norm_cost(features: Value | int, affine: bool) -> LayerCost:
+    """Return the cost of a normalisation: two parameters a feature, nothing else."""
+    return LayerCost(params=as_value(features) * (2 if affine else 0))
+
+
+# -- calling and keeping a model -------------------------------------------------------------------------------------
+
+
+def call_model(model: Callable[..., Any], example: Any) -> Any:
+    """Return what a model gives for an input, which may be any tree of tensors.
+
+    example: a tuple or a list holds the positional arguments, a dict those by keyword; anything else is the one
+        argument. A model that takes a list as its one argument is given `(list,)`.
+    """
+    if isinstance(example, tuple | list):
+        return model(*example)
+    return model(**example) if isinstance(example, dict) else model(example)
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Keep a model's weights of four axes channels-last, which is faster on CPUs too, all others as they are."""
+    # `nn.Module.to(memory_format=…)` does the same, but does not take models with weights of five axes.
+    return model._apply(lambda t: t.to(memory_format=torch.channels_last) if t.dim() == 4 else t)
+
+
+# -- what a model depends on ------------------------------------------------------------------------------------------
+
+
+def largest_choice(values: Values) -> dict[str, Any]:
+    """Return the choice of a new mutable, that of the largest arch: numbers at their largest, else the first choice."""
     parts = [part for value in values.values() for part in Dimension.of(value).parts]
     largest = {key: largest_of(choices) for part in parts for key, choices in part.domains.items()}
     return {name: value(largest) for name, value in values.items()}
 
 
-def mutables(model: nn.Module) -> Iterator[Mutable]:
-    """All mutables of a model, itself included."""
+def elastic_of(module: nn.Module) -> Elastic | None:
+    """Return what makes a module a mutable; None if it is none."""
     # A look at the dictionary: an isinstance check of a Protocol for each of a thousand modules takes milliseconds.
-    return (module for module in model.modules() if "values" in module.__dict__)  # type: ignore[misc]
+    elastic = module.__dict__.get("elastic")
+    return elastic if isinstance(elastic, Elastic) else None
+
+
+def mutables(model: nn.Module) -> Iterator[Mutable]:
+    """Yield all mutables of a model, itself included."""
+    return (module for module in model.modules() if elastic_of(module) is not None)  # type: ignore[misc]
 
 
 def keys_used(model: nn.Module) -> set[str]:
-    """The keys of all variables that some layer of the model depends on."""
-    return {key for mutable in mutables(model) for value in mutable.values.values() for key in value.keys}
+    """Return the keys of all variables that some layer of the model depends on."""
+    return {key for mutable in mutables(model) for value in mutable.elastic.values.values() for key in value.keys}
+
+
+# -- switching --------------------------------------------------------------------------------------------------------
+#
+# A model's plan groups what depends on the same values in the same way: a group's choice is computed once for each
+# combination of its variables' choices, and found again from then on. The plan stands in the model and is made anew
+# where a look at the children of all modules shows that it is no longer the model's.
 
 
 def apply(model: nn.Module, choices: Mapping[str, Any]) -> Applied:
@@ -74,34 +176,136 @@ def apply(model: nn.Module, choices: Mapping[str, Any]) -> Applied:
         gradient only in a `with`, since a model that holds it cannot be copied
     Raises KeyError for a key that the choices lack; the model is then as it was.
     """
-    known: dict[Value | Dimension, Any] = {}
-
-    def number(value: Value | Dimension) -> Any:
-        if isinstance(value, Constant):  # 1 is 1.0 to a dictionary, not to a layer
-            return value.number
-        if value not in known:
-            known[value] = value(choices)
-        return known[value]
-
-    after = [(m, {name: number(value) for name, value in m.values.items()}) for m in mutables(model)]
-    before = [(mutable, mutable.choice) for mutable, _ in after]
-    _choose(after)
-    return Applied(model, before)
+    plan = model.__dict__.get(_PLAN)
+    if plan is None or not plan.fits(model):
+        plan = model.__dict__[_PLAN] = _Plan(model)
+    after = plan.choices(choices)
+    before = [elastic.choice for elastic in plan.elastics]
+    for group, choice in zip(plan.groups, after, strict=True):
+        for elastic in group.elastics:
+            if elastic.choice is not choice:
+                elastic.choice = choice
+    return Applied(model, plan.elastics, before)
 
 
 class Applied:
     """An arch in force. Leaving the `with` puts the one before it back in force."""
 
-    def __init__(self, model: nn.Module, before: list[tuple[Mutable, Mapping[str, Any]]]) -> None:
-        self._model, self._before = model, before
+    def __init__(self, model: nn.Module, elastics: Sequence[Elastic], before: Sequence[Mapping[str, Any]]) -> None:
+        self._model, self._elastics, self._before = model, elastics, before
 
     def __enter__(self) -> nn.Module:
         return self._model
 
     def __exit__(self, *error: object) -> None:
-        _choose(self._before)
+        for elastic, choice in zip(self._elastics, self._before, strict=True):
+            elastic.choice = choice
 
 
-def _choose(choices: Iterable[tuple[Mutable, Mapping[str, Any]]]) -> None:
-    for mutable, choice in choices:
-        mutable.choice = choice
+_PLAN = "_plan_of_switching"
+"""Where a model keeps its plan: in its dictionary, so that it goes when the model goes."""
+
+_MOST_CHOICES = 256
+"""How many choices a group keeps, the latest ones."""
+
+_PLAIN = frozenset({int, float, str, bool})
+"""What a choice is that may be kept. A tensor of weights is none of them."""
+
+
+@define(eq=False)
+class _Group:
+    """Elastics of the same values: they have the same choice under every arch."""
+
+    values: Values
+    keys: tuple[str, ...]
+    row: Callable[[Mapping[str, Any]], Any]
+    elastics: list[Elastic] = Factory(list)
+    known: dict[Any, Mapping[str, Any]] = Factory(dict)
+
+    @classmethod
+    def of(cls, values: Values) -> _Group:
+        keys = tuple(dict.fromkeys(key for value in values.values() for key in value.keys))
+        return cls(values, keys, operator.itemgetter(*keys) if keys else lambda _: ())
+
+
+class _Plan:
+    """How a model is switched from arch to arch.
+
+    groups: its elastics by their values; elastics: all of them, group by group
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # Dictionaries are faster to look at than modules. Not the model's own, which owns this plan.
+        self._below = [module.__dict__ for module in model.modules()][1:]
+        self._children, self._attributes = self._looked_at(model)
+        groups: dict[Any, _Group] = {}
+        self._domains: dict[str, Sequence[Any]] = {}
+        for elastic in dict.fromkeys(e for e in self._attributes if isinstance(e, Elastic)):
+            # 1 is 1.0 to a dictionary, not to a layer.
+            exact = [type(value.number) if isinstance(value, Constant) else None for value in elastic.values.values()]
+            signature = (*elastic.values.items(), *exact)
+            if signature not in groups:
+                groups[signature] = _Group.of(elastic.values)
+            groups[signature].elastics.append(elastic)
+            for part in (part for value in elastic.values.values() for part in Dimension.of(value).parts):
+                for key, choices in part.domains.items():
+                    self._domains.setdefault(key, choices)
+        self.groups = [*groups.values()]
+        self.elastics = [elastic for group in self.groups for elastic in group.elastics]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of the model makes a plan of its own.
+        return type(None), ()
+
+    def _looked_at(self, model: nn.Module) -> tuple[list[Any], list[Any]]:
+        """Return the children of all modules, and what each module has as `elastic`."""
+        modules = [model.__dict__, *self._below]
+        tables = filter(None, [module["_modules"] for module in modules])
+        children = [*itertools.chain.from_iterable(map(dict.values, tables))]
+        return children, [module.get("elastic") for module in modules]
+
+    def fits(self, model: nn.Module) -> bool:
+        """Return whether the model's modules and their elastics are still those of this plan."""
+        children, attributes = self._looked_at(model)
+        return children == self._children and all(map(operator.is_, attributes, self._attributes))
+
+    def choices(self, arch: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return each group's choice under an arch. Raises KeyError for a key that it lacks."""
+        given = {key: arch[key] for key in self._domains}
+        if not _PLAIN.issuperset(map(type, given.values())):
+            return self._computed(given)
+        choices = [group.known.get(group.row(given)) for group in self.groups]
+        return self._computed(given) if None in choices else choices  # type: ignore[return-value]
+
+    def _computed(self, given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return the same, computing what is not known yet, and keep what only the variables' own choices give."""
+        arch, foreign = dict(given), set()
+        for key, choices in self._domains.items():
+            own = given[key] if type(given[key]) in _PLAIN else None
+            if own is None or own not in choices:
+                foreign.add(key)
+            else:
+                arch[key] = choices[choices.index(own)]  # 8 for 8.0: what is kept serves both
+        numbers: dict[Value | Dimension, Any] = {}
+        return [self._choice(group, arch, numbers, foreign.isdisjoint(group.keys)) for group in self.groups]
+
+    def _choice(
+        self, group: _Group, arch: Mapping[str, Any], numbers: dict[Value | Dimension, Any], keep: bool
+    ) -> Mapping[str, Any]:
+        """Return a group's choice: what is known if it may be kept, else computed."""
+        row = group.row(arch) if keep else None
+        if keep and (known := group.known.get(row)) is not None:
+            return known
+        choice = {}
+        for name, value in group.values.items():
+            if isinstance(value, Constant):
+                choice[name] = value.number
+                continue
+            if value not in numbers:
+                numbers[value] = value(arch)
+            choice[name] = numbers[value]
+        if keep:
+            if len(group.known) >= _MOST_CHOICES:
+                del group.known[next(iter(group.known))]
+            group.known[row] = choice
+        return choice

@@ -21,7 +21,8 @@ import attrs
 import cattrs
 
 from corenas.errors import Fault, UserError, collecting, did_you_mean, raise_if_any
-from corenas.value import Constant, Value, Variable
+from corenas.value import Constant, Value
+from corenas.variables import Variable
 
 T = TypeVar("T")
 Lookup = Callable[[str, Any], Any]

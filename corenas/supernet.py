@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from corenas.contracts import Backbone, LiveTask, Signals
 from corenas.cost import Cost
 from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.mutable import keys_used
-from corenas.space import OVERRIDE, SearchSpace
+from corenas.space import SearchSpace
 from corenas.value import TooManyCombinationsError
+from corenas.variables import OVERRIDE
 
 
 class Supernet(nn.Module):
@@ -85,8 +87,9 @@ def supernet_cost(supernet: nn.Module, space: SearchSpace, task: LiveTask) -> Co
     except (RuntimeError, OverflowError, ValueError, TypeError) as error:
         if isinstance(error, ValueError | TypeError) and "Overflow" not in str(error):
             raise  # a layer whose cost is not known
-        shape = "x".join(map(str, task.example.shape[1:]))
-        text = f"this network does not take the task's images of {shape}: {str(error).splitlines()[0]}"
+        inputs = [leaf for leaf in tree_leaves(task.example) if isinstance(leaf, Tensor)]
+        shapes = " and ".join("x".join(map(str, tensor.shape[1:])) for tensor in inputs)
+        text = f"this network does not take the task's images of {shapes}: {str(error).splitlines()[0]}"
         raise UserError(text, key=("backbone",), hint="does its number of input channels fit the data?") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import time
 from collections import Counter
@@ -38,7 +37,7 @@ from corenas.contracts import (
 )
 from corenas.cost import Cost
 from corenas.errors import UserError, blaming_plugin
-from corenas.mutable import apply
+from corenas.mutable import apply, channels_last
 from corenas.optim import build_optimizer, build_schedule
 from corenas.space import Arch, SearchSpace
 
@@ -164,7 +163,7 @@ class LivePhase:
         self.seed, self.number, self.index, self.done = seed, number, index, 0
         self.steps_per_epoch = steps_per_epoch
         self.device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
-        _channels_last(model.to(self.device))
+        channels_last(model.to(self.device))
         settings = phase.train
         if phase.begin is not None and not resumed:
             author = "the algorithm, as a phase began,"
@@ -478,13 +477,6 @@ def _sampler(mutator: Mutator, space: SearchSpace, cost: Cost | None, rng: np.ra
 def _autocast(device: str, precision: str) -> torch.autocast:
     # No cache: weights cast under no_grad would be found again, without their gradient, by the next forward.
     return torch.autocast(device, getattr(torch, precision), enabled=precision != "float32", cache_enabled=False)
-
-
-def _channels_last(model: nn.Module) -> None:
-    """Lay out what has four dimensions channels-last; weights of other ranks stay as they are."""
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import math
 import operator
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from attrs import field, frozen
+from attrs import frozen
 
 Choices = Mapping[str, Any]
 """What a value is computed from: key -> choice, or key -> column of choices of many archs."""
@@ -37,7 +35,7 @@ class Value:
     """The keys it depends on, each with the choices of that variable."""
 
     def __call__(self, choices: Choices) -> Any:
-        """The number, or the column, of some choices."""
+        """Return the number, or the column, of some choices."""
         raise NotImplementedError
 
     @property
@@ -57,6 +55,9 @@ class Value:
     def largest(self) -> Any:
         """The largest number it can be, what a supernet allocates; of strings the first."""
         return self.possible[-1]
+
+    def __deepcopy__(self, memo: object) -> Value:
+        return self
 
     def __add__(self, other: Value | float) -> Value:
         return combine(operator.add, self, other)
@@ -88,119 +89,8 @@ class Constant(Value):
         return (self.number,)
 
     def __call__(self, choices: Choices) -> Any:
-        """The number, or the column, of some choices."""
+        """Return the number, or the column, of some choices."""
         return self.number
-
-
-@frozen
-class Condition:
-    """When a variable is active: its parent is active and holds one of these choices."""
-
-    key: str
-    choices: frozenset[Any]
-
-
-@frozen(slots=False, cache_hash=True)
-class Variable(Value):
-    """What is searched: one of several choices, all numbers or all strings; as a value the one that an arch holds.
-
-    Raises ValueError for no choices, for one that stands twice and for a default that is none of them.
-
-    default: what an arch holds where nothing else is said: the largest of numbers, the first of strings
-    when: under which conditions it is active, all of them together
-    """
-
-    key: str
-    choices: Sequence[Any]
-    default: Any = field(default=None, kw_only=True)
-    when: tuple[Condition, ...] = field(default=(), converter=tuple, kw_only=True)
-
-    def __attrs_post_init__(self) -> None:
-        choices = self._all()
-        if not choices:
-            raise ValueError("a variable needs at least one choice")
-        kinds = {*map(_kind, choices)}
-        if len(kinds) > 1 or None in kinds:
-            raise ValueError(f"choices are all numbers or all strings, not {list(choices)}")
-        if len({*choices}) < len(choices):
-            raise ValueError(f"a choice stands twice in {list(choices)}")
-        object.__setattr__(self, "choices", choices)
-        object.__setattr__(self, "default", self.own(self.largest if self.default is None else self.default))
-
-    def _all(self) -> tuple[Any, ...]:
-        return tuple(self.choices)
-
-    @property
-    def continuous(self) -> bool:
-        """Whether it can be any number between its two choices."""
-        return False
-
-    @cached_property
-    def domains(self) -> Mapping[str, Sequence[Any]]:  # type: ignore[override]
-        """Its own key and choices."""
-        return {self.key: self.choices}
-
-    @cached_property
-    def possible(self) -> tuple[Any, ...]:
-        """Its choices in order."""
-        return tuple(sorted(self.choices))
-
-    @property
-    def smallest(self) -> Any:
-        """The smallest of numbers, the first of strings."""
-        return self.choices[0] if isinstance(self.choices[0], str) else min(self.choices)
-
-    @property
-    def largest(self) -> Any:
-        """The largest of numbers, the first of strings."""
-        return largest_of(self.choices)
-
-    def __call__(self, choices: Choices) -> Any:
-        """The number, or the column, of some choices."""
-        choice = choices[self.key]
-        # numpy's sum of truth values is their "or", Python's counts them
-        return _whole(choice) if isinstance(choice, np.ndarray) and choice.dtype == bool else choice
-
-    @cached_property
-    def code(self) -> Callable[[Any], float]:
-        """Gives the code of a choice: its index. Raises KeyError for one that is not among the choices."""
-        return {choice: code for code, choice in enumerate(self.choices)}.__getitem__
-
-    @cached_property
-    def choice(self) -> Callable[[Any], Any]:
-        """Gives the choice of a code."""
-        return self.choices.__getitem__
-
-    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """Codes of n uniform choices."""
-        return rng.integers(len(self.choices), size=n)
-
-    def own(self, choice: Any) -> Any:
-        """The choice that equals something: 224 of 224.0. Raises ValueError for what is none."""
-        try:
-            code = self.code(choice)
-        except (KeyError, ValueError, TypeError):
-            code = None
-        if code is None or _kind(choice) != _kind(self.choices[0]):  # True is 1 to Python, not to a reader
-            raise ValueError(f"{choice!r} is none of {self.offer}")
-        return float(choice) if self.continuous else self.choice(code)
-
-    @property
-    def offer(self) -> str:
-        """What it can be, in words."""
-        return f"the choices {', '.join(c if isinstance(c, str) else json.dumps(c) for c in self.choices)}"
-
-
-def largest_of(choices: Sequence[Any]) -> Any:
-    """The largest of a variable's choices if they are numbers, of strings the first."""
-    return choices[0] if isinstance(choices[0], str) else max(choices)
-
-
-def _kind(choice: Any) -> type | None:
-    """Strings, truth values and numbers do not mix as choices; None stands for what can be none."""
-    if isinstance(choice, str | bool):
-        return type(choice)
-    return float if isinstance(choice, int | float) and abs(choice) <= sys.float_info.max else None
 
 
 @frozen(slots=False, cache_hash=True)
@@ -220,25 +110,30 @@ class Expression(Value):
         return result
 
     def __call__(self, choices: Choices) -> Any:
-        """The number, or the column, of some choices."""
+        """Return the number, or the column, of some choices."""
         return self.function(*(argument(choices) for argument in self.arguments))
 
 
 def as_value(value: Value | float | str) -> Value:
-    """A number, or a string, as a value; a value as it is."""
+    """Return a number, or a string, as a value; a value as it is."""
     return value if isinstance(value, Value) else Constant(value)
 
 
 def combine(function: Callable[..., Any], *arguments: Any) -> Value:
-    """The value of a function of values and numbers; computed at once where all of them are numbers."""
+    """Return the value of a function of values and numbers; computed at once where all of them are numbers."""
     values = tuple(as_value(argument) for argument in arguments)
     if all(isinstance(value, Constant) for value in values):
         return Constant(function(*(value({}) for value in values)))
     return Expression(function, values)
 
 
+def largest_of(choices: Sequence[Any]) -> Any:
+    """Return the largest of a variable's choices if they are numbers, of strings the first."""
+    return choices[0] if isinstance(choices[0], str) else max(choices)
+
+
 def grid(domains: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-    """Every combination of choices as columns, the last key changing fastest.
+    """Return every combination of choices as columns, the last key changing fastest.
 
     Raises TooManyCombinationsError beyond 65,536 rows.
     """
@@ -250,12 +145,12 @@ def grid(domains: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
 
 
 def rounded(value: Value | float) -> Value:
-    """The nearest whole number, halves to even as Python's `round`."""
+    """Return the nearest whole number, halves to even as Python's `round`."""
     return combine(_rounded, value)
 
 
 def make_divisible(value: Value | float, divisor: int = 8, smallest: int | None = None) -> Value:
-    """The nearest multiple of `divisor` that is not under 90% of the number, at least `smallest` (or `divisor`).
+    """Return the nearest multiple of `divisor` that is not under 90% of the number, at least `smallest` (or `divisor`).
 
     The rounding of channels in MobileNetV2's reference code (Sandler et al. 2018, arXiv:1801.04381).
     """
@@ -263,17 +158,17 @@ def make_divisible(value: Value | float, divisor: int = 8, smallest: int | None 
 
 
 def at_least(value: Value | float, number: float) -> Value:
-    """1 where the value reaches `number`, else 0: the gate of a block that only deeper stages have."""
+    """Return 1 where the value reaches `number`, else 0: the gate of a block that only deeper stages have."""
     return combine(_compared, operator.ge, value, number)
 
 
 def equals(value: Value | float, choice: Any) -> Value:
-    """1 where the value is `choice`, else 0: the gate of one candidate of a mixed operation."""
+    """Return 1 where the value is `choice`, else 0: the gate of one candidate of a mixed operation."""
     return combine(_compared, operator.eq, value, choice)
 
 
 def looked_up(table: Mapping[tuple[Any, ...], float], *values: Value) -> Value:
-    """The number that a table gives for each combination of the values' numbers; the table has all of them."""
+    """Return the number that a table gives for each combination of the values' numbers; the table has all of them."""
     if len(set(table.values())) == 1:
         return Constant(next(iter(table.values())))
     axes = tuple(value.possible for value in values)
@@ -304,10 +199,10 @@ def _compared(compare: Callable[[Any, Any], Any], x: Any, y: Any) -> Any:
 
 
 def _looked_up(axes: tuple[tuple[Any, ...], ...], numbers: tuple[float, ...], *columns: Any) -> Any:
-    place: Any = 0
+    row: Any = 0
     for axis, column in zip(axes, columns, strict=True):
-        place = place * len(axis) + np.searchsorted(axis, column)
-    return np.asarray(numbers)[place] if isinstance(place, np.ndarray) else numbers[place]
+        row = row * len(axis) + np.searchsorted(axis, column)
+    return np.asarray(numbers)[row] if isinstance(row, np.ndarray) else numbers[row]
 
 
 @frozen(slots=False)
@@ -322,7 +217,7 @@ class Dimension:
 
     @classmethod
     def of(cls, size: Dimension | Value | float | Iterable[Value | float]) -> Dimension:
-        """A dimension from one value, from several parts, or from itself."""
+        """Return a dimension from one value, from several parts, or from itself."""
         if isinstance(size, Dimension):
             return size
         parts = (size,) if isinstance(size, Value | int | float) else size
@@ -349,9 +244,12 @@ class Dimension:
         return tuple(dict.fromkeys(key for part in self.parts for key in part.keys))
 
     def __call__(self, choices: Choices) -> tuple[int, ...]:
-        """How many elements of each part are active."""
+        """Return how many elements of each part are active."""
         return tuple(part(choices) for part in self.parts)
 
+    def __deepcopy__(self, memo: object) -> Dimension:
+        return self
+
     def __add__(self, other: Dimension) -> Dimension:
-        """The dimension of two layers' outputs, concatenated."""
+        """Return the dimension of two layers' outputs, concatenated."""
         return Dimension((*self.parts, *other.parts))

@@ -13,7 +13,8 @@ from corenas.cost import Cost
 from corenas.mutable import apply
 from corenas.options import structure
 from corenas.plugins import load_catalogue
-from corenas.space import MOST_BLOCKS, SearchSpace
+from corenas.space import SearchSpace
+from corenas.space_toml import MOST_BLOCKS
 from corenas.supernet import Supernet
 from corenas.testing.backbones import (
     backbone_checks,

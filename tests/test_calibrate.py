@@ -40,7 +40,7 @@ def norms(model):
 def state(model):
     buffers = [buffer.clone() for buffer in model.buffers()]
     modes = [module.training for module in model.modules()]
-    return buffers, modes, [norm.momentum for norm in norms(model)], [dict(m.choice) for m in mutables(model)]
+    return buffers, modes, [norm.momentum for norm in norms(model)], [dict(m.elastic.choice) for m in mutables(model)]
 
 
 def same(first, second):

@@ -1,4 +1,4 @@
-"""Constrained drawing: against spaces small enough to list, and windows too narrow for chance."""
+"""FeasibleSpace drawing: against spaces small enough to list, and windows too narrow for chance."""
 
 import itertools
 
@@ -8,12 +8,13 @@ import torch
 from torch import nn
 from toys import Backbone, Conv, Task, make_space
 
-from corenas.constrained import Constrained, extremes, reachable
+from corenas.constrained import FeasibleSpace, extremes, reachable
 from corenas.cost import METRICS, Cost
 from corenas.errors import UserError
 from corenas.objectives import Constraint
-from corenas.space import Categorical, Condition, Float, Int, SearchSpace
+from corenas.space import SearchSpace
 from corenas.supernet import build_supernet, supernet_cost
+from corenas.variables import Categorical, Condition, Float, Int
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -64,7 +65,7 @@ def test_what_a_narrower_space_reaches_is_its_own():
     narrow = SPACE.narrow({"width": [6], "depth": [2]})
     every = [c["flops"] for a, c in zip(ARCHS, COSTS, strict=True) if a["width"] == 6 and a["depth"] == 2]
     assert reachable(COST.on(narrow), "flops") == (min(every), max(every))
-    drawing = Constrained(narrow, COST, [Constraint("flops", high=sorted(every)[3])])
+    drawing = FeasibleSpace(narrow, COST, [Constraint("flops", high=sorted(every)[3])])
     found = {drawing.sample(np.random.default_rng(i)) for i in range(60)}
     assert {arch["width"] for arch in found} == {6}
 
@@ -87,7 +88,7 @@ def test_a_variable_without_steps_does_not_matter_to_the_range():
     space = SearchSpace([*SPACE.variables, Float("lr", 0.1, 1.0)], SPACE.tree)
     cost = COST.on(space)
     assert reachable(cost, "flops") == reachable(COST, "flops")
-    drawing = Constrained(space, cost, [Constraint("flops", high=6000)])
+    drawing = FeasibleSpace(space, cost, [Constraint("flops", high=6000)])
     assert 0.1 <= drawing.sample(np.random.default_rng(0))["lr"] <= 1
 
 
@@ -96,7 +97,7 @@ def test_a_variable_without_steps_does_not_matter_to_the_range():
     [Constraint("flops", 5000, 12000), Constraint("params", 300, 900), Constraint("activations", low=400)],
 ], ids=lambda c: " ".join(map(str, c)))  # fmt: skip
 def test_draws_mutants_and_children_obey(constraints):
-    drawing, rng = Constrained(SPACE, COST, constraints), np.random.default_rng(0)
+    drawing, rng = FeasibleSpace(SPACE, COST, constraints), np.random.default_rng(0)
     allowed = {arch for arch, cost in zip(ARCHS, COSTS, strict=True) if all(c.met(cost) for c in constraints)}
     assert drawing.share == pytest.approx(
         sum(SPACE.sample(rng) in allowed for _ in range(3000)) / 3000, abs=0.04)  # fmt: skip
@@ -112,7 +113,7 @@ def test_draws_mutants_and_children_obey(constraints):
 
 
 def test_a_parent_outside_has_children_inside():
-    drawing, rng = Constrained(SPACE, COST, [Constraint("flops", high=5000)]), np.random.default_rng(0)
+    drawing, rng = FeasibleSpace(SPACE, COST, [Constraint("flops", high=5000)]), np.random.default_rng(0)
     for _ in range(20):
         for child in (drawing.mutate(SPACE.largest(), 0.1, rng), drawing.cross(SPACE.largest(), SPACE.largest(), rng)):
             assert COST.of([child])[0]["flops"] <= 5000
@@ -121,7 +122,7 @@ def test_a_parent_outside_has_children_inside():
 def test_draws_are_those_of_the_space_with_the_others_thrown_away():
     """The share of each arch among draws is its share among unconstrained draws that obey."""
     constraint = Constraint("flops", high=8000)
-    drawing, rng = Constrained(SPACE, COST, [constraint]), np.random.default_rng(0)
+    drawing, rng = FeasibleSpace(SPACE, COST, [constraint]), np.random.default_rng(0)
     mine = [drawing.sample(rng)["depth"] for _ in range(600)]
     theirs = [arch["depth"] for arch in SPACE.decode(SPACE.draw(rng, 20_000)) if constraint.met(COST.of([arch])[0])]
     for depth in (1, 2, 3):
@@ -134,7 +135,7 @@ def test_windows_of_a_ten_thousandth_of_the_space_are_found(metric, where):
     numbers = np.sort(LARGE_COST(LARGE.draw(np.random.default_rng(5), 100_000))[metric])
     low, high = numbers[int(where * 1e5)], numbers[int(where * 1e5) + 9]
     constraint = Constraint(metric, float(low), float(high))
-    drawing, rng = Constrained(LARGE, LARGE_COST, [constraint]), np.random.default_rng(0)
+    drawing, rng = FeasibleSpace(LARGE, LARGE_COST, [constraint]), np.random.default_rng(0)
     found = {drawing.sample(rng) for _ in range(12)}
     assert len(found) == 12
     assert all(constraint.met(cost) for cost in LARGE_COST.of(found))
@@ -144,7 +145,7 @@ def test_windows_at_the_ends_of_what_can_be_reached_are_found():
     for metric in METRICS:
         low, high = reachable(LARGE_COST, metric)
         for constraint in (Constraint(metric, high=low * 1.02), Constraint(metric, low=high * 0.98)):
-            drawing = Constrained(LARGE, LARGE_COST, [constraint])
+            drawing = FeasibleSpace(LARGE, LARGE_COST, [constraint])
             assert constraint.met(LARGE_COST.of([drawing.sample(np.random.default_rng(1))])[0])
 
 
@@ -152,34 +153,34 @@ def test_several_narrow_windows_at_once_are_found():
     arch = LARGE.sample(np.random.default_rng(9))
     cost = LARGE_COST.of([arch])[0]
     constraints = [Constraint(metric, 0.99 * cost[metric], 1.01 * cost[metric]) for metric in METRICS]
-    found = Constrained(LARGE, LARGE_COST, constraints).sample(np.random.default_rng(0))
+    found = FeasibleSpace(LARGE, LARGE_COST, constraints).sample(np.random.default_rng(0))
     assert all(c.met(LARGE_COST.of([found])[0]) for c in constraints)
 
 
 def test_what_no_arch_can_meet_is_refused_with_the_range_that_can_be_reached():
     low, high = reachable(COST, "flops")
     with pytest.raises(UserError) as caught:
-        Constrained(SPACE, COST, [Constraint("flops", high=low - 1), Constraint("params", low=1e9)])
+        FeasibleSpace(SPACE, COST, [Constraint("flops", high=low - 1), Constraint("params", low=1e9)])
     first, second = caught.value.faults
     assert first.key == ("flops",)
     assert second.key == ("params",)
     assert f"{low:,}" in first.hint
     assert f"{high:,}" in first.hint
-    Constrained(SPACE, COST, [Constraint("flops", low, low)])
-    Constrained(SPACE, COST, [Constraint("flops", high, high)])
+    FeasibleSpace(SPACE, COST, [Constraint("flops", low, low)])
+    FeasibleSpace(SPACE, COST, [Constraint("flops", high, high)])
 
 
 def test_constraints_that_no_arch_meets_together_are_refused_with_the_nearest():
     low, high = reachable(COST, "flops")[0], reachable(COST, "params")[1]
     with pytest.raises(UserError) as caught:
-        Constrained(SPACE, COST, [Constraint("flops", high=low), Constraint("params", low=high)])
+        FeasibleSpace(SPACE, COST, [Constraint("flops", high=low), Constraint("params", low=high)])
     (fault,) = caught.value.faults
     assert fault.key == ()
     assert "nearest has flops" in fault.hint
 
 
 def test_without_constraints_it_is_the_space():
-    drawing = Constrained(SPACE, COST, [])
+    drawing = FeasibleSpace(SPACE, COST, [])
     assert drawing.share == 1.0
     assert drawing.variables == SPACE.variables
     for seed in range(5):
@@ -190,6 +191,29 @@ def test_without_constraints_it_is_the_space():
 
 
 def test_the_same_generator_draws_the_same():
-    drawing = Constrained(SPACE, COST, [Constraint("flops", high=8000)])
+    drawing = FeasibleSpace(SPACE, COST, [Constraint("flops", high=8000)])
     first, second = ([drawing.sample(rng) for _ in range(9)] for rng in map(np.random.default_rng, (3, 3)))
     assert first == second
+
+
+@pytest.mark.parametrize("constraints", [[], [Constraint("flops", high=8000)], [Constraint("flops", high=5000)]])
+def test_many_are_drawn_as_one_is(constraints):
+    drawing = FeasibleSpace(SPACE, COST, constraints)
+    for seed in range(5):
+        codes = drawing.draw(np.random.default_rng(seed), 1)
+        assert drawing.decode(codes) == [drawing.sample(np.random.default_rng(seed))]
+        assert drawing.encode(drawing.decode(codes)).tolist() == codes.tolist()
+    many = drawing.draw(np.random.default_rng(0), 700)
+    assert many.shape == (700, len(SPACE.variables))
+    assert all(c.met(cost) for c in constraints for cost in COST.of(drawing.decode(many)))
+    assert drawing.draw(np.random.default_rng(0), 0).shape == (0, len(SPACE.variables))
+    inside = {arch for arch, cost in zip(ARCHS, COSTS, strict=True) if all(c.met(cost) for c in constraints)}
+    assert {*drawing.decode(drawing.draw(np.random.default_rng(0), 4000))} == inside
+
+
+def test_draws_by_mutation_are_as_many_as_are_asked_for():
+    low, _ = reachable(LARGE_COST, "flops")
+    drawing = FeasibleSpace(LARGE, LARGE_COST, [Constraint("flops", high=low * 1.05)])
+    archs = drawing.decode(drawing.draw(np.random.default_rng(0), 3))
+    assert len(archs) == 3
+    assert all(cost["flops"] <= low * 1.05 for cost in LARGE_COST.of(archs))

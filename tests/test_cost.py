@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from corenas.cost import Cost, LayerCost, conv_cost, linear_cost, norm_cost
-from corenas.mutable import apply, chosen
-from corenas.space import Categorical, Condition, Float, Int, SearchSpace
+from corenas.cost import Cost
+from corenas.mutable import Elastic, LayerCost, apply, conv_cost, linear_cost, mutables, norm_cost
+from corenas.space import SearchSpace
 from corenas.value import Dimension, as_value, at_least, equals, make_divisible, rounded
+from corenas.variables import Categorical, Condition, Float, Int
 
 # -- a set of toy mutables --------------------------------------------------------------------------------------------
 
@@ -21,16 +22,16 @@ class Conv(nn.Conv2d):
     def __init__(self, inputs, outputs, kernel=1, stride=1, bias=True):
         inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
         super().__init__(inputs.allocated, outputs.allocated, as_value(kernel).largest, stride, bias=bias)
-        self.values = {"inputs": inputs, "outputs": outputs, "kernel": as_value(kernel)}
-        self.choice = chosen(self.values)
+        self.elastic = Elastic({"inputs": inputs, "outputs": outputs, "kernel": as_value(kernel)})
 
     def forward(self, x):
-        i, o, k = sum(self.choice["inputs"]), sum(self.choice["outputs"]), self.choice["kernel"]
+        i, o, k = sum(self.elastic.choice["inputs"]), sum(self.elastic.choice["outputs"]), self.elastic.choice["kernel"]
         bias = None if self.bias is None else self.bias[:o]
         return F.conv2d(x, self.weight[:o, :i, :k, :k], bias, self.stride, k // 2)
 
     def cost(self, positions):
-        inputs, outputs, kernel = self.values["inputs"].size, self.values["outputs"].size, self.values["kernel"]
+        values = self.elastic.values
+        inputs, outputs, kernel = values["inputs"].size, values["outputs"].size, values["kernel"]
         return conv_cost(inputs, outputs, kernel * kernel, positions, 1, self.bias is not None)
 
 
@@ -38,43 +39,40 @@ class Norm(nn.BatchNorm2d):
     def __init__(self, features):
         self_values = {"outputs": as_value(features)}
         super().__init__(self_values["outputs"].largest)
-        self.values = self_values
-        self.choice = chosen(self.values)
+        self.elastic = Elastic(self_values)
 
     def forward(self, x):
-        n = self.choice["outputs"]
+        n = self.elastic.choice["outputs"]
         return F.batch_norm(x, self.running_mean[:n], self.running_var[:n], self.weight[:n], self.bias[:n])
 
     def cost(self, positions):
-        return norm_cost(self.values["outputs"], self.affine)
+        return norm_cost(self.elastic.values["outputs"], self.affine)
 
 
 class Linear(nn.Linear):
     def __init__(self, inputs, outputs):
         super().__init__(as_value(inputs).largest, as_value(outputs).largest)
-        self.values = {"inputs": as_value(inputs), "outputs": as_value(outputs)}
-        self.choice = chosen(self.values)
+        self.elastic = Elastic({"inputs": as_value(inputs), "outputs": as_value(outputs)})
 
     def forward(self, x):
-        o, i = self.choice["outputs"], self.choice["inputs"]
+        o, i = self.elastic.choice["outputs"], self.elastic.choice["inputs"]
         return F.linear(x, self.weight[:o, :i], self.bias[:o])
 
     def cost(self, positions):
-        return linear_cost(self.values["inputs"], self.values["outputs"], positions, True)
+        return linear_cost(self.elastic.values["inputs"], self.elastic.values["outputs"], positions, True)
 
 
 class Depth(nn.Module):
     def __init__(self, blocks, depth):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.values = {"depth": depth}
-        self.choice = chosen(self.values)
+        self.elastic = Elastic({"depth": depth})
 
     def gates(self):
-        return [(block, at_least(self.values["depth"], i + 1)) for i, block in enumerate(self.blocks)]
+        return [(block, at_least(self.elastic.values["depth"], i + 1)) for i, block in enumerate(self.blocks)]
 
     def forward(self, x):
-        for i in range(self.choice["depth"]):
+        for i in range(self.elastic.choice["depth"]):
             x = self.blocks[i](x)
         return x
 
@@ -83,14 +81,13 @@ class Mixed(nn.Module):
     def __init__(self, candidates, op):
         super().__init__()
         self.candidates = nn.ModuleDict(candidates)
-        self.values = {"op": op}
-        self.choice = chosen(self.values)
+        self.elastic = Elastic({"op": op})
 
     def gates(self):
-        return [(module, equals(self.values["op"], name)) for name, module in self.candidates.items()]
+        return [(module, equals(self.elastic.values["op"], name)) for name, module in self.candidates.items()]
 
     def forward(self, x):
-        return self.candidates[self.choice["op"]](x)
+        return self.candidates[self.elastic.choice["op"]](x)
 
 
 class Resize(nn.Module):
@@ -98,11 +95,10 @@ class Resize(nn.Module):
 
     def __init__(self, side):
         super().__init__()
-        self.values = {"side": side}
-        self.choice = chosen(self.values)
+        self.elastic = Elastic({"side": side})
 
     def forward(self, x):
-        return F.interpolate(x, (self.choice["side"],) * 2)
+        return F.interpolate(x, (self.elastic.choice["side"],) * 2)
 
 
 class Twice(nn.Module):
@@ -226,14 +222,14 @@ def test_the_model_is_left_as_it_was():
     apply(model, space.smallest())
     modes = [module.training for module in model.modules()]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    choices = [dict(module.choice) for module in model.modules() if hasattr(module, "choice")]
+    choices = [dict(mutable.elastic.choice) for mutable in mutables(model)]
     seed = torch.get_rng_state()
 
     def check():
         assert [module.training for module in model.modules()] == modes
         assert all(p.device.type == "cpu" for p in model.parameters())
         assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
-        assert [dict(module.choice) for module in model.modules() if hasattr(module, "choice")] == choices
+        assert [dict(mutable.elastic.choice) for mutable in mutables(model)] == choices
         assert not any(module._forward_hooks for module in model.modules())
         assert torch.equal(torch.get_rng_state(), seed)
 
@@ -366,8 +362,7 @@ def test_what_a_layer_says_of_itself_counts():
 
         def __init__(self):
             super().__init__()
-            self.values = {"outputs": as_value(4)}
-            self.choice = chosen(self.values)
+            self.elastic = Elastic({"outputs": as_value(4)})
 
         def cost(self, positions):
             return LayerCost(flops=positions * positions * 8)
@@ -395,3 +390,39 @@ def test_variables_of_a_model_that_the_space_lacks_are_told():
     space = SearchSpace([Categorical("width", (4, 8))])
     with pytest.raises(ValueError, match=r"depends on 'wdth', which the space lacks: did you mean 'width'"):
         Cost(Conv(Categorical("wdth", (4, 8)), 1, 3), space, torch.zeros(1, 4, 8, 8))
+
+
+class Silent(nn.Conv2d):
+    """A mutable with parameters that does not say what it costs."""
+
+    def __init__(self, outputs):
+        super().__init__(3, outputs.largest, 1)
+        self.elastic = Elastic({"outputs": outputs})
+
+    def forward(self, x):
+        return super().forward(x)[:, : self.elastic.choice["outputs"]]
+
+
+def test_a_mutable_with_parameters_that_states_no_cost_is_refused_by_its_path():
+    space = SearchSpace([Categorical("width", (4, 8))])
+    model = nn.Sequential(nn.Identity(), nn.Sequential(Silent(space["width"])))
+    with pytest.raises(ValueError, match=r"1\.0, a Silent, is a mutable with parameters .* method `cost\(positions\)`"):
+        Cost(model, space, torch.zeros(1, 3, 4, 4))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.image, self.clip = Conv(3, width, 1), nn.Conv3d(3, 4, (2, 1, 1))
+
+    def forward(self, image, clip, scale=1):
+        return {"image": self.image(image) * scale, "clip": self.clip(clip)}
+
+
+def test_an_example_may_be_any_tree_of_inputs():
+    space = SearchSpace([Categorical("width", (4, 8))])
+    model = TwoInputs(space["width"])
+    image, clip = torch.zeros(1, 3, 5, 5), torch.zeros(1, 3, 2, 6, 6)
+    wanted = [25 * 3 * width + 36 * 4 * 6 for width in (4, 8)]
+    for example in ((image, clip), [image, clip, 2], {"clip": clip, "image": image}):
+        assert [cost["flops"] for cost in Cost(model, space, example).of([{"width": 4}, {"width": 8}])] == wanted

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from corenas.calibrate import recalibrate
-from corenas.constrained import Constrained
+from corenas.constrained import FeasibleSpace
 from corenas.contracts import Problem
 from corenas.cost import Cost
 from corenas.errors import UserError
@@ -81,7 +81,7 @@ def test_a_loop_of_ones_own_trains_a_supernet_and_the_core_searches_it(digits):
             return {"top1": 100 * float((supernet(valid).argmax(1) == labels).float().mean())}
 
     objectives, small = Objectives((Objective("top1"),)), [Constraint("flops", high=60_000)]
-    problem = Problem(Constrained(space, cost, small), objectives, budget=10)
+    problem = Problem(FeasibleSpace(space, cost, small), objectives, budget=10)
     searcher = CATALOGUE.options("searchers", {"type": "evolution", "population": 4, "mutation": 2, "crossover": 1})
     trials = run_search(searcher.start(problem, rng), accuracy, problem.budget)
     best = objectives.best(trials, 1)[0]

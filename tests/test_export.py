@@ -11,9 +11,10 @@ from toys import Backbone, Conv, Linear, Mixed, Task, make_space
 
 from corenas.errors import UserError
 from corenas.export import TOLERANCE, difference, export_subnet
-from corenas.mutable import apply, chosen
+from corenas.mutable import apply, largest_choice, mutables
 from corenas.supernet import Supernet, build_supernet
-from corenas.value import Constant, Variable
+from corenas.value import Constant
+from corenas.variables import Variable
 
 SPACE = make_space()
 TASK = Task()
@@ -49,8 +50,7 @@ def test_a_plain_network_computes_what_the_supernet_does(arch):
         with apply(model, arch):
             close(plain(IMAGES), model(IMAGES))
         assert all(type(module).__module__.startswith("torch") for module in plain.modules())
-    assert [module.choice for module in model.modules() if hasattr(module, "choice")] == [
-        chosen(module.values) for module in model.modules() if hasattr(module, "choice")]  # fmt: skip
+    assert all(mutable.elastic.choice == largest_choice(mutable.elastic.values) for mutable in mutables(model))
 
 
 def test_a_plain_network_has_weights_of_its_own():
@@ -279,3 +279,27 @@ def test_taking_a_difference_leaves_both_networks_as_they_were():
     assert difference(model, model, TASK.example) == 0
     assert all(map(torch.equal, model.state_dict().values(), before))
     assert all(module.training for module in model.modules())
+
+
+class TwoInputs(nn.Module):
+    """An image and words."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.words = Conv(1, SPACE["width"], 3), nn.Embedding(5, 4)
+
+    def forward(self, image, words):
+        return {"image": self.image(image), "words": self.words(words)}
+
+
+def test_an_example_may_be_any_tree_of_inputs():
+    model, arch = TwoInputs(), {"width": 4}
+    image, words = torch.zeros(1, 1, 5, 5), torch.tensor([[4, 0, 3]])
+    for example in ((image, words), [image, words], {"words": words, "image": image}):
+        plain = export_subnet(model, arch, example)
+        assert plain.image.out_channels == 4
+        with apply(model, arch):
+            assert difference(model, plain, example) == 0
+        assert difference(model, TwoInputs(), example) > 0
+    clip = nn.Sequential(nn.Conv3d(1, 4, 2))
+    assert difference(clip, export_subnet(clip, {}, torch.zeros(1, 1, 3, 3, 3)), torch.zeros(1, 1, 3, 3, 3)) == 0

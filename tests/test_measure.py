@@ -11,8 +11,9 @@ from corenas.contracts import EvaluatorContext, Failure, Measured, Metric
 from corenas.errors import UserError
 from corenas.measure import NamedEvaluator, TrialRunner, trial_runner
 from corenas.objectives import Constraint, Trial
-from corenas.space import Categorical, Int, SearchSpace
+from corenas.space import SearchSpace
 from corenas.store import Store
+from corenas.variables import Categorical, Int
 
 pytestmark = pytest.mark.filterwarnings("error")
 SPACE = SearchSpace([Int("width", 1, 50), Categorical("op", ("a", "b"))])

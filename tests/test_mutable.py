@@ -1,13 +1,18 @@
 """Mutables: how a model is given one arch, and how it gets the one before back."""
 
 import copy
+import gc
+import pickle
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from corenas.mutable import apply, chosen, keys_used, mutables
-from corenas.value import Constant, Dimension, Variable, as_value, equals
+from corenas.mutable import Elastic, apply, call_model, channels_last, keys_used, largest_choice, mutables
+from corenas.value import Constant, Dimension, as_value, equals
+from corenas.variables import Variable
 
 WIDTH, OP = Variable("width", (4, 8)), Variable("op", ("skip", "double"))
 
@@ -17,22 +22,20 @@ class Slice(nn.Module):
 
     def __init__(self, outputs):
         super().__init__()
-        self.values = {"outputs": Dimension.of(outputs)}
-        self.choice = chosen(self.values)
-        self.weight = nn.Parameter(torch.ones(self.values["outputs"].allocated))
+        self.elastic = Elastic({"outputs": Dimension.of(outputs)})
+        self.weight = nn.Parameter(torch.ones(self.elastic.values["outputs"].allocated))
 
     def forward(self, x):
-        return x * self.weight[: sum(self.choice["outputs"])].sum()
+        return x * self.weight[: sum(self.elastic.choice["outputs"])].sum()
 
 
 class Mixed(nn.Module):
     def __init__(self, op):
         super().__init__()
-        self.values = {"op": op}
-        self.choice = chosen(self.values)
+        self.elastic = Elastic({"op": op})
 
     def forward(self, x):
-        op = self.choice["op"]
+        op = self.elastic.choice["op"]
         return op[0] * x + op[1] * 2 * x if isinstance(op, torch.Tensor) else x if op == "skip" else 2 * x
 
 
@@ -41,7 +44,7 @@ def make():
 
 
 def choices(model):
-    return [dict(mutable.choice) for mutable in mutables(model)]
+    return [dict(mutable.elastic.choice) for mutable in mutables(model)]
 
 
 FIRST = [{"outputs": (8,)}, {"op": "skip"}, {"outputs": (8, 1)}]
@@ -49,13 +52,13 @@ FIRST = [{"outputs": (8,)}, {"op": "skip"}, {"outputs": (8, 1)}]
 
 def test_a_new_mutable_has_the_largest_numbers_and_the_first_of_all_else():
     assert choices(make()) == FIRST
-    assert chosen({"a": Variable("a", (False, True)), "b": Constant("x")}) == {"a": True, "b": "x"}
+    assert largest_choice({"a": Variable("a", (False, True)), "b": Constant("x")}) == {"a": True, "b": "x"}
 
 
 def test_a_new_mutable_has_what_the_largest_arch_gives_even_where_another_gives_more():
     groups, wide = Variable("groups", (1, 4)), Variable("wide", ("no", "yes"))
     values = {"per_group": as_value(16) // groups, "outputs": Dimension.of([equals(wide, "yes") * 8 + 8, groups])}
-    assert chosen(values) == {"per_group": 4, "outputs": (8, 4)}
+    assert largest_choice(values) == {"per_group": 4, "outputs": (8, 4)}
 
 
 def test_a_call_gives_every_mutable_its_part_of_an_arch():
@@ -116,3 +119,157 @@ def test_a_copy_has_an_arch_of_its_own():
     apply(twin, {"width": 4, "op": "double"})
     assert choices(model) == FIRST
     assert choices(twin)[0] == {"outputs": (4,)}
+
+
+# -- the plan by which a model is switched ----------------------------------------------------------------------------
+
+
+def random_choices(rng):
+    return {"width": WIDTH.choices[rng.integers(2)], "op": OP.choices[rng.integers(2)]}
+
+
+def expected(model, arch):
+    return [{name: value(arch) for name, value in m.elastic.values.items()} for m in mutables(model)]
+
+
+def test_any_order_of_archs_gives_what_each_gives_alone():
+    model, rng = make(), np.random.default_rng(0)
+    for _ in range(50):
+        arch, other = random_choices(rng), random_choices(rng)
+        with apply(model, arch):
+            assert choices(model) == expected(model, arch)
+            with apply(model[2], other):
+                assert choices(model) == [*expected(model[0], arch), *expected(model[2], other)]
+            assert choices(model) == expected(model, arch)
+            apply(model[2], other)  # for good: only the `with` around it takes it back
+        assert choices(model) == FIRST
+
+
+def test_a_part_that_was_switched_alone_is_switched_back_by_the_same_arch():
+    model, arch = make(), {"width": 4, "op": "double"}
+    apply(model, arch)
+    apply(model[2], {"width": 8, "op": "skip"})
+    apply(model, arch)
+    assert choices(model) == expected(model, arch)
+
+
+def test_layers_that_come_and_go_are_switched_from_then_on():
+    model, arch = make(), {"width": 4, "op": "double"}
+    apply(model, arch)
+    model.append(Slice(Variable("late", (1, 2))))
+    with pytest.raises(KeyError, match="late"):
+        apply(model, arch)
+    apply(model, arch | {"late": 1})
+    assert choices(model)[-1] == {"outputs": (1,)}
+    del model[3]
+    model[2][0] = Slice(Variable("width", (16, 32)))
+    model[1].inner = Slice(WIDTH)
+    apply(model, {"width": 16, "op": "skip"})
+    assert choices(model) == expected(model, {"width": 16})[:1] + [{"outputs": (16,)}] * 2 + [{"outputs": (16, 1)}]
+
+
+def test_a_layer_that_gets_other_values_is_switched_by_them():
+    model = make()
+    apply(model, {"width": 4, "op": "double"})
+    model[0].elastic = Elastic({"outputs": Dimension.of(Variable("height", (2, 3)))})
+    apply(model, {"width": 4, "op": "double", "height": 2})
+    assert choices(model)[0] == {"outputs": (2,)}
+
+
+def test_a_choice_that_no_variable_has_is_taken_as_it_is_and_not_remembered():
+    model = nn.Sequential(Mixed(WIDTH))
+    for width, kind in ((8.0, int), (8, int), (5, int), (5.0, float), (np.int64(4), np.int64), (4, int)):
+        apply(model, {"width": width})
+        (op,) = choices(model)[0].values()
+        assert (op, type(op)) == (width, kind)
+
+
+def test_weights_are_never_remembered():
+    model, weights = make(), torch.tensor([0.25, 0.75])
+    for _ in range(2):
+        with apply(model, {"width": 4, "op": weights}):
+            assert choices(model)[1]["op"] is weights
+        apply(model, {"width": 4, "op": "skip"})
+    reference = weakref.ref(weights)
+    del weights
+    assert reference() is None
+
+
+def test_what_was_not_switched_keeps_its_choice_and_what_hangs_on_it():
+    model = make()
+    apply(model, {"width": 4, "op": "skip"})
+    first = [mutable.elastic.choice for mutable in mutables(model)]
+    apply(model, {"width": 4, "op": "double"})
+    assert [m.elastic.choice is choice for m, choice in zip(mutables(model), first, strict=True)] == [True, False, True]
+
+
+def test_a_model_that_was_switched_goes_when_it_is_let_go():
+    model = make()
+    apply(model, {"width": 4, "op": "skip"})
+    with apply(model, {"width": 8, "op": "skip"}):
+        pass
+    references = [weakref.ref(module) for module in model.modules()]
+    gc.disable()
+    try:
+        del model
+        assert [reference() for reference in references] == [None] * len(references)
+    finally:
+        gc.enable()
+
+
+def test_copies_of_a_model_that_was_switched_are_switched_alone():
+    model, arch = make(), {"width": 4, "op": "double"}
+    apply(model, arch)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.copy(model)):
+        assert choices(twin) == choices(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        apply(twin, {"width": 8, "op": "skip"})
+        assert choices(twin) == FIRST
+        assert choices(model) == expected(model, arch)
+        assert model(torch.ones(())) == 4 * 2 * 5
+    assert {*model.state_dict()} == {"0.weight", "2.1.weight"}
+
+
+def test_more_combinations_than_a_plan_keeps_are_computed_again():
+    many = Variable("many", tuple(range(1, 2001)))
+    model = nn.Sequential(Mixed(many))
+    for number in (*many.choices, 1, 2):
+        apply(model, {"many": number})
+        assert choices(model) == [{"op": number}]
+
+
+def test_users_may_have_attributes_of_any_name():
+    class Own(nn.ModuleDict):
+        def __init__(self):
+            super().__init__({"slice": Slice(WIDTH)})
+            self.choice, self.elastic = "mine", "mine"
+
+    model = Own()
+    apply(model, {"width": 4})
+    assert (model.choice, model.elastic, [*model.values()]) == ("mine", "mine", [model["slice"]])
+    assert choices(model) == [{"outputs": (4,)}]
+
+
+@pytest.mark.parametrize(("example", "expected"), [
+    (torch.ones(1), 7),
+    ((torch.ones(1), 2), 9),
+    ([torch.ones(1), 2], 9),
+    ({"x": torch.ones(1), "z": 1}, 5),
+], ids=["tensor", "tuple", "list", "dict"])  # fmt: skip
+def test_an_example_is_the_argument_or_the_arguments(example, expected):
+    def model(x, y=1, z=2):
+        return x + 2 * y + 2 * z
+
+    assert call_model(model, example) == expected
+
+
+def test_weights_of_four_axes_become_channels_last_and_others_stay():
+    model = nn.Sequential(nn.Conv3d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 2))
+    strides = [parameter.stride() for parameter in model.parameters()]
+    assert channels_last(model) is model
+    assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
+    same = [p.stride() == stride for p, stride in zip(model.parameters(), strides, strict=True)]
+    assert same == [True, True, False, True, True, True]
+    plain, ours = (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 3)) for _ in range(2))
+    plain.to(memory_format=torch.channels_last)
+    assert [p.stride() for p in channels_last(ours).parameters()] == [p.stride() for p in plain.parameters()]

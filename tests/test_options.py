@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from corenas.errors import UserError
 from corenas.options import expectation, explanations, structure, to_table
-from corenas.value import Constant, Value, Variable
+from corenas.value import Constant, Value
+from corenas.variables import Variable
 
 
 @frozen

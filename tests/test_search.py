@@ -10,8 +10,9 @@ from corenas.contracts import Note, Progress, Proposal, StageDone, StageStarted,
 from corenas.errors import UserError
 from corenas.objectives import Objective, Objectives, Trial
 from corenas.search import run_search
-from corenas.space import Arch, Categorical, Int, SearchSpace
+from corenas.space import Arch, SearchSpace
 from corenas.store import Store
+from corenas.variables import Categorical, Int
 
 pytestmark = pytest.mark.filterwarnings("error")
 SPACE = SearchSpace([Int("width", 1, 50), Categorical("op", ("a", "b"))])

@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corenas.errors import UserError
-from corenas.space import Arch, Categorical, Condition, Float, Int, SearchSpace, flatten
-from corenas.value import Constant, Variable
+from corenas.space import Arch, SearchSpace, flatten
+from corenas.value import Constant
+from corenas.variables import Categorical, Condition, Float, Int, Variable
 
 STAGES = """
 resolution = { type = "int", low = 128, high = 224, step = 32 }
@@ -604,3 +606,55 @@ def test_a_space_survives_pickle_and_copies():
         assert twin.variables == space.variables
         assert twin.size == space.size
         assert twin.sample(rng(3)) == space.sample(rng(3))
+
+
+# -- drawing one arch -------------------------------------------------------------------------------------------------
+
+
+class Lowest(Int):
+    """A variable that is drawn in a way of its own."""
+
+    def draw(self, rng, n):
+        return rng.integers(2, size=n)
+
+
+SAMPLED = [
+    *(read(path.read_text()) for path in (Path(__file__).parent.parent / "spec" / "space").glob("*.toml")),
+    SearchSpace([]),
+    SearchSpace([
+        Categorical("one", (5,)),
+        Float("lr", 1e-4, 1e-1, log=True, default=3e-3),
+        Categorical("op", ("a", "b", "c")),
+        Float("p", 0, 0.3, default=0.1, when=[Condition("op", frozenset("ab"))]),
+        Int("many", 1, 1_000_000, when=[Condition("op", frozenset("b"))]),
+        Categorical("on", (True, False), when=[Condition("op", frozenset("ac"))]),
+        Lowest("low", 1, 9, when=[Condition("on", frozenset([True])), Condition("op", frozenset("a"))]),
+        Float("step", 0, 1, step=0.25),
+        Categorical("last", (1, 2.5), default=1, when=[Condition("on", frozenset([True]))]),
+    ]),
+]  # fmt: skip
+
+
+def slow_and_fast(space, make_bits, seed, n=40):
+    """Archs and what the generators are like afterwards, drawn by way of matrices and one by one."""
+    slow, fast = (np.random.Generator(make_bits(seed)) for _ in range(2))
+    for rng in (slow, fast):
+        rng.integers(5)  # half of a word is left in the generator
+    wanted, archs = [space.decode(space.draw(slow, 1))[0] for _ in range(n)], [space.sample(fast) for _ in range(n)]
+    exact = [[[(key, type(x), x) for key, x in arch.items()] for arch in some] for some in (wanted, archs)]
+    assert exact[0] == exact[1]
+    assert wanted == archs
+    assert [*map(hash, wanted)] == [*map(hash, archs)]
+    assert str(slow.bit_generator.state) == str(fast.bit_generator.state)
+
+
+@pytest.mark.parametrize("make_bits", [np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64])
+def test_one_arch_is_drawn_bit_for_bit_as_a_matrix_of_one_row(make_bits):
+    for seed, space in enumerate(SAMPLED):
+        slow_and_fast(space, make_bits, seed)
+
+
+@given(spaces(), st.integers(0, 100))
+def test_one_arch_of_any_space_is_drawn_bit_for_bit_as_a_matrix_of_one_row(space, seed):
+    slow_and_fast(space, np.random.PCG64, seed, n=6)
+    slow_and_fast(pickle.loads(pickle.dumps(space)), np.random.PCG64, seed, n=2)

@@ -42,7 +42,8 @@ from corenas.testing import (
     tasks,
 )
 from corenas.testing.components import imports_no_torch
-from corenas.value import Dimension, Variable
+from corenas.value import Dimension
+from corenas.variables import Variable
 
 
 def fails(check, *given, **more):
@@ -377,7 +378,7 @@ def drawn_by_numpy(body):
 
 
 def with_a_cheap_width(body):
-    width = body.stem.values["outputs"].parts[0]
+    width = body.stem.elastic.values["outputs"].parts[0]
     body.stem.cost = lambda positions: small.conv_cost(1, width * -100 + 2000, 9, positions, 1, True)
 
 
@@ -662,12 +663,12 @@ class Whole(small.Conv):
 class Stale(small.Conv):
     def __init__(self, *sizes):
         super().__init__(*sizes)
-        self.choice = {**self.choice, "kernel": 1}
+        self.elastic.choice = {**self.elastic.choice, "kernel": 1}
 
 
 class Ungated(small.Depth):
     def forward(self, x):
-        return [block(x) for block in self.blocks][self.choice["depth"] - 1]
+        return [block(x) for block in self.blocks][self.elastic.choice["depth"] - 1]
 
 
 @pytest.mark.parametrize(("cls", "check"), [

@@ -16,7 +16,6 @@ from corenas.value import (
     Dimension,
     Expression,
     Value,
-    Variable,
     at_least,
     equals,
     grid,
@@ -24,6 +23,7 @@ from corenas.value import (
     make_divisible,
     rounded,
 )
+from corenas.variables import Variable
 
 VARIABLES = [
     Variable("width", (8, 24, 40)),
@@ -85,7 +85,8 @@ def test_a_pickled_value_finds_its_equal_in_a_process_that_hashes_otherwise(tmp_
     make = "rounded(Variable('a', ('x', 'y')) * 2)"
     (tmp_path / "value").write_bytes(pickle.dumps({eval(make, {"rounded": rounded, "Variable": Variable}): 1}))
     code = (
-        f"import pickle; from corenas.value import *; t = pickle.load(open({str(tmp_path / 'value')!r}, 'rb')); "
+        "import pickle; from corenas.value import *; from corenas.variables import *; "
+        f"t = pickle.load(open({str(tmp_path / 'value')!r}, 'rb')); "
         f"assert t[{make}] == 1"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONHASHSEED": "7"})

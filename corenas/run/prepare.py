@@ -15,11 +15,12 @@ from torch import nn
 from corenas import seeding
 from corenas.calibrate import Evaluation
 from corenas.checkpoint import load_weights
-from corenas.constrained import Constrained, reachable
+from corenas.constrained import FeasibleSpace, reachable
 from corenas.contracts import AlgorithmContext, Evaluator, EvaluatorContext, LiveTask, Metric
 from corenas.cost import METRICS, Cost
 from corenas.errors import Fault, UserError, collecting, raise_if_any
 from corenas.measure import TrialRunner, trial_runner
+from corenas.mutable import channels_last
 from corenas.objectives import Constraint, Objectives
 from corenas.run import goals
 from corenas.run.alone import stand_alone, subnet
@@ -37,7 +38,7 @@ class SearchTarget:
     """
 
     constraints: Sequence[Constraint]
-    region: Constrained
+    region: FeasibleSpace
 
     def __str__(self) -> str:
         return " and ".join(map(str, self.constraints))
@@ -152,7 +153,7 @@ def _read_targets(spec: Spec, cost: Cost, metrics: Mapping[str, Metric], faults:
         with collecting(faults, *key):
             constraints = goals.read_constraints(bounds, metrics, lambda metric: reachable(cost, metric)[1])
             cheap = [constraint for constraint in constraints if constraint.metric in METRICS]
-            targets.append(SearchTarget(constraints, Constrained(spec.space, cost, cheap)))
+            targets.append(SearchTarget(constraints, FeasibleSpace(spec.space, cost, cheap)))
     return targets
 
 
@@ -202,4 +203,4 @@ def load_supernet(prepared: Prepared, folder: Path) -> nn.Module:
     """Return the trained supernet of a run, on its device. Raises UserError if it has not come so far."""
     source = Path(prepared.spec.supernet.from_) if prepared.spec.supernet is not None else folder
     load_weights(prepared.supernet, source / "supernet.pt")
-    return prepared.supernet.to(prepared.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return channels_last(prepared.supernet.to(prepared.device))

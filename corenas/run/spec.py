@@ -20,7 +20,8 @@ from corenas.options import structure, to_table
 from corenas.plugins import Catalogue, load_catalogue
 from corenas.run.toml import Sources, read_toml
 from corenas.settings import Calibration, Train
-from corenas.space import OVERRIDE, Choice, SearchSpace, flatten
+from corenas.space import Choice, SearchSpace, flatten
+from corenas.variables import OVERRIDE
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

@@ -26,10 +26,11 @@ from corenas.errors import UserError
 from corenas.export import export_subnet
 from corenas.mutable import apply, keys_used
 from corenas.options import structure
-from corenas.space import Arch, Categorical, SearchSpace
+from corenas.space import Arch, SearchSpace
 from corenas.supernet import build_supernet
 from corenas.testing.components import checks_of_any_component, global_generators_untouched
 from corenas.testing.small import same, some_archs
+from corenas.variables import Categorical
 
 Shape = tuple[int, int, int]
 IMAGE: Shape = (3, 32, 32)
@@ -83,8 +84,10 @@ def counted(plain: nn.Module, image: Shape) -> dict[str, int]:
 
 def cost_of(model: nn.Module, space: SearchSpace, image: Shape, archs: Sequence[Arch]) -> list[dict[str, int]]:
     """flops and params of archs, by the core."""
-    return [{name: cost[name] for name in ("flops", "params")}
-            for cost in Cost(model, space, torch.empty(1, *image)).of(archs)]  # fmt: skip
+    return [
+        {name: cost[name] for name in ("flops", "params")}
+        for cost in Cost(model, space, torch.empty(1, *image)).of(archs)
+    ]
 
 
 def states_the_layout_of_its_spaces(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
@@ -170,7 +173,7 @@ def trains_exactly_what_an_arch_uses(backbone: Backbone, space: SearchSpace, ima
     model, x = network(backbone, space).double().train(), noise(image, 4).double()
     for arch in some_archs(space, 4, seed=3):
         plain = export_subnet(model, arch, x[:1])
-        found = []
+        summaries = []
         for net in (model, plain):
             net.zero_grad()
             with apply(model, arch), torch.random.fork_rng(devices=[]):
@@ -180,11 +183,11 @@ def trains_exactly_what_an_arch_uses(backbone: Backbone, space: SearchSpace, ima
             grads = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
             largest = max(float(grad.abs().max()) for grad in grads.values())
             felt = {name: grad.abs() > 1e-12 * largest for name, grad in grads.items()}
-            found.append((sorted(int(mask.sum()) for mask in felt.values() if mask.any()), largest))
+            summaries.append((sorted(int(mask.sum()) for mask in felt.values() if mask.any()), largest))
             silent = [name for name, mask in felt.items() if not mask.any() and not name.endswith("bias")]
             assert not silent, f"no gradient reaches {', '.join(silent)} under {arch}"
-        assert found[0][0] == found[1][0], f"other elements have gradients than in the exported network: {arch}"
-        assert abs(found[0][1] - found[1][1]) <= 1e-9 * found[1][1], arch
+        assert summaries[0][0] == summaries[1][0], f"other elements have gradients than in the exported network: {arch}"
+        assert abs(summaries[0][1] - summaries[1][1]) <= 1e-9 * summaries[1][1], arch
 
 
 def has_no_weight_that_no_arch_uses(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
@@ -251,17 +254,17 @@ def builds_one_subnet_alone(backbone: Backbone, space: SearchSpace, image: Shape
 def more_of_a_variable_never_costs_less(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
     """A larger width, depth, kernel, … has no fewer flops or params, all else being equal."""
     codes = [space.encode(some_archs(space, 6, seed=7))]
-    places = [(place, variable) for place, variable in enumerate(space.variables) if not variable.continuous]
-    ordered = [(p, v) for p, v in places if all(isinstance(choice, int | float) for choice in v.choices)]
+    columns = [(column, variable) for column, variable in enumerate(space.variables) if not variable.continuous]
+    ordered = [(p, v) for p, v in columns if all(isinstance(choice, int | float) for choice in v.choices)]
     cost = Cost(network(backbone, space), space, torch.empty(1, *image))
-    for place, variable in ordered:
+    for column, variable in ordered:
         rising = sorted(range(len(variable.choices)), key=lambda i, v=variable: v.choices[i])  # type: ignore[misc]
-        columns = []
+        costs = []
         for code in rising:
             changed = codes[0].copy()
-            changed[:, place] = code
-            columns.append(cost(space.canonical(changed)))
-        for less, more in itertools.pairwise(columns):
+            changed[:, column] = code
+            costs.append(cost(space.canonical(changed)))
+        for less, more in itertools.pairwise(costs):
             for metric in ("flops", "params"):
                 assert (less[metric] <= more[metric]).all(), f"more {variable.key} has less {metric}"
 

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.calibrate import recalibrate
 from corenas.export import export_subnet
-from corenas.mutable import Mutable, Resizing, apply, chosen
+from corenas.mutable import Mutable, Resizing, apply, largest_choice
 from corenas.testing.components import global_generators_untouched
 from corenas.testing.small import condition, differing, same
 from corenas.value import Constant, Dimension, Value
@@ -47,8 +47,12 @@ def layer(make: Make, seed: int = 0) -> Any:
 
 def archs_of(made: Any, n: int = 12) -> list[dict[str, Any]]:
     """The largest choices of all its variables, and some others spread over all combinations."""
-    domains = {key: choices for value in made.values.values() for part in _parts(value)
-               for key, choices in part.domains.items()}  # fmt: skip
+    domains = {
+        key: choices
+        for value in made.elastic.values.values()
+        for part in _parts(value)
+        for key, choices in part.domains.items()
+    }
     every = [*itertools.islice(itertools.product(*(sorted(choices) for choices in domains.values())), 100_000)]
     picked = sorted({*np.linspace(0, len(every) - 1, min(n, len(every))).astype(int).tolist()})
     return [dict(zip(domains, every[i], strict=True)) for i in picked][::-1]
@@ -61,7 +65,7 @@ def _parts(value: Value | Dimension) -> tuple[Value, ...]:
 def noise(made: Any, arch: Choices, shape: Shape = None) -> Tensor:
     """An input for an arch, always the same."""
     if shape is None:
-        inputs = made.values.get("inputs") or made.values.get("outputs") or Constant(4)
+        inputs = made.elastic.values.get("inputs") or made.elastic.values.get("outputs") or Constant(4)
         size = inputs(arch)
         size = (2, sum(size) if isinstance(size, tuple) else size, 6, 6)
     else:
@@ -80,13 +84,13 @@ def _in_double() -> Iterator[None]:
 
 
 def states_its_values_and_begins_with_the_largest(make: Make, shape: Shape = None) -> None:
-    """`values` says what its shape follows from; `choice` has the same names and is, at first, what `chosen` gives."""
+    """Its values say what its shape follows from; its choice has the same names and is, at first, the largest."""
     made = layer(make)
     assert isinstance(made, Mutable)
-    assert all(isinstance(value, Value | Dimension) for value in made.values.values())
-    assert dict(made.choice) == chosen(made.values)
+    assert all(isinstance(value, Value | Dimension) for value in made.elastic.values.values())
+    assert dict(made.elastic.choice) == largest_choice(made.elastic.values)
     if isinstance(made, Resizing):
-        assert {*made.resizes} <= {*made.values}
+        assert {*made.resizes} <= {*made.elastic.values}
 
 
 def takes_any_arch_for_a_while(make: Make, shape: Shape = None) -> None:
@@ -95,11 +99,11 @@ def takes_any_arch_for_a_while(make: Make, shape: Shape = None) -> None:
     before = condition(made)
     for arch in archs_of(made):
         with torch.no_grad(), apply(made, arch):
-            assert dict(made.choice) == {name: value(arch) for name, value in made.values.items()}
+            assert dict(made.elastic.choice) == {name: value(arch) for name, value in made.elastic.values.items()}
             out = made(noise(made, arch, shape))
         assert out.isfinite().all(), arch
-        if "outputs" in made.values:
-            outputs = made.values["outputs"](arch)
+        if "outputs" in made.elastic.values:
+            outputs = made.elastic.values["outputs"](arch)
             assert sum(outputs) if isinstance(outputs, tuple) else outputs in out.shape, arch
     assert not (changed := differing(before, condition(made))), f"changes its {', '.join(changed)}"
 
@@ -157,7 +161,7 @@ def costs_what_its_export_costs(make: Make, shape: Shape = None) -> None:
         plain = export_subnet(model, arch, one).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             out = plain(one)
-        outputs = made.values["outputs"](arch)
+        outputs = made.elastic.values["outputs"](arch)
         size = sum(outputs) if isinstance(outputs, tuple) else outputs
         cost = made.cost(Constant(out.numel() // size))
         params = sum(p.numel() for p in plain.parameters())

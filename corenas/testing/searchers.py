@@ -14,9 +14,10 @@ import numpy as np
 
 from corenas.contracts import Problem, Proposal, Search, Searcher
 from corenas.objectives import Objective, Objectives, Trial
-from corenas.space import Arch, Categorical, Condition, Int, SearchSpace
-from corenas.space import Float as Steps
+from corenas.space import Arch, SearchSpace
 from corenas.testing.components import component_checks, global_generators_untouched
+from corenas.variables import Categorical, Condition, Int
+from corenas.variables import Float as Steps
 
 
 def large_space() -> SearchSpace:

@@ -14,9 +14,8 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from corenas.contracts import EvaluatorContext, LiveEvaluator, LiveTask, Metric, MutatorContext, Phase, Step
-from corenas.cost import LayerCost, conv_cost, linear_cost, norm_cost
 from corenas.hookspecs import hookimpl
-from corenas.mutable import Values, apply, chosen
+from corenas.mutable import Elastic, LayerCost, apply, conv_cost, linear_cost, mutables, norm_cost
 from corenas.options import structure
 from corenas.plugins import Catalogue, load_catalogue
 from corenas.space import Arch, SearchSpace
@@ -36,35 +35,28 @@ class Conv(nn.Conv2d):
     ) -> None:
         inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
         super().__init__(inputs.allocated, outputs.allocated, as_value(kernel).largest, stride, bias=bias)
-        self.values: Values = {"inputs": inputs, "outputs": outputs, "kernel": as_value(kernel)}
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        self.inputs, self.outputs, self.kernel = inputs, outputs, as_value(kernel)
+        self.elastic = Elastic({"inputs": inputs, "outputs": outputs, "kernel": self.kernel})
 
     def active(self) -> tuple[Tensor, Tensor | None]:
         """Views of the chosen part of weight and bias."""
-        i, o, k = sum(self.choice["inputs"]), sum(self.choice["outputs"]), self.choice["kernel"]
+        i, o, k = sum(self.elastic.choice["inputs"]), sum(self.elastic.choice["outputs"]), self.elastic.choice["kernel"]
         return self.weight[:o, :i, :k, :k], None if self.bias is None else self.bias[:o]
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(n, active inputs, h, w) -> (n, active outputs, h', w')."""
-        return F.conv2d(x, *self.active(), self.stride, self.choice["kernel"] // 2)
+        return F.conv2d(x, *self.active(), self.stride, self.elastic.choice["kernel"] // 2)
 
     def cost(self, positions: Value) -> LayerCost:
         """Its cost at `positions` pixels."""
-        inputs, outputs, kernel = self.values["inputs"].size, self.values["outputs"].size, self.values["kernel"]  # type: ignore[union-attr]
-        return conv_cost(inputs, outputs, kernel * kernel, positions, 1, self.bias is not None)  # type: ignore[operator, arg-type]
+        taps, biased = self.kernel * self.kernel, self.bias is not None
+        return conv_cost(self.inputs.size, self.outputs.size, taps, positions, 1, biased)
 
     def export(self) -> nn.Conv2d:
         """The chosen part as a plain convolution."""
         weight, bias = self.active()
-        plain = nn.Conv2d(
-            weight.shape[1],
-            weight.shape[0],
-            weight.shape[2],
-            self.stride[0],
-            self.choice["kernel"] // 2,
-            bias=bias is not None,
-            device="meta",
-        )
+        outputs, inputs, kernel, _ = weight.shape
+        plain = nn.Conv2d(inputs, outputs, kernel, self.stride[0], kernel // 2, bias=bias is not None, device="meta")
         return filled(plain, self, weight=weight, bias=bias)
 
 
@@ -72,14 +64,14 @@ class Norm(nn.BatchNorm2d):
     """A batch norm of which the first features are active."""
 
     def __init__(self, features: Size) -> None:
-        values = {"outputs": Dimension.of(features)}
-        super().__init__(values["outputs"].allocated)
-        self.values: Values = values
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        outputs = Dimension.of(features)
+        super().__init__(outputs.allocated)
+        self.outputs = outputs
+        self.elastic = Elastic({"outputs": outputs})
 
     def active(self) -> tuple[Tensor, ...]:
         """Views of the chosen part of mean, variance, weight and bias."""
-        (n,) = self.choice["outputs"]
+        (n,) = self.elastic.choice["outputs"]
         return self.running_mean[:n], self.running_var[:n], self.weight[:n], self.bias[:n]  # type: ignore[index]
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -89,7 +81,7 @@ class Norm(nn.BatchNorm2d):
 
     def cost(self, positions: Value) -> LayerCost:
         """Two parameters a feature."""
-        return norm_cost(self.values["outputs"].size, True)  # type: ignore[union-attr]
+        return norm_cost(self.outputs.size, True)
 
     def export(self) -> nn.BatchNorm2d:
         """The chosen part as a plain batch norm."""
@@ -103,14 +95,14 @@ class Linear(nn.Linear):
     """A linear layer of which the first inputs are active."""
 
     def __init__(self, inputs: Size, outputs: Size) -> None:
-        values = {"inputs": Dimension.of(inputs), "outputs": Dimension.of(outputs)}
-        super().__init__(values["inputs"].allocated, values["outputs"].allocated)
-        self.values: Values = values
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
+        super().__init__(inputs.allocated, outputs.allocated)
+        self.inputs, self.outputs = inputs, outputs
+        self.elastic = Elastic({"inputs": inputs, "outputs": outputs})
 
     def active(self) -> tuple[Tensor, Tensor]:
         """Views of the chosen part of weight and bias."""
-        return self.weight[:, : sum(self.choice["inputs"])], self.bias
+        return self.weight[:, : sum(self.elastic.choice["inputs"])], self.bias
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(n, active inputs) -> (n, outputs)."""
@@ -118,7 +110,7 @@ class Linear(nn.Linear):
 
     def cost(self, positions: Value) -> LayerCost:
         """Its cost at `positions` tokens."""
-        return linear_cost(self.values["inputs"].size, self.values["outputs"].size, positions, True)  # type: ignore[union-attr]
+        return linear_cost(self.inputs.size, self.outputs.size, positions, True)
 
     def export(self) -> nn.Linear:
         """The chosen part as a plain linear layer."""
@@ -140,16 +132,16 @@ class Mixed(nn.Module):
     def __init__(self, candidates: Mapping[str, nn.Module], op: Value) -> None:
         super().__init__()
         self.candidates = nn.ModuleDict(candidates)
-        self.values: Values = {"op": op}
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        self.op = op
+        self.elastic = Elastic({"op": op})
 
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """Each candidate runs where it is the choice."""
-        return [(module, equals(self.values["op"], name)) for name, module in self.candidates.items()]  # type: ignore[arg-type]
+        return [(module, equals(self.op, name)) for name, module in self.candidates.items()]
 
     def forward(self, x: Tensor) -> Tensor:
         """What the chosen candidate gives."""
-        op = self.choice["op"]
+        op = self.elastic.choice["op"]
         if isinstance(op, Tensor):
             return sum(weight * candidate(x) for weight, candidate in zip(op, self.candidates.values(), strict=True))  # type: ignore[return-value]
         return self.candidates[op](x)
@@ -161,16 +153,16 @@ class Depth(nn.Module):
     def __init__(self, blocks: Iterable[nn.Module], depth: Value) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.values: Values = {"depth": depth}
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        self.depth = depth
+        self.elastic = Elastic({"depth": depth})
 
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """A block runs where the depth reaches it."""
-        return [(block, at_least(self.values["depth"], i + 1)) for i, block in enumerate(self.blocks)]  # type: ignore[arg-type]
+        return [(block, at_least(self.depth, i + 1)) for i, block in enumerate(self.blocks)]
 
     def forward(self, x: Tensor) -> Tensor:
         """The active blocks one after the other."""
-        for block in [*self.blocks][: self.choice["depth"]]:
+        for block in [*self.blocks][: self.elastic.choice["depth"]]:
             x = block(x)
         return x
 
@@ -494,7 +486,7 @@ def condition(model: nn.Module) -> dict[str, Any]:
         "gradients": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
         "trained": [p.requires_grad for p in model.parameters()],
         "modes": [module.training for module in modules],
-        "choices": [dict(getattr(module, "choice", {})) for module in modules],
+        "choices": [dict(mutable.elastic.choice) for mutable in mutables(model)],
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules],
     }
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from corenas.contracts import AlgorithmContext, Phase
 from corenas.cost import Cost
-from corenas.mutable import apply, chosen
+from corenas.mutable import Elastic, apply
 from corenas.settings import Train
 from corenas.space import SearchSpace
 from corenas.supernet import Supernet, observe
@@ -24,11 +24,10 @@ class Resize(nn.Module):
 
     def __init__(self, resolution):
         super().__init__()
-        self.values = {"resolution": resolution}
-        self.choice = chosen(self.values)
+        self.elastic = Elastic({"resolution": resolution})
 
     def forward(self, x):
-        return F.interpolate(x, (self.choice["resolution"],) * 2)
+        return F.interpolate(x, (self.elastic.choice["resolution"],) * 2)
 
 
 class Body(nn.Module):
@@ -37,7 +36,7 @@ class Body(nn.Module):
         self.resize, self.wide = Resize(tree["resolution"]), toys.Conv(1, tree["width"], 3)
         blocks = [toys.Block(tree["width"], block["kernel"], True) for block in tree["blocks"]]
         self.stage = toys.Depth(blocks, tree["depth"])
-        self.segments, self.feat_dims = [self.wide, self.stage], [self.wide.values["outputs"]]
+        self.segments, self.feat_dims = [self.wide, self.stage], [self.wide.elastic.values["outputs"]]
 
     def features(self, x):
         return [self.stage(self.wide(self.resize(x)))]

@@ -14,11 +14,12 @@ from corenas.mutable import apply
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.settings import Train
-from corenas.space import Int, SearchSpace
+from corenas.space import SearchSpace
 from corenas.testing.algorithms import algorithm_checks
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.train import run_training
+from corenas.variables import Int
 from corenas_algorithm_bignas import BigNAS, corenas_algorithms
 from corenas_algorithm_bignas.trainer import soft_cross_entropy, without_dropout
 from corenas_mutable_slices import BatchNorm2dSlice, Conv2dSlice, ElasticDepth, LinearSlice

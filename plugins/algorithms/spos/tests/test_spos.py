@@ -10,17 +10,18 @@ from torch import nn
 
 from corenas.contracts import Algorithm, AlgorithmContext, Metric
 from corenas.cost import Cost
-from corenas.mutable import apply
+from corenas.mutable import apply, mutables
 from corenas.optim import build_optimizer, build_schedule
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.settings import Train
-from corenas.space import Categorical, Int, SearchSpace
+from corenas.space import SearchSpace
 from corenas.testing.algorithms import algorithm_checks
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.small import Paths
 from corenas.train import run_training
+from corenas.variables import Categorical, Int
 from corenas_algorithm_spos import SPOS, corenas_algorithms
 from corenas_mutable_slices import ElasticDepth, LinearSlice, MixedOp
 
@@ -163,10 +164,10 @@ def test_each_path_is_backpropagated_before_the_next_begins():
 
 def test_figures_are_detached_and_the_arch_before_is_in_force_again():
     model = network()
-    before = [dict(m.choice) for m in model.modules() if hasattr(m, "choice")]
+    before = [dict(m.elastic.choice) for m in mutables(model)]
     figures = trainer(model).train_step(batch(), Own(SPACE.smallest()))
     assert not figures["loss"].requires_grad
-    assert [dict(m.choice) for m in model.modules() if hasattr(m, "choice")] == before
+    assert [dict(m.elastic.choice) for m in mutables(model)] == before
 
 
 class Listed:

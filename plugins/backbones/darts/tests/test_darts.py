@@ -237,7 +237,7 @@ def test_the_search_network_has_the_size_that_its_log_says():
     mixed = [module for module in model.modules() if isinstance(module, MixedOp)]
     assert len(mixed) == 8 * 14
     assert {module.names for module in mixed} == {OPERATIONS[:8]}
-    assert len({module.values["op"].key for module in mixed}) == 2 * 14
+    assert len({module.elastic.values["op"].key for module in mixed}) == 2 * 14
 
 
 def test_the_space_has_the_size_of_the_paper():
@@ -749,7 +749,7 @@ PAIR = {"edges": [{"op": OPS}, {"op": OPS}]}
     ([{"edges": [{"op": OPS, "input": -1}]}], "normal.nodes[0].edges[0].input", "whole numbers from 0"),
     ([{"edges": [{"op": OPS, "input": "0"}]}], "normal.nodes[0].edges[0].input", "a number or a variable"),
     ([{"edges": [{"op": OPS}] * 3}], "normal.nodes[0].edges[2].input", "states 0 to 1"),
-    ([{**PAIR, "take": "0 2"}], "normal.nodes[0].take", "places of edges in order, of 0 1, found '0 2'"),
+    ([{**PAIR, "take": "0 2"}], "normal.nodes[0].take", "indices of edges in order, of 0 1, found '0 2'"),
     ([{**PAIR, "take": ["0 1", "1 0"]}], "normal.nodes[0].take", "found '1 0'"),
     ([{**PAIR, "take": ["0 1", ""]}], "normal.nodes[0].take", "found ''"),
     ([{**PAIR, "take": 1}], "normal.nodes[0].take", "found 1"),

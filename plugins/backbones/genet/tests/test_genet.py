@@ -244,7 +244,7 @@ def test_a_stage_of_several_types_runs_the_chosen_one():
     assert isinstance(first, MixedOp)
     for op, kernels in {"XX": [3, 3], "BL": [1, 3, 1]}.items():
         with apply(model, {**space.largest(), "stages.1.op": op}):
-            chosen = first.candidates[first.choice["op"]]
+            chosen = first.candidates[first.elastic.choice["op"]]
         assert [layer.conv.kernel_size[0] for layer in chosen.body] == kernels
 
 

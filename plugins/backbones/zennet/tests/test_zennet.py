@@ -434,7 +434,7 @@ def test_a_block_of_idw_projects_where_bottleneck_and_width_differ_and_not_where
     assert (len(blocks), len(shortcuts)) == (4, 3)  # the first always projects
     for bottleneck, width in ((8, 16), (16, 16), (16, 24)):
         with apply(model, {"bottleneck": bottleneck, "width": width}):
-            assert {shortcut.choice["differs"] for shortcut in shortcuts} == {int(bottleneck != width)}
+            assert {shortcut.elastic.choice["differs"] for shortcut in shortcuts} == {int(bottleneck != width)}
 
 
 # -- what every backbone promises -------------------------------------------------------------------------------------

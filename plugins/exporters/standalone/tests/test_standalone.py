@@ -20,7 +20,7 @@ from corenas.plugins import load_catalogue
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.exporters import exporter_checks
-from corenas.value import Variable
+from corenas.variables import Variable
 from corenas_exporter_standalone import Program, Python, Safetensors, corenas_exporters
 from corenas_mutable_slices import ConvNormAct, ElasticDepth, LinearSlice, MixedOp
 

@@ -8,11 +8,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.cost import Cost
 from corenas.export import export_subnet
-from corenas.mutable import apply, chosen
+from corenas.mutable import Elastic, apply
 from corenas.space import SearchSpace
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.mutables import costs_what_its_export_costs, mutable_checks
-from corenas.value import Constant, Dimension, Variable
+from corenas.value import Constant, Dimension
+from corenas.variables import Variable
 from corenas_mutable_attention import (
     LayerNormSlice,
     MultiHeadAttention,
@@ -32,8 +33,7 @@ class Shifted(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.values = {"outputs": Dimension.of(WIDTH)}
-        self.choice = chosen(self.values)
+        self.elastic = Elastic({"outputs": Dimension.of(WIDTH)})
         self.shift = ParameterSlice(1, TOKENS, WIDTH)
         nn.init.normal_(self.shift.weight)
 

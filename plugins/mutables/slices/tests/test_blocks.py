@@ -14,8 +14,9 @@ from corenas.cost import Cost
 from corenas.errors import UserError
 from corenas.export import export_subnet
 from corenas.mutable import apply
-from corenas.space import Categorical, SearchSpace
-from corenas.value import Dimension, Variable
+from corenas.space import SearchSpace
+from corenas.value import Dimension
+from corenas.variables import Categorical, Variable
 from corenas_mutable_slices import (
     Conv2dSlice,
     ConvNormAct,

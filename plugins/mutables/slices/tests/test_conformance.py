@@ -5,7 +5,8 @@ from torch import nn
 
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.mutables import mutable_checks, trains_the_active_part_alone
-from corenas.value import Variable, make_divisible
+from corenas.value import make_divisible
+from corenas.variables import Variable
 from corenas_mutable_slices import (
     BatchNorm2dSlice,
     Conv2dSlice,

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from corenas.cost import Cost, LayerCost
+from corenas.cost import Cost
 from corenas.export import export_subnet
-from corenas.mutable import apply, chosen
-from corenas.space import Categorical, SearchSpace
+from corenas.mutable import Elastic, LayerCost, apply
+from corenas.space import SearchSpace
 from corenas.value import Dimension
+from corenas.variables import Categorical
 from corenas_mutable_slices import Conv2dSlice, LinearSlice
 
 SPACE = SearchSpace([Categorical("a", (2, 3, 5)), Categorical("b", (1, 4)), Categorical("half", (2, 3, 4)),
@@ -24,11 +25,10 @@ class Split(nn.Module):
     def __init__(self, half):
         super().__init__()
         self.main = Conv2dSlice(half, half, 1)
-        self.values = {"halves": Dimension.of([half, half])}
-        self.choice = chosen(self.values)
+        self.elastic = Elastic({"halves": Dimension.of([half, half])})
 
     def forward(self, x):
-        first, second = x.split(self.choice["halves"], 1)
+        first, second = x.split(self.elastic.choice["halves"], 1)
         return torch.stack([self.main(first), second], 2).flatten(1, 2)
 
 
@@ -37,14 +37,13 @@ class Attention(nn.Module):
 
     def __init__(self, head):
         super().__init__()
-        self.values = {"outputs": head * 2}
-        self.choice = chosen(self.values)
+        self.elastic = Elastic({"outputs": head * 2})
 
     def cost(self, tokens):
-        return LayerCost(flops=tokens * tokens * self.values["outputs"] * 2)
+        return LayerCost(flops=tokens * tokens * self.elastic.values["outputs"] * 2)
 
     def forward(self, qkv):
-        q, k, v = qkv.unflatten(2, (3, 2, self.choice["outputs"] // 2)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = qkv.unflatten(2, (3, 2, self.elastic.choice["outputs"] // 2)).permute(2, 0, 3, 1, 4).unbind(0)
         return ((q @ k.transpose(2, 3)).softmax(3) @ v).transpose(1, 2).flatten(2)
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from corenas.errors import UserError
 from corenas.export import export_subnet
-from corenas.mutable import apply, chosen
+from corenas.mutable import Elastic, apply
 from corenas.space import SearchSpace
 from corenas.testing.small import same
 from corenas.value import Dimension, as_value
@@ -162,8 +162,7 @@ class Doubled(nn.Linear):
 
     def __init__(self, width):
         super().__init__(4, 4)
-        self.values = {"width": as_value(width)}
-        self.choice = chosen(self.values)
+        self.elastic = Elastic({"width": as_value(width)})
 
     def export(self):
         plain = nn.Linear(4, 4)

@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 from corenas.cost import Cost
 from corenas.mutable import apply
-from corenas.space import Categorical, Int, SearchSpace
-from corenas.value import Variable, make_divisible
+from corenas.space import SearchSpace
+from corenas.value import make_divisible
+from corenas.variables import Categorical, Int, Variable
 from corenas_mutable_slices import (
     ACTIVATIONS,
     BatchNorm2dSlice,
@@ -120,7 +121,7 @@ def test_a_depthwise_convolution_is_a_plain_one_of_the_active_size(arch):
 @CHOICES
 def test_a_convolution_of_several_parts_takes_the_first_of_each(arch):
     layer = Conv2dSlice([IN, 3, OUT], [OUT, IN], K)
-    inputs, outputs = (indices(layer.values[name], arch) for name in ("inputs", "outputs"))
+    inputs, outputs = (indices(layer.elastic.values[name], arch) for name in ("inputs", "outputs"))
     k = arch["k"]
     plain = nn.Conv2d(len(inputs), len(outputs), k, padding=k // 2)
     crop = slice((5 - k) // 2, (5 - k) // 2 + k)
@@ -135,7 +136,7 @@ def test_a_convolution_of_several_parts_takes_the_first_of_each(arch):
 @CHOICES
 def test_a_depthwise_convolution_of_several_parts_takes_the_first_of_each(arch):
     layer = Conv2dSlice([IN, OUT], [IN, OUT], K, groups="depthwise", bias=False)
-    channels, k = indices(layer.values["inputs"], arch), arch["k"]
+    channels, k = indices(layer.elastic.values["inputs"], arch), arch["k"]
     plain = nn.Conv2d(len(channels), len(channels), k, padding=k // 2, groups=len(channels), bias=False)
     crop = slice((5 - k) // 2, (5 - k) // 2 + k)
     plain.weight.data.copy_(layer.weight[channels][:, :, crop, crop])
@@ -202,7 +203,7 @@ def test_mistakes_of_a_convolution_are_told_when_it_is_made():
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_linear_layer_is_a_plain_one_of_the_active_size(arch, sizes, bias):
     layer = LinearSlice(*sizes, bias)
-    inputs, outputs = (indices(layer.values[name], arch) for name in ("inputs", "outputs"))
+    inputs, outputs = (indices(layer.elastic.values[name], arch) for name in ("inputs", "outputs"))
     plain = nn.Linear(len(inputs), len(outputs), bias)
     at = {"weight": grid_of(outputs, inputs), "bias": outputs}
     plain.load_state_dict({name: getattr(layer, name)[at[name]] for name in plain.state_dict()})
@@ -219,7 +220,7 @@ def test_a_linear_layer_is_a_plain_one_of_the_active_size(arch, sizes, bias):
 @pytest.mark.parametrize("affine", [True, False])
 def test_a_batch_norm_is_a_plain_one_whose_statistics_stand_in_the_whole(arch, features, momentum, affine):
     layer = BatchNorm2dSlice(features, momentum=momentum, affine=affine)
-    at = indices(layer.values["outputs"], arch)
+    at = indices(layer.elastic.values["outputs"], arch)
     layer.running_mean.normal_()
     layer.running_var.uniform_(0.5, 2)
     if affine:
@@ -257,7 +258,7 @@ def test_exports_share_nothing_draw_nothing_and_are_plain():
         assert all(p.requires_grad and p.dtype == torch.float64 for p in exported.parameters())
         assert exported.state_dict().keys() == child.state_dict().keys()
         assert exported.training == child.training
-        assert not any("values" in vars(module) for module in exported.modules())
+        assert not any("elastic" in vars(module) for module in exported.modules())
 
 
 def model():
@@ -419,7 +420,7 @@ def test_a_mixed_operation_is_its_choice_or_the_weighted_sum():
     assert_close(y, sum(w * module(x) for w, module in zip(weights, candidates.values(), strict=True)))
     y.sum().backward()
     assert_close(weights.grad, torch.stack([module(x).sum() for module in candidates.values()]))
-    assert mixed.choice["op"] == 5
+    assert mixed.elastic.choice["op"] == 5
     with pytest.raises(ValueError, match=r"no candidate for \['pool'\]; there are \['conv'\]"):
         MixedOp({"conv": nn.Identity()}, Variable("op", ("conv", "pool")))
 

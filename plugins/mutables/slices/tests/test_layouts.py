@@ -6,7 +6,8 @@ import pytest
 from attrs import field, frozen
 
 from corenas.errors import UserError
-from corenas.value import Constant, Value, Variable
+from corenas.value import Constant, Value
+from corenas.variables import Variable
 from corenas_mutable_slices.layouts import check_blocks, each, odd, of_block, positive, whole
 
 

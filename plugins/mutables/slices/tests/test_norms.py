@@ -15,9 +15,9 @@ from corenas.calibrate import recalibrate, statistics_kept
 from corenas.cost import Cost
 from corenas.export import export_subnet
 from corenas.mutable import apply
-from corenas.space import Categorical, SearchSpace
+from corenas.space import SearchSpace
 from corenas.testing.small import same
-from corenas.value import Variable
+from corenas.variables import Categorical, Variable
 from corenas_mutable_slices import BatchNorm2dSlice, Conv2dSlice, ConvNormAct, LinearSlice, per_width_statistics
 from corenas_mutable_slices.exchange import load
 
@@ -43,11 +43,11 @@ def test_each_number_of_the_switch_has_the_statistics_of_a_norm_of_its_own(featu
     layer = BatchNorm2dSlice(features, momentum=momentum, switch=switch)
     alone = {n: BatchNorm2dSlice(features, momentum=momentum) for n in switch.possible}
     for arch in (ARCHS[i] for i in (8, 0, 3, 7, 0, 5, 8, 2)):
-        x = torch.randn(3, sum(layer.values["outputs"](arch)), 4, 4) * arch["o"] + arch["i"]
+        x = torch.randn(3, sum(layer.elastic.values["outputs"](arch)), 4, 4) * arch["o"] + arch["i"]
         with apply(layer, arch), apply(alone[switch(arch)], arch):
             assert_close(layer(x), alone[switch(arch)](x))
     for arch in ARCHS:
-        norm, at = alone[switch(arch)], places(layer.values["outputs"], arch)
+        norm, at = alone[switch(arch)], places(layer.elastic.values["outputs"], arch)
         with apply(layer, arch):
             assert_close(layer.running_mean, norm.running_mean)
             assert_close(layer.running_var, norm.running_var)
@@ -191,7 +191,7 @@ TWO = """
 import sys, torch
 from corenas import distributed
 from corenas.mutable import apply
-from corenas.value import Variable
+from corenas.variables import Variable
 from corenas_mutable_slices import BatchNorm2dSlice
 
 OUT, IN = Variable("o", (4, 6, 8)), Variable("i", (2, 4, 6))

@@ -19,11 +19,12 @@ from corenas.mutable import apply, mutables
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.settings import Train
-from corenas.space import Categorical, SearchSpace
+from corenas.space import SearchSpace
 from corenas.supernet import Supernet
 from corenas.testing.components import global_generators_untouched
 from corenas.testing.distributions import distribution_checks
-from corenas.value import Dimension, Variable, make_divisible
+from corenas.value import Dimension, make_divisible
+from corenas.variables import Categorical, Variable
 from corenas_mutable_slices import (
     BatchNorm2dSlice,
     Conv2dSlice,
@@ -74,7 +75,7 @@ def largest(model):
 
 
 def variables(model):
-    return {key: own for m in mutables(model) for value in m.values.values()
+    return {key: own for m in mutables(model) for value in m.elastic.values.values()
             for part in getattr(value, "parts", (value,)) for key, own in part.domains.items()}  # fmt: skip
 
 
@@ -450,7 +451,7 @@ def test_the_example_of_every_backbone_computes_the_same(name):
     space = SearchSpace.from_table(cls.example["space"])
     backbone = structure(cls.example["backbone"], cls).build(space)
     net = lively(Supernet(backbone, Head(backbone.feat_dims[-1])))
-    widths = {key for m in mutables(net) for value in m.values.values() if isinstance(value, Dimension)
+    widths = {key for m in mutables(net) for value in m.elastic.values.values() if isinstance(value, Dimension)
               for key in value.keys}  # fmt: skip
     rng = np.random.default_rng(0)
     archs = [space.largest(), *({**space.sample(rng), **{key: space[key].largest for key in widths}} for _ in range(8))]
@@ -532,7 +533,7 @@ def test_nothing_but_weights_changes():
     assert [p.stride() for p in net.parameters()] == strides
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
     for module in mutables(net):
-        assert dict(module.choice) == {name: value(arch) for name, value in module.values.items()}
+        assert dict(module.elastic.choice) == {name: value(arch) for name, value in module.elastic.values.items()}
 
 
 def test_a_sorted_network_stays_as_it_is():

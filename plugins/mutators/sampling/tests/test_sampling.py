@@ -7,10 +7,11 @@ from corenas.contracts import Mutator
 from corenas.errors import UserError
 from corenas.options import structure
 from corenas.plugins import load_catalogue
-from corenas.space import Categorical, Condition, Float, Int, SearchSpace
+from corenas.space import SearchSpace
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.mutators import context, large_space, mutator_checks, scores
+from corenas.variables import Categorical, Condition, Float, Int
 from corenas_mutator_sampling import Max, Sandwich, Uniform, corenas_mutators
 
 MUTATORS = [Max(), Uniform(), Uniform(paths=3), Uniform(over="archs"), Sandwich(), Sandwich(random=0)]

@@ -12,7 +12,7 @@ from corenas.errors import UserError
 from corenas.objectives import Objective, Objectives, Trial
 from corenas.options import structure
 from corenas.plugins import load_catalogue
-from corenas.space import Categorical, SearchSpace
+from corenas.space import SearchSpace
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.searchers import (
@@ -24,6 +24,7 @@ from corenas.testing.searchers import (
     simple_problem,
     tiny_space,
 )
+from corenas.variables import Categorical
 from corenas_searcher_evolution import Evolution, corenas_searchers
 
 

@@ -7,10 +7,11 @@ import pytest
 from corenas.contracts import Searcher
 from corenas.objectives import Trial
 from corenas.plugins import load_catalogue
-from corenas.space import Categorical, SearchSpace
+from corenas.space import SearchSpace
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.searchers import additive, archs, drive, searcher_checks, simple_problem, tiny_space
+from corenas.variables import Categorical
 from corenas_searcher_random import Random, corenas_searchers
 
 

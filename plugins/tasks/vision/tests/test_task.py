@@ -9,7 +9,8 @@ from corenas.cost import Cost
 from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.space import SearchSpace
-from corenas.value import Dimension, Variable
+from corenas.value import Dimension
+from corenas.variables import Variable
 from corenas_mutable_slices import LinearSlice
 from corenas_task_vision import Classification
 from corenas_task_vision.task import Accuracies, Head

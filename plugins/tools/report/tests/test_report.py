@@ -14,12 +14,13 @@ from corenas.contracts import Note, RunDone
 from corenas.errors import UserError
 from corenas.objectives import Trial
 from corenas.plugins import load_catalogue
-from corenas.space import Categorical, SearchSpace
+from corenas.space import SearchSpace
 from corenas.store import Store
 from corenas.testing.commands import command_checks
 from corenas.testing.components import imports_no_torch
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.listeners import listener_checks
+from corenas.variables import Categorical
 from corenas_tool_report import corenas_commands, corenas_event, drawing
 from corenas_tool_report.page import write_report
 from corenas_tool_report.reading import read_run, trade_off

@@ -44,7 +44,7 @@ class Edge:
 
     op: the operation, "sep_conv_3x3" for instance
     input: which state: 0 and 1 are the outputs of the two cells before this one, 2 is the first node; without it the
-        edge's own place among its node's, so that a node's edges come from all states in order
+        edge's own index among its node's, so that a node's edges come from all states in order
     """
 
     op: Value | str = field(converter=as_value, validator=_operations)
@@ -52,9 +52,9 @@ class Edge:
         default=None, validator=optional(each(lambda n: isinstance(n, int) and n >= 0, "whole numbers from 0"))
     )
 
-    def source(self, place: int) -> Value:
-        """Its input, given its place among its node's edges."""
-        return Constant(place) if self.input is None else self.input
+    def source(self, index: int) -> Value:
+        """Its input, given its index among its node's edges."""
+        return Constant(index) if self.input is None else self.input
 
 
 @frozen
@@ -62,7 +62,7 @@ class Node:
     """The sum of edges.
 
     edges: those that it can have, one table each
-    take: which of them it has, by their places: "0 2"; without it all
+    take: which of them it has, by their indices: "0 2"; without it all
     out: 1 if the node is part of the cell's output, 0 if not
     """
 
@@ -75,11 +75,11 @@ class Node:
     def __attrs_post_init__(self) -> None:
         if not self.edges:
             raise UserError("a node needs an edge", key=("edges",))
-        places = [*map(str, range(len(self.edges)))]
+        indices = [*map(str, range(len(self.edges)))]
         for choice in self.take.possible:  # type: ignore[union-attr]
             taken = choice.split() if isinstance(choice, str) else []
-            if not taken or taken != [place for place in places if place in taken]:
-                text = f"expected places of edges in order, of {' '.join(places)}, found {choice!r}"
+            if not taken or taken != [index for index in indices if index in taken]:
+                text = f"expected indices of edges in order, of {' '.join(indices)}, found {choice!r}"
                 raise UserError(text, key=("take",))
 
 
@@ -96,10 +96,10 @@ class Cell:
         if not self.nodes or self.nodes[-1].out != Constant(1):
             raise UserError("the last node of a cell is part of its output: `out` is 1 there", key=("nodes",))
         raise_if_any(
-            Fault(f"there are states 0 to {n + 1} before this node", ("nodes", n, "edges", place, "input"))
+            Fault(f"there are states 0 to {n + 1} before this node", ("nodes", n, "edges", index, "input"))
             for n, node in enumerate(self.nodes)
-            for place, edge in enumerate(node.edges)
-            if edge.source(place).largest > n + 1
+            for index, edge in enumerate(node.edges)
+            if edge.source(index).largest > n + 1
         )
 
 
@@ -122,7 +122,7 @@ _OPS = ["sep_conv_3x3", "skip_connect", "max_pool_3x3"]
 
 def _example_cell(kind: str) -> dict[str, Any]:
     pairs = ["0 1", "0 2", "1 2"]
-    taken = [[pair for pair in pairs if str(place) in pair] for place in range(3)]
+    taken = [[pair for pair in pairs if str(index) in pair] for index in range(3)]
     when = [{f"{kind}.nodes.1.take": choices} for choices in taken]
     edges = [{"op": {"type": "categorical", "choices": [*_OPS], "when": w}} for w in when]
     return {"nodes": [{"edges": [{"op": [*_OPS]}, {"op": [*_OPS]}]}, {"take": pairs, "edges": edges}]}

@@ -84,15 +84,15 @@ class Genotype:
                 continue
             for i, node in enumerate(nodes):
                 pair, out = edges[2 * i : 2 * i + 2], int(i + 2 in concat)
-                found = _taken(node, pair)
-                if found is None:
+                taken = _taken(node, pair)
+                if taken is None:
                     text = f"no choice of this node is {pair[0]!r} and {pair[1]!r}"
                     faults.append(Fault(text, (kind, "nodes", i)))
                 elif out not in node.out.possible:
                     text = f"this node is {'no' if out else 'always a'} part of the cell's output"
                     faults.append(Fault(text, (kind, "nodes", i, "out")))
                 else:
-                    choices |= found | dict.fromkeys(node.out.keys, out)
+                    choices |= taken | dict.fromkeys(node.out.keys, out)
         raise_if_any(faults)
         return space.arch(choices)
 
@@ -109,20 +109,20 @@ class Genotype:
 
 def _faults(kind: str, edges: Sequence[Pair], concat: Sequence[int]) -> list[Fault]:
     """What is wrong with a cell."""
-    found = []
+    faults = []
     if not edges or len(edges) % 2:
-        found.append(Fault(f"expected two edges for each node, found {len(edges)}", (kind,)))
+        faults.append(Fault(f"expected two edges for each node, found {len(edges)}", (kind,)))
     for i, (op, state) in enumerate(edges):
         if op not in OPERATIONS:
-            found.append(Fault(f"no operation {op!r}", (kind, i), hint=did_you_mean(op, OPERATIONS, "operations")))
+            faults.append(Fault(f"no operation {op!r}", (kind, i), hint=did_you_mean(op, OPERATIONS, "operations")))
         if not 0 <= state < i // 2 + 2:
             text = f"node {i // 2 + 2} cannot see state {state}: there are 0 to {i // 2 + 1}"
-            found.append(Fault(text, (kind, i)))
+            faults.append(Fault(text, (kind, i)))
     last = len(edges) // 2 + 1
     if [*concat] != sorted({*concat} & {*range(2, last + 1)}) or last not in concat:
         text = f"expected nodes in order, of 2 to {last} and the last among them, found {[*concat]}"
-        found.append(Fault(text, (f"{kind}_concat",)))
-    return found
+        faults.append(Fault(text, (f"{kind}_concat",)))
+    return faults
 
 
 def _literal(node: ast.expr) -> Any:
@@ -154,12 +154,12 @@ def _taken(node: Node, pair: Sequence[Pair]) -> dict[str, Any] | None:
     """The choices with which a node takes exactly two edges that are the pair; None if there are none."""
     take: Any = node.take
     for choice in take.possible:
-        places = [*map(int, choice.split())]
-        for order in itertools.permutations(places) if len(places) == len(pair) else ():
+        indices = [*map(int, choice.split())]
+        for order in itertools.permutations(indices) if len(indices) == len(pair) else ():
             wanted: list[tuple[Value, Any]] = [(take, choice)]
-            for place, (op, state) in zip(order, pair, strict=True):
-                edge = node.edges[place]
-                wanted += [(edge.op, op), (edge.source(place), state)]
+            for index, (op, state) in zip(order, pair, strict=True):
+                edge = node.edges[index]
+                wanted += [(edge.op, op), (edge.source(index), state)]
             if all(number in value.possible for value, number in wanted):
                 return {key: number for value, number in wanted for key in value.keys}
     return None
@@ -169,8 +169,8 @@ def _chosen(cell: Cell, kind: str, arch: Mapping[str, Any]) -> tuple[tuple[Pair,
     edges: list[Pair] = []
     for i, node in enumerate(cell.nodes):
         take: Any = node.take
-        places = [*map(int, take(arch).split())]
-        if len(places) != 2:
-            raise UserError(f"{len(places)} edges: in a genotype a node has two", key=(kind, "nodes", i))
-        edges += [(node.edges[p].op(arch), node.edges[p].source(p)(arch)) for p in places]  # type: ignore[operator]
+        indices = [*map(int, take(arch).split())]
+        if len(indices) != 2:
+            raise UserError(f"{len(indices)} edges: in a genotype a node has two", key=(kind, "nodes", i))
+        edges += [(node.edges[p].op(arch), node.edges[p].source(p)(arch)) for p in indices]  # type: ignore[operator]
     return tuple(edges), tuple(i for i, node in enumerate(cell.nodes, 2) if node.out(arch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corenas.errors import UserError
-from corenas.mutable import Values, chosen
-from corenas.value import Constant, Dimension, Value, equals
+from corenas.mutable import Elastic
+from corenas.value import Constant, Dimension, Value, as_value, equals
 from corenas_backbone_darts import OPERATIONS
 from corenas_mutable_slices import BatchNorm2dSlice, Conv2dSlice, DropPath, InputResize, MixedOp
 
@@ -107,9 +107,9 @@ class CellEdge(nn.Module):
     forward: the states before the node -> (n, width, h, w)
     """  # fmt: skip
 
-    def __init__(self, edge: Edge, place: int, width: int, reduction: bool, options: Darts) -> None:
+    def __init__(self, edge: Edge, index: int, width: int, reduction: bool, options: Darts) -> None:
         super().__init__()
-        source = edge.source(place)
+        source = edge.source(index)
         self.strides = {state: 2 if reduction and state < 2 else 1 for state in source.possible}
         self.operations = nn.ModuleDict()
         for stride in sorted({*self.strides.values()}):
@@ -120,22 +120,22 @@ class CellEdge(nn.Module):
                     if options.drop_path and not isinstance(candidates[name], nn.Identity | Zero):
                         candidates[name] = nn.Sequential(candidates[name], DropPath(options.drop_path))
             self.operations[str(stride)] = MixedOp(candidates, edge.op)
-        self.values: Values = {"input": source}
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        self.source = source
+        self.elastic = Elastic({"input": source})
 
     @property
     def weighted(self) -> bool:
         """Whether what is in force is no operation but a tensor of weights, one for each."""
-        return any(isinstance(op.choice["op"], Tensor) for op in self.operations.values())  # type: ignore[union-attr]
+        return any(isinstance(op.elastic.choice["op"], Tensor) for op in self.operations.values())  # type: ignore[union-attr]
 
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """Operations run where the input is one of their states."""
         for stride, op in self.operations.items():
-            yield op, _one_of(self.values["input"], [s for s, own in self.strides.items() if str(own) == stride])
+            yield op, _one_of(self.source, [s for s, own in self.strides.items() if str(own) == stride])
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         """The states before the node -> (n, width, h, w)."""
-        state = self.choice["input"]
+        state = self.elastic.choice["input"]
         return self.operations[str(self.strides[state])](states[state])
 
 
@@ -147,22 +147,21 @@ class CellNode(nn.Module):
 
     def __init__(self, node: Node, width: int, reduction: bool, options: Darts) -> None:
         super().__init__()
-        self.values: Values = {"take": node.take}  # type: ignore[dict-item]
-        self.choice: Mapping[str, Any] = chosen(self.values)
-        places = {int(place) for choice in node.take.possible for place in choice.split()}  # type: ignore[union-attr]
-        edges = {place: CellEdge(node.edges[place], place, width, reduction, options) for place in sorted(places)}
-        self.edges = nn.ModuleDict({str(place): edge for place, edge in edges.items()})
+        self.take = as_value(node.take)  # type: ignore[arg-type]
+        self.elastic = Elastic({"take": self.take})
+        indices = {int(index) for choice in self.take.possible for index in choice.split()}
+        edges = {index: CellEdge(node.edges[index], index, width, reduction, options) for index in sorted(indices)}
+        self.edges = nn.ModuleDict({str(index): edge for index, edge in edges.items()})
 
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """An edge runs where it is taken."""
-        take: Any = self.values["take"]
-        for place, edge in self.edges.items():
-            yield edge, _one_of(take, [choice for choice in take.possible if place in choice.split()])
+        for index, edge in self.edges.items():
+            yield edge, _one_of(self.take, [choice for choice in self.take.possible if index in choice.split()])
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         """The states before it -> (n, width, h, w)."""
-        taken = self.choice["take"].split()
-        edges = [edge for place, edge in self.edges.items() if place in taken or edge.weighted]
+        taken = self.elastic.choice["take"].split()
+        edges = [edge for index, edge in self.edges.items() if index in taken or edge.weighted]
         return functools.reduce(torch.add, [edge(states) for edge in edges])
 
 
@@ -189,8 +188,7 @@ class NetworkCell(nn.Module):
         self.prepare0 = FactorizedReduce(before, width, affine) if halved else _fitted(before, width, affine)
         self.prepare1 = _fitted(inputs, width, affine)
         self.nodes = nn.ModuleList(CellNode(node, width, reduction, options) for node in cell.nodes)
-        self.values: Values = {str(i): node.out for i, node in enumerate(cell.nodes)}
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        self.elastic = Elastic({str(i): node.out for i, node in enumerate(cell.nodes)})
         self.outputs = Dimension.of([node.out * width for node in cell.nodes])
 
     def forward(self, before: Tensor, last: Tensor) -> Tensor:
@@ -198,7 +196,7 @@ class NetworkCell(nn.Module):
         states = [self.prepare0(before), self.prepare1(last)]
         for node in self.nodes:
             states.append(node(states))
-        return torch.cat([state for i, state in enumerate(states[2:]) if self.choice[str(i)]], 1)
+        return torch.cat([state for i, state in enumerate(states[2:]) if self.elastic.choice[str(i)]], 1)
 
 
 def _fitted(inputs: Dimension, width: int, affine: bool) -> nn.Sequential:
@@ -303,11 +301,11 @@ class CellNetwork(nn.Module):
         before = last = self.stem(x)
         if hasattr(self, "second_stem"):
             last = self.second_stem(before)
-        found: list[Tensor] = []
+        features: list[Tensor] = []
         for i, cell in enumerate(self.cells):
             before, last = last, cell(before, last)
             if i == self.auxiliary_tap and self.training:
-                found.insert(0, self.auxiliary(last))
+                features.insert(0, self.auxiliary(last))
             if i in self.taps:
-                found.append(last)
-        return found
+                features.append(last)
+        return features

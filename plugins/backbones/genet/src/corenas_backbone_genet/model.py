@@ -43,8 +43,9 @@ def _stage(stage: Stage, inputs: Value) -> ElasticDepth:
     for i in range(stage.depth.largest):
         kernel, op = of_block(stage, i, "kernel"), as_value(of_block(stage, i, "op"))
         stride = stage.stride if i == 0 else 1
-        of_type = {name: block(name, inputs, stage.width, kernel, stage.ratio_of(i, name), stride)
-                   for name in op.possible}  # fmt: skip
+        of_type = {
+            name: block(name, inputs, stage.width, kernel, stage.ratio_of(i, name), stride) for name in op.possible
+        }
         blocks.append(MixedOp(of_type, op) if op.keys else of_type[op.largest])
         inputs = stage.width
     return ElasticDepth(blocks, stage.depth)

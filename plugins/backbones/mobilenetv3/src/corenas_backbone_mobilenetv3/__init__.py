@@ -187,12 +187,18 @@ class MobileNetV3:
             "stem": {"width": 8},
             "stages": [
                 {"width": 8, "depth": [1, 2], "stride": 2, "block": {"kernel": [3, 5], "expand": [2, 3]}},
-                {"width": [16, 24], "depth": [1, 2], "stride": 2, "act": "h_swish", "se": True,
-                 "block": {"kernel": [3, 5], "expand": [2, 3]}},
+                {
+                    "width": [16, 24],
+                    "depth": [1, 2],
+                    "stride": 2,
+                    "act": "h_swish",
+                    "se": True,
+                    "block": {"kernel": [3, 5], "expand": [2, 3]},
+                },
             ],
             "head": {"expand": 64, "width": 64},
         },
-    }  # fmt: skip
+    }
 
     def build(self, space: SearchSpace) -> Staged:
         """The supernet of a space; raises UserError if its tables are not those of `Layout`."""

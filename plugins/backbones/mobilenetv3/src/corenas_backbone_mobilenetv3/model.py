@@ -72,9 +72,16 @@ def _stage(stage: Stage, inputs: Value, width: Value, options: MobileNetV3) -> E
     for i in range(stage.depth.largest):
         kernel, expand, op = (of_block(stage, i, name) for name in ("kernel", "expand", "op"))
         block = functools.partial(
-            inverted_residual, inputs, width, stride=stage.stride if i == 0 else 1, act=stage.act,
-            se=stage.se, shortcut=stage.shortcut, eps=options.norm_eps, transforms=options.transforms,
-        )  # fmt: skip
+            inverted_residual,
+            inputs,
+            width,
+            stride=stage.stride if i == 0 else 1,
+            act=stage.act,
+            se=stage.se,
+            shortcut=stage.shortcut,
+            eps=options.norm_eps,
+            transforms=options.transforms,
+        )
         try:
             blocks.append(block(kernel=kernel, expand=expand) if op is None else _one_of(op, block))
         except UserError as error:

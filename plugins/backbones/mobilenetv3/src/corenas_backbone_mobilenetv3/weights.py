@@ -26,7 +26,7 @@ def torchvision_names(model: nn.Module, arch: Mapping[str, Any], family: str = "
     layers, number = {"stem": "features.0"}, 0
     with apply(model, arch):
         for i, stage in enumerate(backbone.stages):
-            for j, block in enumerate(stage.blocks[: stage.choice["depth"]]):
+            for j, block in enumerate(stage.blocks[: stage.elastic.choice["depth"]]):
                 number += 1
                 path = _BLOCKS[family].format(stage=i + 1, block=j, number=number)
                 for k, (layer, _) in enumerate(block.body.named_children()):
@@ -40,8 +40,8 @@ def torchvision_names(model: nn.Module, arch: Mapping[str, Any], family: str = "
             return f"{'classifier.0' if path == 'final_3' else _HEADS[family]}.{tensor}"
         layer, _, part = path.rpartition("_")
         if family == "mobilenet_v2" and layer.endswith("project"):  # there these two stand beside the other layers
-            before, _, place = layers[layer].rpartition(".")
-            return f"{before}.{int(place) + (part == 'norm')}.{tensor}"
+            before, _, number = layers[layer].rpartition(".")
+            return f"{before}.{int(number) + (part == 'norm')}.{tensor}"
         return f"{layers[layer]}.{_PARTS[part]}.{tensor}"
 
     return rename

@@ -48,8 +48,7 @@ class Stem:
     kernel: Value = field(default=Constant(7), validator=odd)
     stride: int = stride_field(2)
     inner: Value | None = field(default=None, validator=optional(whole))
-    depth: Value = field(default=Constant(0),
-                         validator=each(lambda n: isinstance(n, int) and n >= 0, "whole numbers"))  # fmt: skip
+    depth: Value = field(default=Constant(0), validator=each(lambda n: isinstance(n, int) and n >= 0, "whole numbers"))
     shortcut: bool = True
     pool: bool = True
 
@@ -121,8 +120,8 @@ class Stage:
         tables = [kind for kind in KINDS if getattr(self, kind) is not None]
         if not {*self.choice.possible} <= {*tables} or (self.op is None and len(tables) > 1):
             text = f"the stage has {' and '.join(tables) or 'no'} blocks"
-            found = f": {', '.join(map(str, self.choice.possible))}" if self.op is not None else ""
-            raise UserError(text, key=("op",), hint=f"each choice of `op` needs a table of its name{found}")
+            names = f": {', '.join(map(str, self.choice.possible))}" if self.op is not None else ""
+            raise UserError(text, key=("op",), hint=f"each choice of `op` needs a table of its name{names}")
 
     @property
     def choice(self) -> Value:

@@ -43,8 +43,8 @@ def torchvision_name(name: str) -> str:
 
     For `corenas_mutable_slices.exchange`; a name that has no counterpart stays as it is.
     """
-    if found := re.fullmatch(r"stages_0_blocks_(\d+)_(\w+\.)(\w+)", name):
-        place, layer, tensor = found.groups()
-        return f"encoder.layers.encoder_layer_{place}.{_IN_BLOCK.get(layer, layer)}{tensor}"
+    if match := re.fullmatch(r"stages_0_blocks_(\d+)_(\w+\.)(\w+)", name):
+        number, layer, tensor = match.groups()
+        return f"encoder.layers.encoder_layer_{number}.{_IN_BLOCK.get(layer, layer)}{tensor}"
     layer, dot, tensor = name.partition(".")
     return f"{_NAMES.get(layer, layer)}{dot}{tensor}"

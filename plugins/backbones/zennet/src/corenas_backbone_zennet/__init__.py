@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 Op = Literal["Conv", "XX", "BL", "IDW"]
 NEEDS: Mapping[Any, tuple[str, ...]] = {
-    "Conv": (), "XX": ("bottleneck",), "BL": ("bottleneck",), "IDW": ("bottleneck", "expand"),
-}  # fmt: skip
+    "Conv": (),
+    "XX": ("bottleneck",),
+    "BL": ("bottleneck",),
+    "IDW": ("bottleneck", "expand"),
+}
 """The types of super-blocks, each with the keys that it cannot do without."""
 none_or_more = each(lambda n: isinstance(n, int) and n >= 0, "whole numbers of at least 0")
 
@@ -69,8 +72,11 @@ class SuperBlock:
         if 0 in self.depth.possible and self.stride > 1:
             raise UserError("a super-block that strides has to be there: at least 1 sub-layer", key=("depth",))
         for op in as_value(self.op).possible:
-            raise_if_any(Fault(f"required key is missing: {op} needs it", (name,))
-                   for name in NEEDS[op] if getattr(self, name) is None)  # fmt: skip
+            raise_if_any(
+                Fault(f"required key is missing: {op} needs it", (name,))
+                for name in NEEDS[op]
+                if getattr(self, name) is None
+            )
 
 
 _PARTS: Mapping[str, Any] = {"stem": SuperConv, "stages": tuple[SuperBlock, ...], "head": SuperConv}

@@ -17,7 +17,8 @@ import attrs
 from corenas.errors import Fault, KeyPath, UserError, raise_if_any
 from corenas.options import structure as structured
 from corenas.space import Arch, SearchSpace
-from corenas.value import Constant, Value, Variable, as_value
+from corenas.value import Constant, Value, as_value
+from corenas.variables import Variable
 from corenas_backbone_zennet import Layout, SuperBlock, SuperConv
 
 _SUPER_BLOCK = re.compile(r"\s*(\w+)\((?:[^()|]*\|)?([^()|]*)\)\s*")  # a block's own name may stand before a bar
@@ -41,19 +42,19 @@ def read(structure: str) -> dict[str, Any]:
     faults: list[Fault] = []
     at, channels = 0, None
     while at < len(structure):
-        found = _SUPER_BLOCK.match(structure, at)
-        if found is None:
+        match = _SUPER_BLOCK.match(structure, at)
+        if match is None:
             raise UserError(f"expected Name(numbers) with commas between them, found {structure[at : at + 40]!r}")
         try:
-            inputs, block = _block(found[1], found[2])
+            inputs, block = _block(match[1], match[2])
             if channels not in (None, inputs):
                 raise ValueError(f"has {inputs} input channels, but {channels} come out of the block before it")
             blocks.append(block)
             channels = block["width"]
         except ValueError as error:
-            faults.append(Fault(f"{found[0].strip()}, at {found.start(1)}, {error}"))
+            faults.append(Fault(f"{match[0].strip()}, at {match.start(1)}, {error}"))
             channels = None
-        at = found.end()
+        at = match.end()
     raise_if_any(faults)
     ends = [block for block in blocks[:1] + blocks[1:][-1:] if block["op"] == "Conv"]
     if len(ends) < 2:
@@ -64,11 +65,11 @@ def read(structure: str) -> dict[str, Any]:
 
 def _block(name: str, numbers: str) -> tuple[int, dict[str, Any]]:
     """Input channels and table of a super-block. Raises ValueError for what is none."""
-    found = {op: match for op, pattern in _NAMES.items() if (match := pattern.fullmatch(name))}
-    if not found:
+    matches = {op: match for op, pattern in _NAMES.items() if (match := pattern.fullmatch(name))}
+    if not matches:
         shown = "SuperConvK3BNRELU, SuperResK3K3, SuperResK1K3K1, SuperResIDWE4K7 and the like, kernels odd"
         raise ValueError(f"is no super-block of Zen-NAS: expected {shown}")
-    ((op, match),) = found.items()
+    ((op, match),) = matches.items()
     keys = ["inputs", "width", "stride", *([] if op == "Conv" else ["bottleneck"]), "depth"]
     given = [number.strip() for number in numbers.split(",")]
     if len(given) != len(keys) or not all(re.fullmatch(r"0*[1-9]\d*", number) for number in given):
@@ -150,5 +151,4 @@ def _matched(
 def _values(block: SuperConv | SuperBlock) -> dict[str, Value]:
     """All that a super-block says, as values."""
     said = {"op": "Conv", **attrs.asdict(block, recurse=False)}
-    return {name: as_value(value)
-            for name, value in said.items() if value is not None}  # fmt: skip
+    return {name: as_value(value) for name, value in said.items() if value is not None}

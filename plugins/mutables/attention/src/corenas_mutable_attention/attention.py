@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corenas.cost import LayerCost
-from corenas.mutable import Values, chosen
+from corenas.mutable import Elastic, LayerCost
 from corenas.value import Dimension, Value, as_value
 from corenas_mutable_attention.layers import ParameterSlice
 from corenas_mutable_slices.layers import LinearSlice, Size
@@ -40,8 +36,8 @@ class RelativePosition(nn.Module):
         self.grid = grid
         self.rows = ParameterSlice(2 * distance + 2, head_dim)
         self.columns = ParameterSlice(2 * distance + 2, head_dim)
-        places = torch.arange(grid)
-        apart = (places - places[:, None]).clamp(-distance, distance) + distance + 1
+        lines = torch.arange(grid)
+        apart = (lines - lines[:, None]).clamp(-distance, distance) + distance + 1
         apart = F.pad(apart, (1, 0))  # from a patch to the class token; then from the class token to anything
         self.row_apart: Tensor
         self.column_apart: Tensor
@@ -74,8 +70,8 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, heads: Value | int, head_dim: Value | int, grid: int = 0, distance: int = 0) -> None:
         super().__init__()
-        self.values: Values = {"heads": as_value(heads), "outputs": Dimension.of(as_value(heads) * head_dim)}
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        self.outputs = Dimension.of(as_value(heads) * head_dim)
+        self.elastic = Elastic({"heads": as_value(heads), "outputs": self.outputs})
         self.grid = grid if distance else 0
         if distance:
             self.keys = RelativePosition(head_dim, grid, distance)
@@ -83,10 +79,10 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, tokens, 3 * active heads * head_dim) -> (n, tokens, active heads * head_dim)."""
-        heads = self.choice["heads"]
+        heads = self.elastic.choice["heads"]
         q, k, v = x.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         if self.grid:
-            q = q * (sum(self.choice["outputs"]) // heads) ** -0.5
+            q = q * (sum(self.elastic.choice["outputs"]) // heads) ** -0.5
             attention = (q @ k.transpose(-2, -1) + self.keys.scores(q)).softmax(-1)
             mean = attention @ v + self.vectors.mean(attention)
         else:
@@ -99,4 +95,4 @@ class MultiHeadAttention(nn.Module):
         With relative positions four more, each with a row or column of patches and the class token.
         """
         vectors = 2 * positions + (4 * (self.grid + 1) if self.grid else 0)
-        return LayerCost(flops=positions * vectors * self.values["outputs"].size)  # type: ignore[union-attr]
+        return LayerCost(flops=positions * vectors * self.outputs.size)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corenas.cost import LayerCost, conv_cost, norm_cost
-from corenas.mutable import Values, chosen
+from corenas.mutable import Elastic, LayerCost, conv_cost, norm_cost
 from corenas.value import Dimension, Value
 from corenas_mutable_slices.layers import Cut, Size, axis, cut, filled, per_choice
 
@@ -26,8 +23,8 @@ class LayerNormSlice(nn.LayerNorm):
     def __init__(self, features: Size, eps: float = 1e-5) -> None:
         outputs = Dimension.of(features)
         super().__init__(outputs.allocated, eps)
-        self.values: Values = {"outputs": outputs}
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        self.outputs = outputs
+        self.elastic = Elastic({"outputs": outputs})
 
     @per_choice
     def cut(self) -> Cut:
@@ -45,7 +42,7 @@ class LayerNormSlice(nn.LayerNorm):
 
     def cost(self, positions: Value) -> LayerCost:
         """Two parameters a feature."""
-        return norm_cost(self.values["outputs"].size, affine=True)  # type: ignore[union-attr]
+        return norm_cost(self.outputs.size, affine=True)
 
     def export(self) -> nn.LayerNorm:
         """The chosen part as a plain layer norm."""
@@ -64,13 +61,12 @@ class ParameterSlice(nn.Module):
         super().__init__()
         self.axes = tuple(map(Dimension.of, sizes))
         self.weight = nn.Parameter(torch.zeros([axis.allocated for axis in self.axes]))
-        self.values: Values = {f"axis{i}": axis for i, axis in enumerate(self.axes)}
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        self.elastic = Elastic({f"axis{i}": axis for i, axis in enumerate(self.axes)})
 
     @per_choice
     def cut(self) -> Cut:
         """What is active of it."""
-        return cut(*(axis(self, name) for name in self.values))
+        return cut(*(axis(self, name) for name in self.elastic.values))
 
     def forward(self) -> Tensor:
         """The active part: a view where each dimension has one part."""
@@ -92,10 +88,10 @@ class PatchEmbedding(nn.Conv2d):
     """
 
     def __init__(self, inputs: Size, outputs: Size, patch: int) -> None:
-        dims = {"inputs": Dimension.of(inputs), "outputs": Dimension.of(outputs)}
-        super().__init__(dims["inputs"].allocated, dims["outputs"].allocated, patch, patch)
-        self.values: Values = dims
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
+        super().__init__(inputs.allocated, outputs.allocated, patch, patch)
+        self.inputs, self.outputs = inputs, outputs
+        self.elastic = Elastic({"inputs": inputs, "outputs": outputs})
 
     @per_choice
     def cuts(self) -> tuple[Cut, Cut]:
@@ -115,8 +111,7 @@ class PatchEmbedding(nn.Conv2d):
 
     def cost(self, positions: Value) -> LayerCost:
         """Its cost at `positions` patches."""
-        inputs, outputs = (self.values[name].size for name in ("inputs", "outputs"))  # type: ignore[union-attr]
-        return conv_cost(inputs, outputs, self.kernel_size[0] ** 2, positions, 1, bias=True)
+        return conv_cost(self.inputs.size, self.outputs.size, self.kernel_size[0] ** 2, positions, 1, bias=True)
 
     def export(self) -> nn.Conv2d:
         """The chosen part as a plain convolution."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from corenas.errors import UserError
-from corenas.mutable import Values, chosen
+from corenas.mutable import Elastic
 from corenas.value import Constant, Dimension, Value, as_value, at_least, equals, make_divisible
 from corenas_mutable_slices.layers import BatchNorm2dSlice, Conv2dSlice, InputResize, Size
 
@@ -28,10 +28,10 @@ class MixedOp(nn.Module):
         super().__init__()
         self.candidates = nn.ModuleDict({str(name): module for name, module in candidates.items()})
         self.names = tuple(candidates)
-        self.values: Values = {"op": as_value(op)}
-        if missing := [name for name in as_value(op).possible if name not in candidates]:
+        self.op = as_value(op)
+        if missing := [name for name in self.op.possible if name not in candidates]:
             raise ValueError(f"no candidate for {missing}; there are {list(candidates)}")
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        self.elastic = Elastic({"op": self.op})
 
     @classmethod
     def of(cls, op: Value | str, candidate: Callable[[Any], nn.Module]) -> MixedOp:
@@ -40,11 +40,11 @@ class MixedOp(nn.Module):
 
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """Each candidate runs where it is the choice."""
-        return [(self.candidates[str(name)], equals(self.values["op"], name)) for name in self.names]  # type: ignore[arg-type]
+        return [(self.candidates[str(name)], equals(self.op, name)) for name in self.names]
 
     def forward(self, x: Tensor) -> Tensor:
         """What the chosen candidate gives, or the weighted sum."""
-        choice = self.choice["op"]
+        choice = self.elastic.choice["op"]
         if isinstance(choice, Tensor):
             outputs = (weight * self.candidates[str(n)](x) for n, weight in zip(self.names, choice, strict=True))
             return functools.reduce(torch.add, outputs)
@@ -60,19 +60,18 @@ class ElasticDepth(nn.Module):
     def __init__(self, blocks: Iterable[nn.Module], depth: Value | int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.values: Values = {"depth": as_value(depth)}
-        self.choice: Mapping[str, Any] = chosen(self.values)
-        if self.choice["depth"] > len(self.blocks):
-            raise ValueError(f"depth reaches {self.choice['depth']}, there are {len(self.blocks)} blocks")
+        self.depth = as_value(depth)
+        self.elastic = Elastic({"depth": self.depth})
+        if self.elastic.choice["depth"] > len(self.blocks):
+            raise ValueError(f"depth reaches {self.elastic.choice['depth']}, there are {len(self.blocks)} blocks")
 
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """A block runs where the depth reaches it."""
-        depth = self.values["depth"]
-        return [(block, at_least(depth, i + 1)) for i, block in enumerate(self.blocks)]  # type: ignore[arg-type]
+        return [(block, at_least(self.depth, i + 1)) for i, block in enumerate(self.blocks)]
 
     def forward(self, x: Tensor) -> Tensor:
         """The active blocks one after the other."""
-        for block in itertools.islice(self.blocks, self.choice["depth"]):  # a slice would be a new ModuleList
+        for block in itertools.islice(self.blocks, self.elastic.choice["depth"]):  # a slice would be a new ModuleList
             x = block(x)
         return x
 
@@ -169,19 +168,18 @@ class Shortcut(nn.Module):
 
     def __init__(self, inputs: Value | int, outputs: Value | int, projection: nn.Module, always: bool = False) -> None:
         super().__init__()
-        differs = Constant(1) if always else as_value(1) - equals(inputs, outputs)
-        self.values: Values = {"differs": differs}
-        self.choice: Mapping[str, Any] = chosen(self.values)
-        if differs.largest:
+        self.differs = Constant(1) if always else as_value(1) - equals(inputs, outputs)
+        self.elastic = Elastic({"differs": self.differs})
+        if self.differs.largest:
             self.projection = projection
 
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """The projection runs where the widths differ."""
-        return [(child, self.values["differs"]) for child in self.children()]  # type: ignore[misc]
+        return [(child, self.differs) for child in self.children()]
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, active inputs, h, w) -> (n, active outputs, h', w')."""
-        return self.projection(x) if self.choice["differs"] else x
+        return self.projection(x) if self.elastic.choice["differs"] else x
 
 
 class Residual(nn.Module):
@@ -299,9 +297,9 @@ class Staged(nn.Module):
         if hasattr(self, "resize"):
             x = self.resize(x)
         x = self.stem(x)
-        found = []
+        maps = []
         for number, stage in enumerate(self.stages, 1):
             x = stage(x)
             if number in self.levels:
-                found.append(x)
-        return found or [self.final(x)]
+                maps.append(x)
+        return maps or [self.final(x)]

@@ -36,22 +36,22 @@ def load(model: nn.Module, arch: Mapping[str, Any], state: Mapping[str, Tensor],
             given = left.pop(theirs, None)
             if given is None and theirs.endswith("num_batches_tracked"):
                 continue
-            places = numbers.long()
-            if not _are_places(numbers, whole):
+            indices = numbers.long()
+            if not _are_indices(numbers, whole):
                 wrong.append(f"{name} is computed from the supernet's weights")
-            elif given is None or _shape(given) != _shape(places):
-                found = "nothing" if given is None else f"{[*given.shape]}"
-                wrong.append(f"{found} under {theirs} for {name}, {[*places.shape]}")
+            elif given is None or _shape(given) != _shape(indices):
+                theirs_has = "nothing" if given is None else f"{[*given.shape]}"
+                wrong.append(f"{theirs_has} under {theirs} for {name}, {[*indices.shape]}")
             else:
-                writes.append((whole, places, given))
+                writes.append((whole, indices, given))
     wrong += [f"no layer for {name}" for name in left]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(f"these are not the weights of this subnet: {'; '.join(wrong[:5])}{more}")
-    for whole, places, given in writes:
+    for whole, indices, given in writes:
         # Not through a view: a supernet may keep its weights channels-last.
         flat = whole.clone(memory_format=torch.contiguous_format).view(-1)
-        flat[places.reshape(-1)] = given.reshape(-1).to(flat)
+        flat[indices.reshape(-1)] = given.reshape(-1).to(flat)
         whole.copy_(flat.view(whole.shape))
 
 
@@ -70,8 +70,8 @@ def _shape(tensor: Tensor) -> list[int]:
     return [n for n in tensor.shape if n > 1]
 
 
-def _are_places(numbers: Tensor, whole: Tensor) -> bool:
-    """Whether they are whole numbers, each once, of elements that there are."""
+def _are_indices(numbers: Tensor, whole: Tensor) -> bool:
+    """Return whether they are whole numbers, each once, of elements that there are."""
     if not ((numbers == numbers.floor()) & (numbers >= 0) & (numbers < whole.numel())).all():
         return False
     seen = torch.zeros(whole.numel(), dtype=torch.bool)
@@ -82,7 +82,7 @@ def _are_places(numbers: Tensor, whole: Tensor) -> bool:
 def _tensors(
     module: nn.Module, arch: Mapping[str, Any], path: str = "", shut: frozenset[nn.Module] = frozenset()
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """The tensors that an exported network has: name there, the whole tensor, the places of the chosen part in it.
+    """The tensors that an exported network has: name there, the whole tensor, the indices of the chosen part in it.
 
     arch: in force; shut: what does not run under it
     """
@@ -119,6 +119,6 @@ def _numbers(tensor: Tensor) -> Tensor:
 
 
 def _numbered(module: nn.Module) -> Any:
-    """A layer whose weights are the numbers of their places: what it exports are the places of the chosen part."""
+    """A layer whose weights are their own indices: what it exports are the indices of the chosen part."""
     tensors = [*module.parameters(), *module.buffers()]
     return copy.deepcopy(module, {id(tensor): _numbers(tensor) for tensor in tensors})

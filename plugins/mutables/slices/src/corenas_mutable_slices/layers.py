@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corenas import distributed
-from corenas.cost import LayerCost, conv_cost, linear_cost, norm_cost
-from corenas.mutable import Values, chosen
+from corenas.mutable import Elastic, LayerCost, conv_cost, linear_cost, norm_cost
 from corenas.value import Constant, Dimension, Value, as_value
 
 Plain = TypeVar("Plain", bound=nn.Module)
@@ -21,14 +20,15 @@ Size = Dimension | Value | int
 
 
 def per_choice(compute: Callable[[Any], Any]) -> property:
-    """A property of a mutable that is computed once for each choice that `apply` gives."""
-    kept = f"_{compute.__name__}"
+    """Make a property of a mutable that is computed once for each choice that `apply` gives."""
+    name = f"_{compute.__name__}"
 
     def get(mutable: Any) -> Any:
-        found = mutable.__dict__.get(kept)
-        if found is None or found[0] is not mutable.choice:
-            found = mutable.__dict__[kept] = mutable.choice, compute(mutable)
-        return found[1]
+        choice = mutable.elastic.choice
+        latest = mutable.__dict__.get(name)
+        if latest is None or latest[0] is not choice:
+            latest = mutable.__dict__[name] = choice, compute(mutable)
+        return latest[1]
 
     return property(get, doc=compute.__doc__)
 
@@ -87,8 +87,8 @@ def cut(*axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Cut:
 
 
 def axis(layer: Any, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """One of a layer's dimensions as an axis of its weight."""
-    return layer.values[name].sizes, layer.choice[name]
+    """Return one of a layer's dimensions as an axis of its weight."""
+    return layer.elastic.values[name].sizes, layer.elastic.choice[name]
 
 
 def centre(length: int, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -140,33 +140,34 @@ class Conv2dSlice(nn.Conv2d):
         bias: bool = True,
         transforms: bool = False,
     ) -> None:
-        dims = {"inputs": Dimension.of(inputs), "outputs": Dimension.of(outputs)}
-        kernel = as_value(kernel_size)
+        inputs, outputs, kernel = Dimension.of(inputs), Dimension.of(outputs), as_value(kernel_size)
         if any(k % 2 == 0 for k in kernel.possible):
             raise ValueError(f"kernel sizes are odd, not {kernel.possible}")
         groups = groups.number if isinstance(groups, Constant) else groups
         self.depthwise = groups == "depthwise"
-        if self.depthwise and dims["inputs"] != dims["outputs"]:
+        if self.depthwise and inputs != outputs:
             raise ValueError("a depthwise convolution has the same dimension on both sides")
-        per_group = Constant(1) if self.depthwise else dims["inputs"].size // groups  # type: ignore[operator]
-        width = dims["inputs"].allocated if groups == 1 else per_group.largest
-        outs = dims["outputs"].allocated
+        group_count = outputs.size if self.depthwise else as_value(groups)
+        per_group = Constant(1) if self.depthwise else inputs.size // group_count
+        grouped = not self.depthwise and group_count != Constant(1)
         # torch allocates (outputs, inputs / groups): the quotient is what a group sees at most.
-        super().__init__(width, outs, kernel.largest, stride, dilation=dilation, bias=bias)
+        width = per_group.largest if grouped or self.depthwise else inputs.allocated
+        super().__init__(width, outputs.allocated, kernel.largest, stride, dilation=dilation, bias=bias)
         if self.depthwise:
-            self.groups, self.in_channels = outs, outs
-        self.values: Values = dims | {"kernel": kernel}
-        if not self.depthwise and groups != 1:
-            self.values = {**self.values, "groups": as_value(groups), "per_group": per_group}
+            self.groups = self.in_channels = outputs.allocated
+        self.inputs, self.outputs, self.kernel, self.group_count = inputs, outputs, kernel, group_count
+        values: dict[str, Value | Dimension] = {"inputs": inputs, "outputs": outputs, "kernel": kernel}
+        if grouped:
+            values |= {"groups": group_count, "per_group": per_group}
+        self.elastic = Elastic(values)
         self.transforms: nn.ModuleList | None = None
         if transforms and len(kernel.possible) > 1:  # from the largest down: each begins with what the last one gave
             self.transforms = nn.ModuleList(KernelTransform(size) for size in kernel.possible[-2::-1])
-        self.choice: Mapping[str, Any] = chosen(self.values)
 
     @per_choice
     def cuts(self) -> tuple[Cut, Cut]:
         """What is active of the weight, before transforms, and of the bias."""
-        choice, (_, width, kernel, _) = self.choice, self.weight.shape
+        choice, (_, width, kernel, _) = self.elastic.choice, self.weight.shape
         outputs = axis(self, "outputs")
         if self.depthwise or "groups" in choice:
             inputs = (width,), (choice.get("per_group", 1),)
@@ -178,8 +179,8 @@ class Conv2dSlice(nn.Conv2d):
     @per_choice
     def margin(self) -> tuple[int, int]:
         """Pixels of the chosen kernel on each side of its middle; the number of groups."""
-        groups = sum(self.choice["outputs"]) if self.depthwise else self.choice.get("groups", 1)
-        return self.choice["kernel"] // 2, groups
+        groups = sum(self.elastic.choice["outputs"]) if self.depthwise else self.elastic.choice.get("groups", 1)
+        return self.elastic.choice["kernel"] // 2, groups
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -193,7 +194,7 @@ class Conv2dSlice(nn.Conv2d):
         weight = of_weight(self.weight)
         if self.transforms is not None:
             for transform in self.transforms:
-                if transform.size >= self.choice["kernel"]:
+                if transform.size >= self.elastic.choice["kernel"]:
                     weight = transform(weight)
         return weight, None if self.bias is None else of_bias(self.bias)
 
@@ -203,7 +204,7 @@ class Conv2dSlice(nn.Conv2d):
         if not _dense(weight):
             weight = weight.clone()  # else the convolution makes a copy, and its gradient another one
         stride, *rest = self.shape
-        if stride != (1, 1) and self.choice["kernel"] == 1 and input.shape[1] < 16 and torch.is_grad_enabled():
+        if stride != (1, 1) and self.elastic.choice["kernel"] == 1 and input.shape[1] < 16 and torch.is_grad_enabled():
             # The same by a stride of 1: on CPUs the gradient of such a layer writes beyond its memory (torch 2.15).
             input, stride = input[:, :, :: stride[0], :: stride[1]], 1
         return F.conv2d(input, weight, bias, stride, *rest)
@@ -223,15 +224,13 @@ class Conv2dSlice(nn.Conv2d):
 
     def cost(self, positions: Value) -> LayerCost:
         """Its cost at `positions` pixels."""
-        inputs, outputs = (self.values[name].size for name in ("inputs", "outputs"))  # type: ignore[union-attr]
-        groups = outputs if self.depthwise else self.values.get("groups", Constant(1))
-        kernel = self.values["kernel"]
-        return conv_cost(inputs, outputs, kernel * kernel, positions, groups, self.bias is not None)  # type: ignore[operator, arg-type]
+        taps, biased = self.kernel * self.kernel, self.bias is not None
+        return conv_cost(self.inputs.size, self.outputs.size, taps, positions, self.group_count, biased)
 
     def export(self) -> nn.Conv2d:
         """The chosen part as a plain convolution."""
-        inputs, outputs = (sum(self.choice[name]) for name in ("inputs", "outputs"))
-        kernel, biased = self.choice["kernel"], self.bias is not None
+        inputs, outputs = (sum(self.elastic.choice[name]) for name in ("inputs", "outputs"))
+        kernel, biased = self.elastic.choice["kernel"], self.bias is not None
         plain = nn.Conv2d(inputs, outputs, kernel, *self.shape, bias=biased, device="meta")
         weight, bias = self.active()
         return filled(plain, self, weight=weight, bias=bias)
@@ -253,10 +252,10 @@ class LinearSlice(nn.Linear):
     """
 
     def __init__(self, inputs: Size, outputs: Size, bias: bool = True) -> None:
-        self_values = {"inputs": Dimension.of(inputs), "outputs": Dimension.of(outputs)}
-        super().__init__(self_values["inputs"].allocated, self_values["outputs"].allocated, bias)
-        self.values: Values = self_values
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
+        super().__init__(inputs.allocated, outputs.allocated, bias)
+        self.inputs, self.outputs = inputs, outputs
+        self.elastic = Elastic({"inputs": inputs, "outputs": outputs})
 
     @per_choice
     def cuts(self) -> tuple[Cut, Cut]:
@@ -275,12 +274,11 @@ class LinearSlice(nn.Linear):
 
     def cost(self, positions: Value) -> LayerCost:
         """Its cost at `positions` tokens (1 after pooling)."""
-        inputs, outputs = (self.values[name].size for name in ("inputs", "outputs"))  # type: ignore[union-attr]
-        return linear_cost(inputs, outputs, positions, self.bias is not None)
+        return linear_cost(self.inputs.size, self.outputs.size, positions, self.bias is not None)
 
     def export(self) -> nn.Linear:
         """The chosen part as a plain linear layer."""
-        inputs, outputs = (sum(self.choice[name]) for name in ("inputs", "outputs"))
+        inputs, outputs = (sum(self.elastic.choice[name]) for name in ("inputs", "outputs"))
         weight, bias = self.active()
         plain = nn.Linear(inputs, outputs, self.bias is not None, device="meta")
         return filled(plain, self, weight=weight, bias=bias)
@@ -289,7 +287,7 @@ class LinearSlice(nn.Linear):
 def _in_force(name: str) -> Any:
     def get(norm: BatchNorm2dSlice) -> Tensor | None:
         whole: Any = nn.Module.__getattr__(norm, name)
-        return whole[norm.rows[norm.choice["switch"]]] if norm.rows else whole
+        return whole[norm.rows[norm.elastic.choice["switch"]]] if norm.rows else whole
 
     return property(get)
 
@@ -319,8 +317,8 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
     ) -> None:
         outputs = Dimension.of(features)
         super().__init__(outputs.allocated, eps, momentum, affine)
-        self.values: Values = {"outputs": outputs}
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        self.outputs = outputs
+        self.elastic = Elastic({"outputs": outputs})
         if switch is not None:
             self.keep_apart(switch)
 
@@ -332,8 +330,7 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         """
         rows = {number: row for row, number in enumerate(switch.possible)}
         self._buffers.update({name: torch.stack([getattr(self, name)] * len(rows)) for name in self._buffers})
-        self.values = {**self.values, "switch": switch}
-        self.choice = {**self.choice, **chosen({"switch": switch})}
+        self.elastic = self.elastic.extended({"switch": switch})
         self.rows = rows
 
     @per_choice
@@ -389,14 +386,21 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
 
     def cost(self, positions: Value) -> LayerCost:
         """Two parameters a feature."""
-        return norm_cost(self.values["outputs"].size, self.affine)  # type: ignore[union-attr]
+        return norm_cost(self.outputs.size, self.affine)
 
     def export(self) -> nn.BatchNorm2d:
         """The chosen part as a plain batch norm."""
         weight, bias, mean, var = self.active()
-        plain = nn.BatchNorm2d(sum(self.choice["outputs"]), self.eps, self.momentum, self.affine, device="meta")
-        return filled(plain, self, weight=weight, bias=bias, running_mean=mean, running_var=var,
-                      num_batches_tracked=self.num_batches_tracked)  # fmt: skip
+        plain = nn.BatchNorm2d(sum(self.elastic.choice["outputs"]), self.eps, self.momentum, self.affine, device="meta")
+        return filled(
+            plain,
+            self,
+            weight=weight,
+            bias=bias,
+            running_mean=mean,
+            running_var=var,
+            num_batches_tracked=self.num_batches_tracked,
+        )
 
 
 def per_width_statistics(model: nn.Module, width: Value | None = None) -> None:
@@ -407,7 +411,7 @@ def per_width_statistics(model: nn.Module, width: Value | None = None) -> None:
     """
     for norm in model.modules():
         if isinstance(norm, BatchNorm2dSlice):
-            switch = norm.values["outputs"].size if width is None else width  # type: ignore[union-attr]
+            switch = norm.outputs.size if width is None else width
             if len(switch.possible) > 1:
                 norm.keep_apart(switch)
 
@@ -451,8 +455,11 @@ def _synchronised_norm(
 
 def filled(plain: Plain, source: nn.Module, **tensors: Tensor | None) -> Plain:
     """A plain layer (on the meta device, so nothing was drawn for it) with copies of tensors, in the source's mode."""
-    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format)
-              for name, tensor in tensors.items() if tensor is not None}  # fmt: skip
+    copies = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+        if tensor is not None
+    }
     plain.load_state_dict(copies, assign=True)
     return plain.train(source.training)
 
@@ -469,14 +476,13 @@ class InputResize(nn.Module):
     def __init__(self, resolution: Value | int, mode: str = "bilinear") -> None:
         super().__init__()
         self.mode = mode
-        self.values: Values = {"resolution": as_value(resolution)}
-        self.choice: Mapping[str, Any] = chosen(self.values)
+        self.elastic = Elastic({"resolution": as_value(resolution)})
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c, resolution, resolution)."""
-        size = (self.choice["resolution"],) * 2
+        size = (self.elastic.choice["resolution"],) * 2
         return x if x.shape[-2:] == size else F.interpolate(x, size, mode=self.mode)
 
     def export(self) -> nn.Module:
         """A layer that resizes to the chosen resolution."""
-        return nn.Upsample((self.choice["resolution"],) * 2, mode=self.mode)
+        return nn.Upsample((self.elastic.choice["resolution"],) * 2, mode=self.mode)

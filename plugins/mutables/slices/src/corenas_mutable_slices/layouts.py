@@ -76,8 +76,9 @@ def check_blocks(stage: Any, names: Sequence[str]) -> None:
     missing = [name for name in names if any(of_block(stage, i, name) is None for i in range(reach))]
     if missing:
         hint = "say it once for the stage, or in `block` or `blocks`"
-        raise UserError(faults=[Fault(f"neither the stage nor each of its blocks has {name!r}", hint=hint)
-                                for name in missing])  # fmt: skip
+        raise UserError(
+            faults=[Fault(f"neither the stage nor each of its blocks has {name!r}", hint=hint) for name in missing]
+        )
 
 
 def of_block(stage: Any, i: int, name: str) -> Any:

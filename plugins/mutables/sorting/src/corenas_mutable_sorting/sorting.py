@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from corenas.calibrate import statistics_kept
 from corenas.errors import UserError, did_you_mean
-from corenas.mutable import Gated, Resizing, apply, mutables
+from corenas.mutable import Gated, Resizing, apply, elastic_of, mutables
 from corenas.space import SearchSpace
 from corenas.value import Dimension, Value, grid, largest_of
 
@@ -44,13 +44,13 @@ def input_norm(model: nn.Module, p: int = 1) -> Importance:
     Of the inner channels of an inverted residual block that is the projection, of those of squeeze-and-excitation the
     expansion: with p = 1 the measure of Once-for-All's code (Cai et al. 2020, arXiv:1908.09791).
     """
-    place = {module: i for i, module in enumerate(model.modules())}
+    order = {module: i for i, module in enumerate(model.modules())}
 
     def importance(group: Any) -> Tensor | None:
         readers = [item for item in group if item.dep.handler in READS]
         if not readers:
             return None
-        last = max(readers, key=lambda item: place[item.dep.target.module])
+        last = max(readers, key=lambda item: order[item.dep.target.module])
         weight = last.dep.target.module.weight.detach()
         norms = weight.abs().pow(p).sum([axis for axis in range(weight.dim()) if axis != 1])
         roots = torch.tensor(last.root_idxs, device=weight.device)
@@ -123,7 +123,7 @@ def sort_channels(
             hint = did_you_mean(importance, IMPORTANCE, "measures")
             raise UserError(f"no measure of importance is called {importance!r}", hint=hint)
         importance = IMPORTANCE[importance](model)
-    values = [value for mutable in mutables(model) for value in mutable.values.values()]
+    values = [value for mutable in mutables(model) for value in mutable.elastic.values.values()]
     domains = {key: own for value in values for part in _parts(value) for key, own in part.domains.items()}
     widths = {key for value in values if isinstance(value, Dimension) for key in value.keys}
     if not widths:
@@ -131,8 +131,13 @@ def sort_channels(
     kept = {key: [largest_of(own)] if key in widths else own for key, own in domains.items()}
     if keep is not None:
         kept = {key: keep[key].choices for key in domains}
-    small = {key: min(kept[key]) for m in mutables(model) if isinstance(m, Resizing)
-             for name in m.resizes for key in m.values[name].keys}  # fmt: skip
+    small = {
+        key: min(kept[key])
+        for m in mutables(model)
+        if isinstance(m, Resizing)
+        for name in m.resizes
+        for key in m.elastic.values[name].keys
+    }
     first = {key: largest_of(domains[key] if key in widths else own) for key, own in kept.items()} | small
     archs = [*{tuple(arch.items()): arch for arch in (first, *_variants(model, first, kept))}.values()]
     ties = _Ties(model, kept)
@@ -161,7 +166,7 @@ def _variants(
     arch: one that runs the module
     runs: an arch that runs each gated module so far; None where there is none
     """
-    if "values" in module.__dict__ and isinstance(module, Gated):
+    if elastic_of(module) is not None and isinstance(module, Gated):
         gates = [*module.gates()]
         keys = sorted({key for _, gate in gates for key in gate.keys})
         every = itertools.product(*(kept[key] for key in keys))
@@ -171,9 +176,9 @@ def _variants(
         yield from own
         runs = {**runs, **{child: next((a for a in (arch, *own) if gate(a)), None) for child, gate in gates}}
     for child in module.children():
-        found = runs.get(child, arch)
-        if found is not None:
-            yield from _variants(child, found, kept, runs)
+        base = runs.get(child, arch)
+        if base is not None:
+            yield from _variants(child, base, kept, runs)
 
 
 def _groups(model: nn.Module, example: Tensor, needed: bool) -> Iterator[Any]:
@@ -202,28 +207,28 @@ class _Axis(NamedTuple):
 
 @frozen
 class _Span:
-    """The places along an axis: where each part starts, which widths of it are kept, what its numbers are."""
+    """The elements along an axis: where each part starts, which widths of it are kept, what its numbers are."""
 
     size: int
     starts: Sequence[int] = (0,)
     kept: Sequence[Sequence[int]] = ((),)
     searchable: Sequence[bool] = (False,)
 
-    def label(self, place: int) -> tuple[int, int]:
-        """What places that can be exchanged have in common: their part, and the kept widths that reach them."""
-        part = bisect_right(self.starts, place) - 1
-        return part, bisect_right(self.kept[part], place - self.starts[part])
+    def label(self, element: int) -> tuple[int, int]:
+        """What elements that can be exchanged have in common: their part, and the kept widths that reach them."""
+        part = bisect_right(self.starts, element) - 1
+        return part, bisect_right(self.kept[part], element - self.starts[part])
 
 
 @frozen
 class _Move:
-    """Channels that can be exchanged: along each axis, the places and where what comes to them was before."""
+    """Channels that can be exchanged: along each axis, the elements and where what comes to them was before."""
 
-    places: Mapping[_Axis, tuple[Sequence[int], Sequence[int]]]
+    elements: Mapping[_Axis, tuple[Sequence[int], Sequence[int]]]
 
 
 class _Ties:
-    """Places along axes that hold the same channel, as union-find over all places of all axes."""
+    """Elements of axes that hold the same channel, as union-find over all elements of all axes."""
 
     def __init__(self, model: nn.Module, kept: Mapping[str, Sequence[Any]]) -> None:
         self.names = {module: name for name, module in model.named_modules()}
@@ -236,8 +241,8 @@ class _Ties:
         self.unscored: list[int] = []
 
     def add(self, group: Any, importance: Importance) -> None:
-        """Note which places a group of torch-pruning ties, and how important they are."""
-        places: dict[int, list[int]] = defaultdict(list)
+        """Note which elements a group of torch-pruning ties, and how important they are."""
+        elements: dict[int, list[int]] = defaultdict(list)
         free, new = True, False
         for item in group:
             node, module = item.dep.target, item.dep.target.module
@@ -256,63 +261,63 @@ class _Ties:
             if max(item.idxs) >= span.size or None in item.root_idxs:  # grouped, or an operation that is not understood
                 free = False
                 continue
-            for place, root in zip(item.idxs, item.root_idxs, strict=True):
-                if active(place):
-                    places[root].append(self.start[axis] + place)
-        for tied in places.values():
-            for place in tied[1:]:
-                self.parent[self._find(place)] = self._find(tied[0])
+            for element, root in zip(item.idxs, item.root_idxs, strict=True):
+                if active(element):
+                    elements[root].append(self.start[axis] + element)
+        for tied in elements.values():
+            for element in tied[1:]:
+                self.parent[self._find(element)] = self._find(tied[0])
         if not free:
-            self.fixed.extend(tied[0] for tied in places.values())
+            self.fixed.extend(tied[0] for tied in elements.values())
         elif new:
-            found = importance(group)
-            scores = {} if found is None else dict(enumerate(found.tolist()))
-            self.scores.extend((tied[0], scores[root]) for root, tied in places.items() if root in scores)
-            self.unscored.extend(tied[0] for root, tied in places.items() if root not in scores)
+            measured = importance(group)
+            scores = {} if measured is None else dict(enumerate(measured.tolist()))
+            self.scores.extend((tied[0], scores[root]) for root, tied in elements.items() if root in scores)
+            self.unscored.extend(tied[0] for root, tied in elements.items() if root not in scores)
 
-    def _find(self, place: int) -> int:
-        while self.parent[place] != place:
-            self.parent[place] = place = self.parent[self.parent[place]]
-        return place
+    def _find(self, element: int) -> int:
+        while self.parent[element] != element:
+            self.parent[element] = element = self.parent[self.parent[element]]
+        return element
 
     def moves(self) -> list[_Move]:
         """The sorted order of each set of channels that can be exchanged."""
         channels: dict[int, dict[_Axis, list[int]]] = defaultdict(lambda: defaultdict(list))
         for axis, span in self.spans.items():
-            for place in range(span.size):
-                channels[self._find(self.start[axis] + place)][axis].append(place)
+            for element in range(span.size):
+                channels[self._find(self.start[axis] + element)][axis].append(element)
         scores: dict[int, list[float]] = defaultdict(list)
-        for place, score in self.scores:
-            scores[self._find(place)].append(score)
+        for element, score in self.scores:
+            scores[self._find(element)].append(score)
         fixed = {*map(self._find, self.fixed), *({*map(self._find, self.unscored)} - scores.keys())}
         alike: dict[Any, list[int]] = defaultdict(list)
-        for channel, places in channels.items():
-            labels = {axis: tuple(map(self.spans[axis].label, own)) for axis, own in places.items()}
+        for channel, elements in channels.items():
+            labels = {axis: tuple(map(self.spans[axis].label, own)) for axis, own in elements.items()}
             searched = any(self.spans[axis].searchable[part] for axis, own in labels.items() for part, _ in own)
             if searched and channel not in fixed:
                 alike[tuple(labels.items())].append(channel)
+
+        def along(axis: _Axis, some: Sequence[int]) -> list[int]:
+            return [element for channel in some for element in channels[channel][axis]]
+
         moves = []
         for group in alike.values():
             order = sorted(group, key=lambda channel: -sum(scores[channel]) / max(len(scores[channel]), 1))
-            moves.append(_Move({
-                axis: ([i for channel in group for i in channels[channel][axis]],
-                       [i for channel in order for i in channels[channel][axis]])
-                for axis in channels[group[0]]
-            }))  # fmt: skip
+            moves.append(_Move({axis: (along(axis, group), along(axis, order)) for axis in channels[group[0]]}))
         return moves
 
     def sorted(self, moves: Iterable[_Move]) -> Sorted:
         """Which layers the moves sort."""
         done: dict[_Axis, set[int]] = defaultdict(set)
         for move in moves:
-            for axis, (places, _) in move.places.items():
-                done[axis].update(places)
+            for axis, (elements, _) in move.elements.items():
+                done[axis].update(elements)
         layers, left = [], []
         for module, name in self.names.items():
             dimension, _ = _dimension(module, reads=False)
             if dimension is not None and isinstance(module, nn.Conv2d | nn.Linear):
                 span = _span_of(dimension, self.kept)
-                wanted = {place for place in range(span.size) if span.searchable[span.label(place)[0]]}
+                wanted = {element for element in range(span.size) if span.searchable[span.label(element)[0]]}
                 if wanted:
                     (layers if wanted <= done[_Axis(name, False)] else left).append(name)
         return Sorted(tuple(layers), tuple(left))
@@ -320,7 +325,8 @@ class _Ties:
 
 def _dimension(module: nn.Module, reads: bool) -> tuple[Dimension | None, str]:
     name = "inputs" if reads else "outputs"
-    value = module.__dict__.get("values", {}).get(name)
+    elastic = elastic_of(module)
+    value = None if elastic is None else elastic.values.get(name)
     return (None if value is None else Dimension.of(value)), name
 
 
@@ -338,15 +344,15 @@ def _span_of(dimension: Dimension, kept: Mapping[str, Sequence[Any]]) -> _Span:
 
 
 def _active(module: nn.Module, reads: bool, span: _Span) -> Callable[[int], bool]:
-    """Whether a place is active under the arch in force."""
+    """Whether an element is active under the arch in force."""
     dimension, name = _dimension(module, reads)
     if dimension is None or len(span.starts) != len(dimension.parts):
-        return lambda place: True
-    numbers = [int(n) for n in np.ravel(module.choice[name])]  # type: ignore[index]
+        return lambda element: True
+    numbers = [int(n) for n in np.ravel(module.elastic.choice[name])]  # type: ignore[union-attr]
 
-    def active(place: int) -> bool:
-        part = bisect_right(span.starts, place) - 1
-        return place - span.starts[part] < numbers[part]
+    def active(element: int) -> bool:
+        part = bisect_right(span.starts, element) - 1
+        return element - span.starts[part] < numbers[part]
 
     return active
 
@@ -366,9 +372,10 @@ def _tensors(module: nn.Module, reads: bool) -> Iterator[tuple[Tensor, int]]:
 
 def _grouped(conv: nn.Conv2d) -> bool:
     """Whether it has groups and is not depthwise."""
-    return "groups" in conv.__dict__.get("values", {}) or not (
-        conv.groups == 1 or conv.weight.shape[:2] == (conv.groups, 1)
-    )
+    elastic = elastic_of(conv)
+    if elastic is not None and "groups" in elastic.values:
+        return True
+    return conv.groups != 1 and conv.weight.shape[:2] != (conv.groups, 1)
 
 
 def _generator() -> torch.Generator:
@@ -379,8 +386,8 @@ def _generator() -> torch.Generator:
 def _permute(model: nn.Module, moves: Iterable[_Move], back: bool = False) -> None:
     index: dict[_Axis, dict[int, int]] = defaultdict(dict)
     for move in moves:
-        for axis, (places, sources) in move.places.items():
-            index[axis].update(zip(*((sources, places) if back else (places, sources)), strict=True))
+        for axis, (elements, sources) in move.elements.items():
+            index[axis].update(zip(*((sources, elements) if back else (elements, sources)), strict=True))
     for axis, own in index.items():
         for tensor, dim in _tensors(model.get_submodule(axis.layer), axis.inputs):
             order = torch.tensor([own.get(i, i) for i in range(tensor.shape[dim])], device=tensor.device)
@@ -406,11 +413,11 @@ def _sound(
     noise = uniform((1, *shape[1:])).to(next(twin.parameters()).device)
 
     def outputs() -> list[Tensor]:
-        found = []
+        results = []
         for arch in archs:
             with apply(twin, arch):
-                found.extend(tree_leaves(twin(noise.clone())))
-        return found
+                results.extend(tree_leaves(twin(noise.clone())))
+        return results
 
     before = outputs()
 

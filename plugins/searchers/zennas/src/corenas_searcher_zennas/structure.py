@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
-from corenas.value import Variable
+from corenas.variables import Variable
 
 SCALED = ("width", "bottleneck")
 """What is multiplied by a factor."""
@@ -116,7 +116,7 @@ def _mutated(name: str, variable: Variable, choice: Any, rng: np.random.Generato
     elif _is_number(variable) and name in SCALED and not variable.continuous:
         candidates = scaled(variable.choices, choice)
     else:
-        return variable.choice(variable.draw(rng, 1)[0])
+        return variable.choice_of(variable.draw(rng, 1)[0])
     return candidates[rng.integers(len(candidates))]
 
 

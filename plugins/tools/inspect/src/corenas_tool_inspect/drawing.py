@@ -11,9 +11,10 @@ import torch
 
 from corenas.constrained import extremes
 from corenas.contracts import Backbone
-from corenas.space import Float, Int, SearchSpace
+from corenas.space import SearchSpace
 from corenas.supernet import build_supernet, supernet_cost
-from corenas.value import Constant, Variable
+from corenas.value import Constant
+from corenas.variables import Float, Int, Variable
 from corenas_tool_inspect.table import columns
 
 
@@ -94,7 +95,7 @@ def _cell(item: Any) -> str:
     if isinstance(item, Constant):
         return _cell(item.number)
     if isinstance(item, Int | Float):
-        return item.offer
+        return item.description
     if isinstance(item, Variable):
         return " | ".join(map(_cell, item.choices))
     return f"{item:g}" if isinstance(item, float) else str(item).lower() if isinstance(item, bool) else str(item)

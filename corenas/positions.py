@@ -1,0 +1,173 @@
+"""At how many positions (pixels, tokens) the outputs of a model's layers stand, under every arch of a space.
+
+A twin of the model without weights runs on the meta device: once for each combination of the choices that resize,
+under as many archs as it takes for every layer to run once. Hooks note the sizes of the layers' outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from corenas.mutable import Gated, Resizing, apply, call_model, elastic_of, mutables
+from corenas.space import SearchSpace
+from corenas.value import LARGEST_TABLE, Constant, Dimension, Value, grid, looked_up
+
+Gates = Mapping[nn.Module, Sequence[Value]]
+"""For each layer and each time that it stands in a model, what is 1 where it runs and 0 where it does not."""
+
+
+def weightless_twin(model: nn.Module) -> nn.Module:
+    """Return a copy of a model on the meta device, in evaluation mode; its parameters are not copied first."""
+    weights = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in weights}).eval()
+
+
+def occurrences(
+    module: nn.Module, gate: Value = Constant(1), gated: frozenset[nn.Module] = frozenset()
+) -> Iterator[tuple[nn.Module, Value]]:
+    """Yield every module each time that it stands in a model, with what says under which archs it runs there.
+
+    gate: the product of the gates above it; gated: what has a gate of its own further up
+    """
+    yield module, gate
+    own = [*module.gates()] if isinstance(module, Gated) else []
+    for child, value in own:
+        yield from occurrences(child, gate * value)
+    gated |= {child for child, _ in own}
+    for child in module.children():
+        if child not in gated:
+            yield from occurrences(child, gate, gated)
+
+
+def positions(twin: nn.Module, space: SearchSpace, example: Any, gates: Gates) -> dict[nn.Module, list[Value]]:
+    """Return at how many positions a layer's output stands, for each time it is called where it stands once.
+
+    twin: without weights; it gets hooks, and its element-wise layers do nothing from now on
+    Raises ValueError where the positions depend on a variable that no `Resizing` mutable declares, and where a layer
+    does not run when its gates say so.
+    """
+    resizing = _resizing(twin, space)
+    all_sizes = [*itertools.product(*(value.possible for value in resizing.values()))]
+    covering = _covering_archs(space, itertools.chain(*gates.values()))
+    recorder = _Recorder(twin, example, gates)
+    seen: dict[tuple[nn.Module, tuple[Any, ...]], list[int]] = {}
+    # The smallest arch opens nothing new: it shows what changes sizes without saying so.
+    for base, sizes in [*itertools.product(covering, all_sizes), (space.smallest(), all_sizes[0])]:
+        arch = {**base, **dict(zip(resizing, sizes, strict=True))}
+        for module, called in recorder.run(arch).items():
+            times = sum(gate(arch) for gate in gates[module])
+            once = called[: len(called) // max(times, 1)]
+            if once * times != called or seen.setdefault((module, sizes), once) != once:
+                raise ValueError(
+                    f"a {type(module).__name__} runs at {called} positions in {times} places under one arch, "
+                    f"at {seen.get((module, sizes), [])} in each under another: a mutable that resizes "
+                    "must declare `resizes`, one that does not run all its children must have `gates`"
+                )
+    result = {}
+    for module in gates:  # a call that some sizes do without stands at no positions there
+        calls = itertools.zip_longest(*(seen.get((module, sizes), ()) for sizes in all_sizes), fillvalue=0)
+        result[module] = [looked_up(dict(zip(all_sizes, call, strict=True)), *resizing.values()) for call in calls]
+    return result
+
+
+def _resizing(model: nn.Module, space: SearchSpace) -> dict[str, Value]:
+    """Return the variables that change sizes."""
+    values = [m.elastic.values[name] for m in mutables(model) if isinstance(m, Resizing) for name in m.resizes]
+    return {key: space.value(key) for value in values for key in value.keys}
+
+
+class _Recorder:
+    """Runs a twin and notes at how many positions each call of its layers stands."""
+
+    def __init__(self, twin: nn.Module, example: Any, gates: Gates) -> None:
+        self._twin = twin
+        self._input = tree_map(_on_meta, example)
+        self._batch = next((len(leaf) for leaf in tree_leaves(example) if isinstance(leaf, torch.Tensor)), 1)
+        self._arch: Mapping[str, Any] = {}
+        self._called: dict[nn.Module, list[int]] = {}
+        for module in gates:
+            module.register_forward_hook(self._note)
+        for module in twin.modules():
+            if isinstance(module, _ELEMENTWISE):  # on the meta device they take longer than a convolution
+                module.forward = _same  # type: ignore[method-assign, assignment]
+
+    def run(self, arch: Mapping[str, Any]) -> dict[nn.Module, list[int]]:
+        """Return the positions of each call of each layer under an arch."""
+        self._arch, self._called = arch, {}
+        apply(self._twin, arch)
+        with torch.enable_grad():  # without gradient layers may take short cuts; these weights want none
+            call_model(self._twin, self._input)
+        return self._called
+
+    def _note(self, module: nn.Module, args: Any, output: Any) -> None:
+        channels = output_channels(module)
+        output = output[0] if isinstance(output, tuple) else output
+        if channels is not None and isinstance(output, torch.Tensor):
+            # Over the example's size, not the output's: some layers fold windows into the batch.
+            count = output.numel() // self._batch // max(channels(self._arch), 1)
+            self._called.setdefault(module, []).append(count)
+
+
+def _on_meta(leaf: Any) -> Any:
+    return torch.empty_like(leaf, device="meta") if isinstance(leaf, torch.Tensor) else leaf
+
+
+def output_channels(module: nn.Module) -> Value | None:
+    """Return how many channels a layer's output has, None where that is not known."""
+    plain = getattr(module, "out_channels", getattr(module, "out_features", None))
+    elastic = elastic_of(module)
+    outputs = plain if elastic is None else elastic.values.get("outputs", plain)
+    return None if outputs is None else Dimension.of(outputs).size
+
+
+_ELEMENTWISE = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.ReLU,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.SiLU,
+    nn.GELU,
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    nn.modules.dropout._DropoutNd,
+)
+"""Layers whose output has the shape of their input."""
+
+
+def _same(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def _covering_archs(space: SearchSpace, gates: Iterable[Value]) -> list[dict[str, Any]]:
+    """Return archs under which every gate that some arch opens is open at least once, the largest arch first."""
+    largest = dict(space.largest())
+    archs = [largest]
+    for gate in dict.fromkeys(gate for gate in gates if gate.keys):
+        opened: dict[str, Any] = {}
+        for held in (*archs, opened):  # the first arch that can open it without closing another
+            free = {key: [held[key]] if key in held else space[key].choices for key in gate.keys}
+            most = int(LARGEST_TABLE ** (1 / len(free)))
+            columns = grid({key: _spread(choices, most) for key, choices in free.items()})
+            if len(rows := np.flatnonzero(gate(columns))):
+                held |= {key: column[rows[-1]].item() for key, column in columns.items()}
+                break
+        if opened:
+            archs.append(opened)
+    return [largest | held for held in archs]
+
+
+def _spread(choices: Sequence[Any], most: int) -> Sequence[Any]:
+    """Return all choices, or so many of them from the first to the last."""
+    if len(choices) <= most:
+        return choices
+    return [choices[code] for code in np.linspace(0, len(choices) - 1, most).astype(int)]

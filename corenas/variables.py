@@ -1,0 +1,252 @@
+"""What is searched: variables of lists of choices and of ranges of numbers, and when they are active."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from attrs import field, frozen
+from attrs.converters import optional
+
+from corenas.errors import UserError, did_you_mean
+from corenas.value import Choices, Value, largest_of
+
+OVERRIDE = "spec:"
+"""What the key of a variable begins with that overrides a key of the spec."""
+
+TWICE = "this variable stands twice"
+"""What is said of a key that two variables have."""
+
+MOST_CHOICES = 1_000_000
+"""The largest number of choices of one variable."""
+
+
+@frozen
+class Condition:
+    """When a variable is active: its parent is active and holds one of these choices."""
+
+    key: str
+    choices: frozenset[Any]
+
+
+@frozen(slots=False, cache_hash=True)
+class Variable(Value):
+    """What is searched: one of several choices, all numbers or all strings; as a value the one that an arch holds.
+
+    Raises ValueError for no choices, for one that stands twice and for a default that is none of them.
+
+    default: what an arch holds where nothing else is said: the largest of numbers, the first of strings
+    when: under which conditions it is active, all of them together
+    """
+
+    key: str
+    choices: Sequence[Any]
+    default: Any = field(default=None, kw_only=True)
+    when: tuple[Condition, ...] = field(default=(), converter=tuple, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        choices = self._all()
+        if not choices:
+            raise ValueError("a variable needs at least one choice")
+        kinds = {*map(_kind, choices)}
+        if len(kinds) > 1 or None in kinds:
+            raise ValueError(f"choices are all numbers or all strings, not {list(choices)}")
+        if len({*choices}) < len(choices):
+            raise ValueError(f"a choice stands twice in {list(choices)}")
+        object.__setattr__(self, "choices", choices)
+        object.__setattr__(self, "default", self.canonical(self.largest if self.default is None else self.default))
+
+    def _all(self) -> tuple[Any, ...]:
+        return tuple(self.choices)
+
+    @property
+    def continuous(self) -> bool:
+        """Whether it can be any number between its two choices."""
+        return False
+
+    @cached_property
+    def domains(self) -> Mapping[str, Sequence[Any]]:  # type: ignore[override]
+        """Its own key and choices."""
+        return {self.key: self.choices}
+
+    @cached_property
+    def possible(self) -> tuple[Any, ...]:
+        """Its choices in order."""
+        return tuple(sorted(self.choices))
+
+    @property
+    def smallest(self) -> Any:
+        """The smallest of numbers, the first of strings."""
+        return self.choices[0] if isinstance(self.choices[0], str) else min(self.choices)
+
+    @property
+    def largest(self) -> Any:
+        """The largest of numbers, the first of strings."""
+        return largest_of(self.choices)
+
+    def __call__(self, choices: Choices) -> Any:
+        """Return the number, or the column, of some choices."""
+        choice = choices[self.key]
+        # numpy's sum of truth values is their "or", Python's counts them
+        return choice.astype(np.int64) if isinstance(choice, np.ndarray) and choice.dtype == bool else choice
+
+    @cached_property
+    def code_of(self) -> Callable[[Any], float]:
+        """Gives the code of a choice: its index. Raises KeyError for one that is not among the choices."""
+        return {choice: code for code, choice in enumerate(self.choices)}.__getitem__
+
+    @cached_property
+    def choice_of(self) -> Callable[[Any], Any]:
+        """Gives the choice of a code."""
+        return self.choices.__getitem__
+
+    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Return the codes of n uniform choices."""
+        return rng.integers(len(self.choices), size=n)
+
+    def canonical(self, choice: Any) -> Any:
+        """Return this variable's own choice that equals `choice`: 224 for 224.0. Raises ValueError if there is none."""
+        try:
+            code = self.code_of(choice)
+        except (KeyError, ValueError, TypeError):
+            code = None
+        if code is None or _kind(choice) != _kind(self.choices[0]):  # True is 1 to Python, not to a reader
+            raise ValueError(f"{choice!r} is none of {self.description}")
+        return float(choice) if self.continuous else self.choice_of(code)
+
+    @property
+    def description(self) -> str:
+        """What it can be, in words."""
+        return f"the choices {', '.join(c if isinstance(c, str) else json.dumps(c) for c in self.choices)}"
+
+
+def _kind(choice: Any) -> type | None:
+    """Return what does not mix among choices, strings, truth values or numbers; None for what can be no choice."""
+    if isinstance(choice, str | bool):
+        return type(choice)
+    return float if isinstance(choice, int | float) and abs(choice) <= sys.float_info.max else None
+
+
+Categorical = Variable
+"""A variable of a list of choices."""
+
+
+@frozen(slots=False, cache_hash=True)
+class Int(Variable):
+    """A whole number from `low` to `high`, both included, every `step`. Raises ValueError if the steps miss `high`."""
+
+    low: int
+    high: int
+    step: int = 1
+    choices: Sequence[int] = field(init=False)
+
+    def _all(self) -> tuple[int, ...]:
+        return (*_before(self.low, self.high, self.step), self.high)
+
+    @property
+    def description(self) -> str:
+        """What it can be, in words."""
+        return f"{self.low} to {self.high} in steps of {self.step}"
+
+
+@frozen(slots=False, cache_hash=True)
+class Float(Variable):
+    """A number from `low` to `high`, both included: every `step`, or any; `log` draws its logarithm uniformly.
+
+    Without steps it is continuous: the code of a number says where it lies between the bounds, 0..1, on the scale;
+    its choices are the bounds.
+    Raises ValueError for bounds in the wrong order, a log scale that reaches 0, or log and step together.
+    """
+
+    low: float = field(converter=float)
+    high: float = field(converter=float)
+    log: bool = False
+    step: float | None = field(default=None, converter=optional(float))
+    choices: Sequence[float] = field(init=False)
+
+    def _all(self) -> tuple[float, ...]:
+        if not all(map(math.isfinite, (self.low, self.high, self.high - self.low, self.step or 0))):
+            raise ValueError(f"expected finite numbers, found {self.description}")
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("a log scale needs low above 0 and has no step")
+        if self.step is None:
+            return (self.low, self.high) if self.low < self.high else (self.low,)
+        # The last bound is exact and the others carry no noise such as 0.30000000000000004.
+        choices = (*(float(f"{x:.15g}") for x in _before(self.low, self.high, self.step)), self.high)
+        if len({*choices}) < len(choices):
+            raise ValueError(f"step {self.step} is lost beside numbers of the size of {self.high}")
+        return choices
+
+    @property
+    def continuous(self) -> bool:
+        """Whether it has no steps."""
+        return self.step is None
+
+    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Return the codes of n uniform choices."""
+        return rng.random(n) if self.continuous else super().draw(rng, n)
+
+    @cached_property
+    def code_of(self) -> Callable[[Any], float]:
+        """Gives the code of a number. Raises KeyError or ValueError for one that is not among the choices."""
+        return self._fraction if self.continuous else super().code_of
+
+    @cached_property
+    def choice_of(self) -> Callable[[Any], float]:
+        """Gives the number of a code."""
+        return self._number if self.continuous else super().choice_of
+
+    @property
+    def description(self) -> str:
+        """What it can be, in words."""
+        return f"{self.low} to {self.high}" + ("" if self.continuous else f" in steps of {self.step}")
+
+    def _fraction(self, number: float) -> float:
+        if not self.low <= number <= self.high:
+            raise ValueError(number)
+        scale = math.log if self.log else float
+        low, high = scale(self.low), scale(self.high)
+        return (scale(number) - low) / (high - low) if low < high else 0.0
+
+    def _number(self, fraction: float) -> float:
+        if self.log:
+            number = self.low * (self.high / self.low) ** fraction
+        else:
+            number = self.low + fraction * (self.high - self.low)
+        return min(self.high, max(self.low, number))
+
+
+def _before(low: float, high: float, step: float) -> list[Any]:
+    """Return the numbers from low up to, without, high. Raises ValueError if they are too many or miss it."""
+    if high - low >= MOST_CHOICES * step > 0:
+        raise ValueError(f"more than {MOST_CHOICES:,} choices: take a larger step")
+    steps = (high - low) / step if step > 0 else -1.0
+    if steps < 0 or not math.isclose(steps, round(steps), abs_tol=1e-9):
+        raise ValueError(f"{low} to {high} in steps of {step} never ends on high")
+    return [low + i * step for i in range(round(steps))]
+
+
+TYPES: Mapping[str, type[Variable]] = {"categorical": Categorical, "int": Int, "float": Float}
+"""The types of variables as TOML names them."""
+
+
+def parent_of(condition_key: str, earlier: Mapping[str, Variable]) -> Variable:
+    """Return the variable that a condition is on. Raises UserError if it does not come earlier or is continuous."""
+    if condition_key not in earlier:
+        hint = did_you_mean(condition_key, earlier, "variables before it")
+        raise UserError(f"condition on {condition_key!r}, which is no earlier variable", hint=hint)
+    if earlier[condition_key].continuous:
+        raise UserError(f"condition on {condition_key!r}, which has no list of choices")
+    return earlier[condition_key]
+
+
+def always_holds(condition: Condition, parent: Variable, beside: Iterable[Condition]) -> bool:
+    """Return whether a condition says nothing that the conditions beside it leave open."""
+    return condition.choices >= {*parent.choices} and {*parent.when} <= {*beside}
