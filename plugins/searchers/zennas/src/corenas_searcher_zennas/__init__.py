@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 from attrs import field, frozen
 from attrs.validators import ge, optional
-
-import numpy as np
 
 from corenas.contracts import Problem
 from corenas.hookspecs import hookimpl
@@ -16,8 +15,8 @@ from corenas_searcher_zennas.search import ZenNASSearch
 class ZenNAS:
     """Mutates super-blocks of a large population, from which the worst is dropped (Lin et al. 2021, arXiv:2102.01063).
 
-    A super-block is a table of the space. Its `width` and `bottleneck` are multiplied, its `depth` moves by up to 2, all
-    else is drawn again. The search begins with the space's default arch.
+    A super-block is a table of the space. Its `width` and `bottleneck` are multiplied, its `depth` moves by up to 2,
+    all else is drawn again. The search begins with the space's default arch.
 
     population: how many archs there are at most; one more, and the worst goes
     first: as long as there are no more archs than this, mutants are those of the first arch, in one super-block
