@@ -432,7 +432,7 @@ class Search(Protocol):
         """Return up to n archs to be measured next; none ends the search. Archs known already come back at once."""
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """The results of the last `ask`, in its order, in all states."""
+        """Take in the results of the last `ask`, in its order, in all states."""
 
     def state_dict(self) -> dict[str, Json]:
         """Return everything that it needs to go on, as plain data."""

@@ -175,6 +175,17 @@ def apply(model: nn.Module, choices: Mapping[str, Any]) -> Applied:
     choices: a choice for each key; for a mixed operation it may be a tensor of weights, one per candidate; one with a
         gradient only in a `with`, since a model that holds it cannot be copied
     Raises KeyError for a key that the choices lack; the model is then as it was.
+
+    >>> import torch
+    >>> from corenas import SearchSpace, apply
+    >>> from corenas.testing.small import Conv
+    >>> space = SearchSpace.from_table({"width": [4, 8]})
+    >>> layer = Conv(3, space.value("width"))
+    >>> with apply(layer, space.arch({"width": 4})):
+    ...     layer(torch.zeros(1, 3, 6, 6)).shape
+    torch.Size([1, 4, 6, 6])
+    >>> layer(torch.zeros(1, 3, 6, 6)).shape
+    torch.Size([1, 8, 6, 6])
     """
     plan = model.__dict__.get(_PLAN)
     if plan is None or not plan.fits(model):

@@ -30,12 +30,12 @@ class Supernet(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor) -> Any:
-        """Inputs of the backbone -> outputs of the head."""
+        """Return the outputs of the head for inputs of the backbone."""
         return self.head(self.backbone.features(x))  # type: ignore[operator]
 
 
 def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Supernet:
-    """The supernet of a space for a task, freshly initialised from torch's global generator.
+    """Return the supernet of a space for a task, freshly initialised from torch's global generator.
 
     Raises UserError, keys under "space" or "backbone", if they do not fit each other or a variable is used by no layer.
     """
@@ -81,7 +81,7 @@ def observe(model: nn.Module, task: LiveTask, batch: Any, taps: Sequence[int] = 
 
 
 def supernet_cost(supernet: nn.Module, space: SearchSpace, task: LiveTask) -> Cost:
-    """The cost of all archs of a supernet, for one input of the task. Raises UserError if it does not take one."""
+    """Return the cost of all archs of a supernet, for an input of the task. Raises UserError if it takes none."""
     try:
         return Cost(supernet, space, task.example)
     except (RuntimeError, OverflowError, ValueError, TypeError) as error:
@@ -94,7 +94,7 @@ def supernet_cost(supernet: nn.Module, space: SearchSpace, task: LiveTask) -> Co
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that a spec names; "auto" is a GPU where there is one. Raises UserError if it is not there."""
+    """Return the device that a spec names; "auto" is a GPU where there is one. Raises UserError if it is not there."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = "cuda" if available["cuda"] else "cpu"

@@ -54,8 +54,11 @@ class BigNASTrainer:
         Raises UserError if the mutator does not put it there, or if the task has no logits to distil.
         """
         if [*step.archs[:1]] != [self.largest]:
-            raise UserError("bignas needs the largest subnet first in each step", key=("mutator", "type"),
-                            hint='use mutator = "sandwich"')  # fmt: skip
+            raise UserError(
+                "bignas needs the largest subnet first in each step",
+                key=("mutator", "type"),
+                hint='use mutator = "sandwich"',
+            )
         figures = {}
         with apply(self.supernet, step.archs[0]):
             outputs = self.task.forward(self.supernet, batch)
