@@ -474,6 +474,9 @@ class Region(Protocol):
     def decode(self, codes: Codes) -> list[Arch]:
         """Return the archs of codes."""
 
+    def admit(self, codes: Codes) -> Codes:
+        """Return those of some archs that belong to it, canonical: for a searcher's own moves."""
+
     def sample(self, rng: np.random.Generator) -> Arch:
         """Return an arch at random."""
 

@@ -221,6 +221,10 @@ class SearchSpace:
         """Return the same archs with inactive variables at their defaults."""
         return np.where(self.active(codes), codes, self._defaults)
 
+    def admit(self, codes: Codes) -> Codes:
+        """Return the same archs, canonical: all belong to it."""
+        return self.canonical(codes)
+
     def _raw(self, rng: np.random.Generator, n: int) -> Codes:
         columns = [variable.draw(rng, n) for variable in self.variables]
         return np.array(columns, self._dtype).reshape(len(columns), n).T

@@ -97,8 +97,8 @@ def observe(model: nn.Module, task: LiveTask, batch: Any, taps: Sequence[Tap] = 
 
 def _part(model: nn.Module, tap: Tap) -> nn.Module:
     """Return a segment by its number, or a module by its name."""
-    backbone: Any = getattr(model, "backbone", model)
-    segments = backbone.segments if isinstance(backbone, Segmented) else ()
+    backbone: nn.Module = getattr(model, "backbone", model)
+    segments: Sequence[nn.Module] = backbone.segments if isinstance(backbone, Segmented) else ()
     try:
         return segments[tap] if isinstance(tap, int) else backbone.get_submodule(tap)
     except (IndexError, AttributeError):
