@@ -32,7 +32,7 @@ def distil_in_place(
 
     largest: what the first arch has to be, but for choices that all archs of the step share
     Returns figures: `loss`, the first on the labels; `smallest`, the last on what the first says.
-    Raises UserError if the first is another one.
+    Raises UserError if the first is another one, or if the task has nothing to distil.
     """
     if not _is_largest_first(step.archs, largest):
         text, hint = "this algorithm needs the largest subnet first in each step", 'use mutator = "sandwich"'
@@ -40,6 +40,8 @@ def distil_in_place(
     figures = {}
     with apply(model, step.archs[0]):
         seen = observe(model, task, batch, distiller.taps)
+        if seen.logits is None and not distiller.taps:
+            raise UserError("this algorithm needs a task whose outputs can be distilled", key=("task",))
         teacher = detached(seen)
         figures["loss"] = step.backward(task.loss(seen.outputs, batch))
     del seen

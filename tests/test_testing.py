@@ -25,6 +25,7 @@ from corenas.hookspecs import hookimpl
 from corenas.mutable import apply, chosen
 from corenas.objectives import Trial
 from corenas.space import Arch
+from corenas.teaching import distil_in_place
 from corenas.testing import (
     algorithms,
     backbones,
@@ -251,6 +252,11 @@ class Labels:
         return trainer
 
 
+class InPlace(small.Trainer):
+    def train_step(self, batch, step):
+        return distil_in_place(self.model, self.task, self.distiller, batch, step, self.space.largest())
+
+
 @frozen
 class Distils(Labels):
     """Trains on the labels, and on what the largest says.
@@ -258,7 +264,13 @@ class Distils(Labels):
     live: class of its trainer
     """
 
+    live: type = InPlace
     needs: ClassVar = ("mutator", "searcher", "distiller")
+
+    def start(self, context):
+        trainer = super().start(context)
+        trainer.distiller = context.distiller
+        return trainer
 
 
 @pytest.mark.parametrize("check", algorithms.algorithm_checks)
