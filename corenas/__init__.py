@@ -24,16 +24,19 @@ if TYPE_CHECKING:
     from corenas.search import run_search as run_search
     from corenas.space import Arch as Arch
     from corenas.space import SearchSpace as SearchSpace
+    from corenas.train import LivePhase as LivePhase
+    from corenas.train import run_training as run_training
 
 __version__ = "0.1.0"
 CONTRACT = 3
 """The version of what plugins and core promise each other; a plugin may state the one it was written for."""
 
-_MODULES = {
+NAMES = {
     "Arch": "space",
     "FeasibleSpace": "constrained",
     "Constraint": "objectives",
     "Cost": "cost",
+    "LivePhase": "train",
     "Objective": "objectives",
     "Objectives": "objectives",
     "Problem": "contracts",
@@ -45,15 +48,16 @@ _MODULES = {
     "load_catalogue": "plugins",
     "recalibrate": "calibrate",
     "run_search": "search",
+    "run_training": "train",
 }
 """Where the names of this page stand."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in NAMES:
         raise AttributeError(f"module 'corenas' has no attribute {name!r}")
-    return getattr(import_module(f"corenas.{_MODULES[name]}"), name)
+    return getattr(import_module(f"corenas.{NAMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *NAMES})

@@ -59,6 +59,14 @@ def recalibrate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> Non
     Each layer's mean and variance become the averages of the batches' means and biased variances, weighted by their
     sizes, while later layers see images normalised by the batch, as in Once-for-All's code. Leaves the model in
     evaluation mode. Without batches the statistics stay.
+
+    >>> import torch
+    >>> from corenas import recalibrate
+    >>> from corenas.testing.small import Task
+    >>> norm, images = torch.nn.BatchNorm2d(1), torch.ones(4, 1, 8, 8)
+    >>> recalibrate(norm, Task(), [(images, None), (3 * images, None)])
+    >>> norm.running_mean, norm.running_var
+    (tensor([2.]), tensor([0.]))
     """
     sums: dict[Any, tuple[int, Any, Any]] = {}
     before = {norm: _statistics(norm)[1].clone() for norm in _norms(model)}

@@ -123,6 +123,11 @@ class FeasibleSpace:
             missing -= len(drawn[-1])
         return np.concatenate(drawn)
 
+    def admit(self, codes: Codes) -> Codes:
+        """Return those of some archs that are inside the constraints, canonical."""
+        codes = self.space.canonical(codes)
+        return codes[self._violation(codes) == 0]
+
     def sample(self, rng: np.random.Generator) -> Arch:
         """Return an arch inside the constraints."""
         if not self.constraints:

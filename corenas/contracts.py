@@ -38,17 +38,43 @@ Json: TypeAlias = Any
 class Backbone(Protocol):
     """Options of a network without its head.
 
-    Optional: `layout`, the attrs class of the tables that its spaces have, so that `corenas check` reads them without
-    torch; `example`, the tables `backbone` (options) and `space` of a spec for images of 28x28 with one channel, small
-    enough to be trained in seconds: what tests and `corenas show` try it on
+    Its class may be `LaidOut` and `Exemplary`.
     """
 
     def build(self, space: SearchSpace) -> nn.Module:
         """Return a module with `features(x) -> [Tensor, …]` and `feat_dims`, the dimension of each of these tensors.
 
-        Optional: `segments`, its parts in order. Any module in it may be `ProgressTracking`, `ZeroInitializing`,
-        `Synchronizable` or `RunningStatistics`. Raises UserError if the space is none for it.
+        It may be `Segmented`; any module in it `ProgressTracking`, `ZeroInitializing`, `Synchronizable` or
+        `RunningStatistics`. Raises UserError if the space is none for it.
         """
+
+
+@runtime_checkable
+class LaidOut(Protocol):
+    """A backbone's class that says which tables its spaces have, so that `corenas check` reads them without torch.
+
+    layout: the attrs class of the tables
+    """
+
+    layout: type
+
+
+@runtime_checkable
+class Exemplary(Protocol):
+    """A backbone's class with something small to try it on, as tests and `corenas show` do.
+
+    example: the tables `backbone` (options) and `space` of a spec for images of 28x28 with one channel, trained
+        in seconds
+    """
+
+    example: Mapping[str, Mapping[str, Any]]
+
+
+@runtime_checkable
+class Segmented(Protocol):
+    """A network that names its parts in order, whose outputs a distiller may want (`LiveDistiller.taps`)."""
+
+    segments: Sequence[nn.Module]
 
 
 @frozen
@@ -76,14 +102,15 @@ class Meter(Protocol):
 class LiveTask(Protocol):
     """Data with what is to be learnt from it. Valid and test never meet train, nor each other.
 
-    example: one input of the model, shape (1, channels, height, width)
+    example: one input of the model: a tensor such as (1, channels, height, width), or any tree of them, a tuple for
+        positional arguments, a dict for those by keyword (`corenas.mutable.as_arguments`)
     metrics: what its meter computes
     splits: how many samples each split has: "train", "valid", "test"
-    Optional: `fingerprint`, text that is another one where the data is; `preprocessing`, plain data for the cost card
+    It may be `Fingerprinted` and `Preprocessing`.
     """
 
     @property
-    def example(self) -> Tensor:
+    def example(self) -> Any:
         """One input."""
 
     @property
@@ -165,6 +192,20 @@ class RunningStatistics(Protocol):
 
     def set_statistics(self, mean: Tensor, var: Tensor) -> None:
         """Store the running mean and variance of the features in force; those of the others stay."""
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A live task that says when its data is other data; a run that was begun with the other is refused."""
+
+    fingerprint: str
+
+
+@runtime_checkable
+class Preprocessing(Protocol):
+    """A live task that says how inputs are prepared, plain data for the cost card of a network."""
+
+    preprocessing: Mapping[str, Json]
 
 
 @runtime_checkable
@@ -294,9 +335,8 @@ class Stateful(Protocol):
 class Trainer(Protocol):
     """A live algorithm. The loop clears gradients before `train_step` and steps the optimizer after it.
 
-    It may be `Stateful`. Optional: `derive()`, called after training, gives the arch that a method finds itself (DARTS,
-    Cream); `distiller`, the context's, where it has one: what a distiller learns itself is then trained and kept beside
-    the supernet.
+    It may be `Stateful` and `Deriving`. Optional: `distiller`, the context's, where it has one: what a distiller learns
+    itself is then trained and kept beside the supernet.
     """
 
     @property
@@ -312,11 +352,20 @@ class Trainer(Protocol):
 
 
 @runtime_checkable
+class Deriving(Protocol):
+    """A trainer of a method that finds its arch itself (DARTS, Cream)."""
+
+    def derive(self) -> Mapping[str, Any]:
+        """Return the choices of the arch; called after training."""
+        ...
+
+
+@runtime_checkable
 class Algorithm(Protocol):
     """Options of how a supernet is trained.
 
-    stages: which of "train", "search", "derive", "retrain" a run has, in order; "derive" wants a trainer with
-        `derive`; without "train" no supernet is ever allocated, and `start` is not called
+    stages: which of "train", "search", "derive", "retrain" a run has, in order; "derive" wants a
+        `Deriving` trainer; without "train" no supernet is ever allocated, and `start` is not called
     needs: which tables of a spec it cannot do without, of "mutator", "searcher", "distiller"
     Optional: `uses`, which it can do without but looks at, of "distiller" and "teacher" (others are refused);
     `defaults`, table -> name of the component that stands in where a spec leaves out what it needs
@@ -425,6 +474,9 @@ class Region(Protocol):
     def decode(self, codes: Codes) -> list[Arch]:
         """Return the archs of codes."""
 
+    def admit(self, codes: Codes) -> Codes:
+        """Return those of some archs that belong to it, canonical: for a searcher's own moves."""
+
     def sample(self, rng: np.random.Generator) -> Arch:
         """Return an arch at random."""
 
@@ -472,7 +524,7 @@ class Search(Protocol):
         """Return up to n archs to be measured next; none ends the search. Archs known already come back at once."""
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """The results of the last `ask`, in its order, in all states."""
+        """Take in the results of the last `ask`, in its order, in all states."""
 
     def state_dict(self) -> dict[str, Json]:
         """Return everything that it needs to go on, as plain data."""
@@ -602,7 +654,7 @@ class Executor(Protocol):
 class Exporter(Protocol):
     """Options of a file format for networks."""
 
-    def write(self, network: nn.Module, example: Tensor, folder: Path, title: str) -> Path:
+    def write(self, network: nn.Module, example: Any, folder: Path, title: str) -> Path:
         """Write a plain network, on the CPU and in evaluation mode, into a folder; returns the file.
 
         title: a line that says what network this is

@@ -55,6 +55,16 @@ class Cost:
     Raises ValueError where a layer's number of positions depends on a variable that no `Resizing` mutable declares,
     for a plain layer whose flops are not known, for a mutable that owns parameters and states no cost, and for a model
     with variables that the space lacks.
+
+    >>> import torch
+    >>> from corenas import Cost, SearchSpace
+    >>> from corenas.testing.small import Conv
+    >>> space = SearchSpace.from_table({"width": [4, 8]})
+    >>> cost = Cost(Conv(3, space.value("width")), space, torch.empty(1, 3, 6, 6))
+    >>> cost.of([space.smallest()])
+    [{'flops': 432, 'params': 16, 'activations': 144}]
+    >>> cost(space.encode(space))["flops"]
+    array([432, 864])
     """
 
     def __init__(self, model: nn.Module, space: SearchSpace, example: Any) -> None:

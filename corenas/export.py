@@ -34,6 +34,15 @@ def export_subnet(model: nn.Module, choices: Mapping[str, Any], example: Any) ->
     example: an input, as `call_model` takes it; the outputs of both are compared on noise of its shapes
     Raises UserError if they differ by more than 1e-5 of the largest, if the model's forward cannot be traced, or if a
     part is no layer of torch.
+
+    >>> import torch
+    >>> from corenas import SearchSpace, export_subnet
+    >>> from corenas.testing.small import Conv
+    >>> space = SearchSpace.from_table({"width": [4, 8]})
+    >>> supernet = torch.nn.Sequential(Conv(3, space.value("width")), torch.nn.ReLU()).eval()
+    >>> network = export_subnet(supernet, space.smallest(), torch.zeros(1, 3, 6, 6))
+    >>> [*network.children()]
+    [Conv2d(3, 4, kernel_size=(1, 1), stride=(1, 1)), ReLU()]
     """
     with apply(model, choices):
         return export_active(model, example)

@@ -97,7 +97,7 @@ class Objective:
     weight: float = 1.0
 
     def gain(self, metrics: Mapping[str, float]) -> float:
-        """More is better, whatever the direction."""
+        """Return how good its metric is; more is better, whatever the direction."""
         value = metrics[self.metric] if self.direction == "max" else -metrics[self.metric]
         return -math.inf if math.isnan(value) else value
 
@@ -125,6 +125,11 @@ class Objectives:
         """Return the n best trials that count, each arch once, best first; earlier ones win ties.
 
         In Pareto mode front after front, of each the less crowded first (NSGA-II, Deb et al. 2002); of bins the better.
+
+        >>> from corenas import Arch, Objective, Objectives, Trial
+        >>> trials = [Trial(Arch({"width": n}), {"top1": 100 - n}) for n in (4, 8, 2)]
+        >>> [trial.arch["width"] for trial in Objectives((Objective("top1"),)).best(trials, 2)]
+        [2, 4]
         """
         left = self._counting(trials)
         ranked: list[Trial] = []

@@ -28,9 +28,15 @@ if TYPE_CHECKING:
 _NEED_MORE = ("LBFGS", "SparseAdam", "Optimizer", "Muon")
 """Optimizers that a plain training loop cannot drive: a closure, sparse gradients, matrices only."""
 _STEP_OTHERWISE = (
-    "LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau",
-    "CyclicLR", "OneCycleLR",
-)  # fmt: skip
+    "LRScheduler",
+    "LambdaLR",
+    "MultiplicativeLR",
+    "SequentialLR",
+    "ChainedScheduler",
+    "ReduceLROnPlateau",
+    "CyclicLR",
+    "OneCycleLR",
+)
 """Schedules that want functions, other schedules or a metric, or that turn the momentum as well at every step."""
 
 _NOT_NEGATIVE = Annotated[float, "a number of at least 0", lambda number: 0 <= number < 1e38]
@@ -38,10 +44,18 @@ _SHARE = Annotated[float, "a number from 0 to 1", lambda number: 0 <= number <= 
 _COUNT = Annotated[int, "a whole number of at least 1", lambda number: number >= 1]
 _BELOW_1 = Annotated[float, "a number of at least 0 and less than 1", lambda number: 0 <= number < 1]
 _TYPES: Mapping[str, Any] = {
-    "lr": _NOT_NEGATIVE, "momentum": _NOT_NEGATIVE, "weight_decay": _NOT_NEGATIVE, "rho": _SHARE, "alpha": _SHARE,
-    "step_size": _COUNT, "T_max": _COUNT, "T_0": _COUNT, "T_mult": _COUNT, "total_iters": _COUNT,
+    "lr": _NOT_NEGATIVE,
+    "momentum": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "rho": _SHARE,
+    "alpha": _SHARE,
+    "step_size": _COUNT,
+    "T_max": _COUNT,
+    "T_0": _COUNT,
+    "T_mult": _COUNT,
+    "total_iters": _COUNT,
     "betas": tuple[_BELOW_1, _BELOW_1],
-}  # fmt: skip
+}
 """Arguments of which more is known than their default tells."""
 
 
@@ -75,21 +89,21 @@ def _source(file: str) -> list[ast.stmt]:
 
 
 def optimizers() -> dict[str, str]:
-    """Optimizer classes of torch.optim -> the files that they stand in."""
+    """Return the optimizer classes of torch.optim with the files that they stand in."""
     imports = [node for node in _source("__init__.py") if isinstance(node, ast.ImportFrom)]
     files = {alias.name: f"{str(node.module).split('.')[-1]}.py" for node in imports for alias in node.names}
     return {name: file for name, file in files.items() if name[0].isupper() and name not in _NEED_MORE}
 
 
 def schedules() -> dict[str, str]:
-    """Classes of torch.optim.lr_scheduler that step without being told anything -> the file that they stand in."""
+    """Return the classes of torch.optim.lr_scheduler that step without being told anything, with their file."""
     names = [node.name for node in _source("lr_scheduler.py") if isinstance(node, ast.ClassDef)]
     return {name: "lr_scheduler.py" for name in names if name not in _STEP_OTHERWISE and name[0] != "_"}
 
 
 @functools.cache
 def options(name: str, file: str) -> type:
-    """The arguments of such a class as a class of options; a default that is no literal is None."""
+    """Return the arguments of such a class as a class of options; a default that is no literal is None."""
     cls = next(node for node in _source(file) if isinstance(node, ast.ClassDef) and node.name == name)
     args = next(node.args for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
     names = [a.arg for a in (*args.args, *args.kwonlyargs)]
@@ -108,13 +122,13 @@ def _literal(node: ast.expr) -> Any:
 
 
 def optimizer_faults(table: Mapping[str, Any]) -> list[Fault]:
-    """What is wrong with `{type = "SGD", lr = 0.1, …}`, keys relative to it."""
+    """Return what is wrong with `{type = "SGD", lr = 0.1, …}`, keys relative to it."""
     given = {key: value for key, value in table.items() if key != "type"}
     return _faults(table.get("type"), given, optimizers(), "optimizer", "torch.optim")
 
 
 def schedule_faults(kind: str, given: Mapping[str, Any]) -> list[Fault]:
-    """What is wrong with a schedule's type and options, keys relative to its table."""
+    """Return what is wrong with a schedule's type and options, keys relative to its table."""
     if kind in _OWN_SCHEDULES:
         text = f"{kind} takes no options; they are for classes of torch.optim.lr_scheduler"
         return [Fault(text, ("options",))] if given else []
@@ -135,7 +149,7 @@ def _faults(name: Any, given: Mapping[str, Any], files: Mapping[str, str], noun:
 
 
 def _type(key: str, default: Any) -> Any:
-    """What an argument may be, from its name and its default."""
+    """Return what an argument may be, from its name and its default."""
     if key in _TYPES or isinstance(default, bool):
         return _TYPES.get(key, bool)
     if isinstance(default, tuple):
@@ -173,7 +187,7 @@ def build_optimizer(
 def build_schedule(
     optimizer: torch.optim.Optimizer, schedule: Schedule, epochs: int, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The schedule of a training, to be stepped after every step of the optimizer; an epoch has `steps` of them.
+    """Return the schedule of a training, to be stepped after every step of the optimizer; an epoch has `steps` of them.
 
     Raises UserError, keys under "train", for options that torch refuses.
     """
@@ -194,7 +208,7 @@ def build_schedule(
 
 
 def _factors(schedule: Schedule, lr: float, epochs: int) -> list[float]:
-    """What a class of torch's, which steps once an epoch, makes of a learning rate, on an optimizer of its own."""
+    """Return what a class of torch's, which steps once an epoch, makes of a learning rate, tried on its own."""
     import torch
 
     probe = torch.optim.SGD([torch.zeros(1)], lr=lr or 1.0)

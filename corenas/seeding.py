@@ -26,7 +26,7 @@ def number(seed: int, name: str, *index: int) -> int:
 
 @contextmanager
 def seeded(seed: int, name: str, *index: int, device: torch.device | None = None) -> Iterator[None]:
-    """Torch's global generators seeded for a while, then as they were."""
+    """Seed torch's global generators for a while; they are then as they were."""
     import torch
 
     device = device or torch.device("cpu")

@@ -6,7 +6,8 @@ import fnmatch
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -102,6 +103,13 @@ class SearchSpace:
         Where a table has a `depth` and a `block`, the block's variables are made anew for each block that the depth
         can reach, under `blocks.0`, `blocks.1` and so on, and are active where the depth reaches it.
         Raises UserError with all mistakes, each with its key.
+
+        >>> from corenas import SearchSpace
+        >>> space = SearchSpace.from_table({"width": [4, 8], "depth": [1, 2], "block": {"kernel": [3, 5]}})
+        >>> space.size
+        12
+        >>> dict(space.arch({"depth": 1, "blocks": [{"kernel": 3}]}))
+        {'width': 8, 'depth': 1, 'blocks.0.kernel': 3, 'blocks.1.kernel': 5}
         """
         return cls(*read_space(table))
 
@@ -212,6 +220,10 @@ class SearchSpace:
     def canonical(self, codes: Codes) -> Codes:
         """Return the same archs with inactive variables at their defaults."""
         return np.where(self.active(codes), codes, self._defaults)
+
+    def admit(self, codes: Codes) -> Codes:
+        """Return the same archs, canonical: all belong to it."""
+        return self.canonical(codes)
 
     def _raw(self, rng: np.random.Generator, n: int) -> Codes:
         columns = [variable.draw(rng, n) for variable in self.variables]
@@ -333,6 +345,29 @@ class _ContinuousChoices:
 def _is_drawn_by_index(variable: Variable) -> bool:
     """Return whether a variable is drawn as a whole number under the number of its choices, as `Variable` does it."""
     return not variable.continuous and type(variable).draw in (Variable.draw, Float.draw)
+
+
+def unseen(
+    draw: Callable[[], Arch], n: int, seen: set[str], tries: float = math.inf, patience: int = 1000
+) -> list[Arch]:
+    """Draw up to n archs that were not seen before, and add them to what was seen.
+
+    seen: digests of archs, which a searcher keeps in its state
+    tries: how often to draw at most
+    patience: after so many draws in a row that were all seen, nothing new is left to find
+    """
+    archs: list[Arch] = []
+    fruitless = 0
+    while len(archs) < n and tries > 0 and fruitless < patience:
+        tries -= 1
+        arch = draw()
+        if arch.digest in seen:
+            fruitless += 1
+            continue
+        fruitless = 0
+        seen.add(arch.digest)
+        archs.append(arch)
+    return archs
 
 
 def flatten(table: Mapping[str, Any] | Sequence[Any], prefix: str = "", lists: bool = True) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from corenas.contracts import Backbone, LiveTask, Signals, Tap
+from corenas.contracts import Backbone, LiveTask, Segmented, Signals, Tap
 from corenas.cost import Cost
 from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.mutable import keys_used
@@ -30,12 +30,12 @@ class Supernet(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor) -> Any:
-        """Inputs of the backbone -> outputs of the head."""
+        """Return the outputs of the head for inputs of the backbone."""
         return self.head(self.backbone.features(x))  # type: ignore[operator]
 
 
 def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Supernet:
-    """The supernet of a space for a task, freshly initialised from torch's global generator.
+    """Return the supernet of a space for a task, freshly initialised from torch's global generator.
 
     Raises UserError, keys under "space" or "backbone", if they do not fit each other or a variable is used by no layer.
     """
@@ -62,7 +62,7 @@ def _path(key: str) -> tuple[str | int, ...]:
 
 
 def supernet_cost(supernet: nn.Module, space: SearchSpace, task: LiveTask) -> Cost:
-    """The cost of all archs of a supernet, for one input of the task. Raises UserError if it does not take one."""
+    """Return the cost of all archs of a supernet, for an input of the task. Raises UserError if it takes none."""
     try:
         return Cost(supernet, space, task.example)
     except (RuntimeError, OverflowError, ValueError, TypeError) as error:
@@ -97,8 +97,8 @@ def observe(model: nn.Module, task: LiveTask, batch: Any, taps: Sequence[Tap] = 
 
 def _part(model: nn.Module, tap: Tap) -> nn.Module:
     """Return a segment by its number, or a module by its name."""
-    backbone: Any = getattr(model, "backbone", model)
-    segments = getattr(backbone, "segments", ())
+    backbone: nn.Module = getattr(model, "backbone", model)
+    segments: Sequence[nn.Module] = backbone.segments if isinstance(backbone, Segmented) else ()
     try:
         return segments[tap] if isinstance(tap, int) else backbone.get_submodule(tap)
     except (IndexError, AttributeError):
@@ -109,7 +109,7 @@ def _part(model: nn.Module, tap: Tap) -> nn.Module:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that a spec names; "auto" is a GPU where there is one. Raises UserError if it is not there."""
+    """Return the device that a spec names; "auto" is a GPU where there is one. Raises UserError if it is not there."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = "cuda" if available["cuda"] else "cpu"

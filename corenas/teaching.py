@@ -176,7 +176,9 @@ def load_network(source: Path, device: torch.device) -> nn.Module:
     except Exception as error:  # whatever torch says of a file that is none
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise UserError(f"{file} cannot be read: {reason}", key=("teacher", "from")) from error
-    return network.to(device).requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network.to(device)
 
 
 def _read_network(file: Path) -> nn.Module:

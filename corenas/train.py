@@ -69,6 +69,18 @@ def run_training(
     split: the data that is trained on; "train+valid" is both
     limit: stop after so many steps, to see how long they take
     Raises UserError if the loss is no finite number or the checkpoint cannot be used.
+
+    >>> import torch
+    >>> from corenas import Cost, run_training
+    >>> from corenas.settings import Train
+    >>> from corenas.testing.small import Paths, Task, Trainer, make_space, supernet
+    >>> space, task = make_space(), Task()
+    >>> model = supernet(space, task)
+    >>> trainer = Trainer(model, task, [(space, Train(epochs=1, batch_size=32))])
+    >>> steps = []
+    >>> model = run_training(trainer, model, task, Paths(2), Cost(model, space, task.example), emit=steps.append)
+    >>> steps[-1].stage, sorted(steps[-1].figures)
+    ('train', ['epoch', 'loss', 'lr'])
     """
     saved = Checkpoint(checkpoint)
     first, *_, index = saved.place

@@ -349,6 +349,34 @@ def test_fix_and_narrow_leave_fewer_choices(write):
     assert [*spec.space["blocks.0.kernel"].choices] == [3]
 
 
+def test_the_file_of_an_arch_fixes_all_variables(write, tmp_path, monkeypatch):
+    text = SPEC.replace('space = "space.toml"', 'space = { file = "space.toml", fix = "arch.toml" }')
+    path = write(text)
+    whole = load_spec(write(SPEC), CATALOGUE)[0].space
+    (tmp_path / "arch.toml").write_text('"blocks.0.kernel" = 3\ndepth = 1\n')
+    spec, _ = load_spec(write(text), CATALOGUE)
+    assert spec.space.size == 1
+    assert spec.space.default() == whole.arch({"blocks.0.kernel": 3, "depth": 1})  # what is left out is as in default
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "arch.toml").rename(elsewhere / "arch.toml")
+    monkeypatch.chdir(elsewhere)  # as the folders of runs are looked for
+    assert load_spec(path, CATALOGUE)[0].space.default() == spec.space.default()
+    over, _ = load_spec(write(SPEC), CATALOGUE, ["space.fix=arch.toml"])
+    assert over.space.default() == spec.space.default()
+
+
+def test_mistakes_in_the_file_of_an_arch_are_told_with_its_lines(write, tmp_path):
+    text = SPEC.replace('space = "space.toml"', 'space = { file = "space.toml", fix = "arch.toml" }')
+    assert places(write(text)) == [("spec.toml", 5, "space.fix")]  # there is none
+    (tmp_path / "arch.toml").write_text('depth = 1\n"blocks.0.kernel" = 4\nwidht = 3\n')
+    assert places(write(text)) == [("arch.toml", 2, "blocks.0.kernel"), ("arch.toml", 3, "widht")]
+    (tmp_path / "arch.toml").write_text("depth = = 1\n")
+    assert [place[:2] for place in places(write(text))] == [("arch.toml", 1)]
+    long = text.replace("arch.toml", "a" * 300)
+    assert places(write(long)) == [("spec.toml", 5, "space.fix")]
+
+
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,13 +15,14 @@ import attrs
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, lt, optional
 
+from corenas.contracts import LaidOut
 from corenas.errors import Fault, KeyPath, UserError, collecting, did_you_mean, raise_if_any
 from corenas.objectives import parse_amount
 from corenas.options import structure, to_table
 from corenas.plugins import Catalogue, load_catalogue
 from corenas.run.toml import Sources, read_toml
 from corenas.settings import Calibration, Train
-from corenas.space import Choice, SearchSpace, flatten
+from corenas.space import Arch, Choice, SearchSpace, flatten
 from corenas.variables import OVERRIDE
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -214,7 +216,8 @@ class Spec:
     calibration: how batch-norm statistics are recomputed before an arch is measured
     retrain: how the arch that was found is trained again, where the algorithm does so
     export: what is written in the end
-    space: a file, or the space itself; with `file`, `fix` holds variables at a choice and `narrow` leaves fewer
+    space: a file, or the space itself; with `file`, `fix` holds variables at a choice and `narrow` leaves fewer;
+        `fix` may name the file of an arch, which holds all of them
     plugins: Python files with components of your own, relative to the spec
     """
 
@@ -487,9 +490,8 @@ def _check_layout(space: SearchSpace, backbone: Any, catalogue: Catalogue) -> No
     """Raise UserError where the space's tables are not those of the backbone, whatever else is wrong with that."""
     name = backbone.get("type") if isinstance(backbone, dict) else backbone
     component = catalogue.components.get(("backbones", str(name)))
-    layout = getattr(component.cls, "layout", None) if component else None
-    if layout is not None:
-        structure(space.tree, layout)
+    if component is not None and isinstance(component.cls, LaidOut):
+        structure(space.tree, component.cls.layout)
 
 
 _CHANGES = {
@@ -508,11 +510,25 @@ def _read_space(raw: Any, folder: Path, sources: Sources) -> SearchSpace:
     if "file" in table:
         table = _read_space_file(table, folder, sources)
     space, faults = SearchSpace.from_table(table), []
-    for name, (change, choices) in _CHANGES.items():
+    if isinstance(changes["fix"], str):
+        with collecting(faults, "fix"):
+            space = space.fix(_read_arch(changes["fix"], space, folder, sources))
+        del changes["fix"]
+    for name in changes:
+        change, choices = _CHANGES[name]
         with collecting(faults, name):
             space = change(space, structure(flatten(structure(changes[name], dict), lists=False), choices))
     raise_if_any(faults)
     return space
+
+
+def _read_arch(name: str, space: SearchSpace, folder: Path, sources: Sources) -> Arch:
+    """Return the arch in a file, looked for beside the spec, then in the working directory. Raises UserError."""
+    beside = folder / name
+    file = beside if os.path.exists(beside) else Path(name)  # Path.exists raises for names that are too long
+    text, table = read_toml(file, "arch")
+    sources.add(str(file), text, "space", "fix")
+    return space.arch(table)
 
 
 def _read_space_file(table: Mapping[str, Any], folder: Path, sources: Sources) -> dict[str, Any]:

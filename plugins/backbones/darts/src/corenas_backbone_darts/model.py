@@ -73,7 +73,7 @@ class Zero(nn.Module):
 class FactorizedReduce(nn.Module):
     """Halves a map with two pointwise convolutions, of which one sees the pixels of even, the other of odd rows and
     columns: (n, active inputs, h, w) -> (n, outputs, ceil(h / 2), ceil(w / 2)).
-    """  # fmt: skip
+    """
 
     def __init__(self, inputs: Dimension | int, outputs: int, affine: bool) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class CellEdge(nn.Module):
 
     Its `MixedOp`s have "none" as their first candidate, then those of the space in the order of `OPERATIONS`.
     forward: the states before the node -> (n, width, h, w)
-    """  # fmt: skip
+    """
 
     def __init__(self, edge: Edge, index: int, width: int, reduction: bool, options: Darts) -> None:
         super().__init__()
@@ -222,9 +222,15 @@ class Auxiliary(nn.Module):
         pool = nn.AvgPool2d(5, 3 if stem == "cifar" else 2, ceil_mode=True, count_include_pad=False)
         last = [BatchNorm2dSlice(768)] if stem == "cifar" else []  # left out for ImageNet in the reference code
         self.layers = nn.Sequential(
-            nn.ReLU(), pool, Conv2dSlice(inputs, 128, 1, bias=False), BatchNorm2dSlice(128), nn.ReLU(inplace=True),
-            nn.Conv2d(128, 768, 2, bias=False), *last, nn.ReLU(inplace=True),
-        )  # fmt: skip
+            nn.ReLU(),
+            pool,
+            Conv2dSlice(inputs, 128, 1, bias=False),
+            BatchNorm2dSlice(128),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(128, 768, 2, bias=False),
+            *last,
+            nn.ReLU(inplace=True),
+        )
 
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """It runs under no arch, as far as costs are concerned."""

@@ -13,7 +13,7 @@ from corenas.hookspecs import hookimpl
 from corenas.options import structure as structured
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value, as_value
-from corenas_mutable_slices.layouts import ResizeMode, odd, one_of, stride_field, whole
+from corenas_mutable_slices.layouts import ResizeMode, each, odd, one_of, stride_field, whole
 
 if TYPE_CHECKING:
     from corenas_mutable_slices import Staged
@@ -26,6 +26,7 @@ NEEDS: Mapping[Any, tuple[str, ...]] = {
     "IDW": ("bottleneck", "expand"),
 }
 """The types of super-blocks, each with the keys that it cannot do without."""
+none_or_more = each(lambda n: isinstance(n, int) and n >= 0, "whole numbers of at least 0")
 
 
 @frozen
@@ -55,8 +56,8 @@ class SuperBlock:
     kernel: size of the convolutions that are not 1x1, odd
     bottleneck: inner channels; of "IDW" those between its two blocks
     expand: of "IDW", depthwise channels over output channels of each block
-    depth: number of sub-layers
-    stride: of the first
+    depth: number of sub-layers; where it is 0 the super-block is not there
+    stride: of the first; 1 where the super-block need not be there
     """
 
     op: Value | Op = field(validator=one_of(NEEDS))
@@ -64,10 +65,12 @@ class SuperBlock:
     kernel: Value = field(validator=odd)
     bottleneck: Value | None = field(default=None, validator=optional(whole))
     expand: Value | None = field(default=None, validator=optional(whole))
-    depth: Value = field(default=Constant(1), validator=whole)
+    depth: Value = field(default=Constant(1), validator=none_or_more)
     stride: int = stride_field(1)
 
     def __attrs_post_init__(self) -> None:
+        if 0 in self.depth.possible and self.stride > 1:
+            raise UserError("a super-block that strides has to be there: at least 1 sub-layer", key=("depth",))
         for op in as_value(self.op).possible:
             raise_if_any(
                 Fault(f"required key is missing: {op} needs it", (name,))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from corenas.value import Value, as_value, equals, rounded
+from corenas.value import Expression, Value, as_value, equals, rounded
 from corenas_mutable_slices import (
     ConvNormAct,
     ElasticDepth,
@@ -37,8 +37,8 @@ def supernet(layout: Layout, options: ZenNet) -> Staged:
     stem = convolutions(layout.stem, as_value(options.in_channels))
     stages = []
     for stage in layout.stages:
-        stages.append((_stage(stage, width, options), stage.width))
-        width = stage.width
+        block, width = _stage(stage, width, options), _width_after(stage, width)
+        stages.append((block, width))
     final = nn.Sequential(convolutions(layout.head, width), nn.AdaptiveAvgPool2d(1))
     return Staged(stem, stages, (final, layout.head.width), options.levels, layout.resolution, options.resize_mode)
 
@@ -47,6 +47,27 @@ def _stage(stage: SuperBlock, inputs: Value, options: ZenNet) -> nn.Module:
     op = as_value(stage.op)
     of_type = partial(super_block, stage=stage, inputs=inputs, se=options.se, residual=options.residual)
     return MixedOp.of(op, of_type) if op.keys else of_type(op.largest)
+
+
+def _width_after(stage: SuperBlock, inputs: Value) -> Value:
+    """Return the channels after a super-block: its width, or what came in where it is not there."""
+    return PassedWidth(_passed_width, (stage.depth, stage.width, inputs)) if 0 in stage.depth.possible else stage.width
+
+
+class PassedWidth(Expression):
+    """The channels after a super-block that need not be there; what they can be is known without a table."""
+
+    @cached_property
+    def possible(self) -> tuple[int, ...]:
+        """The numbers that either of the two can be, in order."""
+        depth, width, inputs = self.arguments
+        present = width.possible if depth.largest else ()
+        return tuple(sorted({*present, *inputs.possible}))
+
+
+def _passed_width(depth: Any, width: Any, inputs: Any) -> Any:
+    there = depth > 0
+    return inputs + (width - inputs) * there
 
 
 def convolutions(table: SuperConv | SuperBlock, inputs: Value) -> ElasticDepth:

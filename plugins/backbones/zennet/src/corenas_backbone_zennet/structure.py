@@ -9,15 +9,15 @@ SuperResIDWE4K7(in,out,stride,bottleneck,sub-layers)            type "IDW", expa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
-from corenas.errors import Fault, UserError, raise_if_any
+from corenas.errors import Fault, KeyPath, UserError, raise_if_any
 from corenas.options import structure as structured
 from corenas.space import Arch, SearchSpace
-from corenas.value import Value, as_value
+from corenas.value import Constant, Value, as_value
 from corenas.variables import Variable
 from corenas_backbone_zennet import Layout, SuperBlock, SuperConv
 
@@ -88,6 +88,8 @@ def write(layout: Layout, choices: Mapping[str, Any] | None = None, in_channels:
     text, inputs = "", in_channels
     for block in (layout.stem, *layout.stages, layout.head):
         chosen = {name: value(choices or {}) for name, value in _values(block).items()}
+        if chosen["depth"] == 0:
+            continue
         name = {
             "Conv": "SuperConvK{kernel}BNRELU",
             "XX": "SuperResK{kernel}K{kernel}",
@@ -107,24 +109,43 @@ def arch(structure: str, space: SearchSpace) -> Arch:
     super-blocks, a stride or another fixed number that differs, a choice that a variable does not have.
     """
     layout, network = structured(space.tree, Layout), Layout(structure)
-    if len(layout.stages) != len(network.stages):
-        text = f"this network has {len(network.stages)} super-blocks between its first and last, the space"
-        raise UserError(f"{text} has {len(layout.stages)}", key=("stages",))
     faults: list[Fault] = []
     choices: dict[str, Any] = {}
-    paths = [("stem",), *(("stages", i) for i in range(len(layout.stages))), ("head",)]
-    pairs = zip((layout.stem, *layout.stages, layout.head), (network.stem, *network.stages, network.head), strict=True)
-    for path, (own, wanted) in zip(paths, pairs, strict=True):
+    pairs: list[tuple[KeyPath, Any, Any]] = [(("stem",), layout.stem, network.stem)]
+    pairs += _matched(layout.stages, network.stages)
+    for key, own, wanted in [*pairs, (("head",), layout.head, network.head)]:
         values = _values(own)
-        for name, number in _values(wanted).items():
+        numbers = {"depth": Constant(0)} if wanted is None else _values(wanted)
+        for name, number in numbers.items():
             value = values.get(name)
             if isinstance(value, Variable):
                 choices[value.key] = number({})
             elif value != number:
                 there = "nothing" if value is None else repr(value({}))
-                faults.append(Fault(f"this network has {number({})!r}, the space {there}", (*path, name)))
+                faults.append(Fault(f"this network has {number({})!r}, the space {there}", (*key, name)))
     raise_if_any(faults)
     return space.arch(choices)
+
+
+def _matched(
+    stages: Sequence[SuperBlock], blocks: Sequence[SuperBlock]
+) -> list[tuple[KeyPath, SuperBlock, SuperBlock | None]]:
+    """Return the stages of a space with their keys, each with the block of a network that stands there, or none.
+
+    A stage that need not be there is left out where the next block strides, or where the stages are more than the
+    blocks. Raises UserError if the network has too many blocks or too few.
+    """
+    pairs: list[tuple[KeyPath, SuperBlock, SuperBlock | None]] = []
+    left = [*blocks]
+    for i, stage in enumerate(stages):
+        spare = 0 in stage.depth.possible and (not left or left[0].stride != stage.stride)
+        if not spare and not left:
+            break
+        pairs.append((("stages", i), stage, None if spare else left.pop(0)))
+    if left or len(pairs) < len(stages):
+        text = f"this network has {len(blocks)} super-blocks between its first and last, the space"
+        raise UserError(f"{text} has {len(stages)}", key=("stages",))
+    return pairs
 
 
 def _values(block: SuperConv | SuperBlock) -> dict[str, Value]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,10 +12,7 @@ from corenas.contracts import Json, Problem
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.objectives import Trial
-from corenas.space import Arch
-
-PATIENCE = 1000
-"""After so many random draws in a row that were all asked before, a generation stays smaller."""
+from corenas.space import Arch, unseen
 
 
 @frozen
@@ -116,25 +112,15 @@ class EvolutionSearch:
         def crossed() -> Arch:
             return space.cross(parent(), parent(), self.rng)  # the two may be the same, as in the reference code
 
+        def bred(draw: Callable[[], Arch], n: int) -> list[Arch]:
+            return unseen(draw, n, self.seen, tries=10 * n, patience=10 * n)
+
         children: list[Arch] = []
         if self.best:
-            children += self._new(mutated, options.mutation, tries=10 * options.mutation)
-            children += self._new(crossed, options.crossover, tries=10 * options.crossover)
+            children += bred(mutated, options.mutation)
+            children += bred(crossed, options.crossover)
         missing = options.population - len(children)
-        return children + self._new(lambda: space.sample(self.rng), missing, patience=PATIENCE)
-
-    def _new(self, draw: Callable[[], Arch], n: int, tries: float = math.inf, patience: float = math.inf) -> list[Arch]:
-        """n archs never seen before, or what was found in so many tries or before so many fruitless ones in a row."""
-        found: list[Arch] = []
-        fruitless = 0
-        while len(found) < n and tries > 0 and fruitless < patience:
-            tries -= 1
-            arch = draw()
-            fruitless = fruitless + 1 if arch.digest in self.seen else 0
-            if not fruitless:
-                self.seen.add(arch.digest)
-                found.append(arch)
-        return found
+        return children + unseen(lambda: space.sample(self.rng), missing, self.seen)
 
 
 @hookimpl

@@ -10,10 +10,7 @@ from attrs import frozen
 from corenas.contracts import Json, Problem
 from corenas.hookspecs import hookimpl
 from corenas.objectives import Trial
-from corenas.space import Arch
-
-PATIENCE = 1000
-"""After so many draws in a row that were all asked before, nothing new is left to find."""
+from corenas.space import Arch, unseen
 
 
 @frozen
@@ -21,7 +18,7 @@ class Random:
     """Asks distinct archs, drawn from those that obey the constraints (Li and Talwalkar 2019, arXiv:1902.07638)."""
 
     def start(self, problem: Problem, rng: np.random.Generator) -> RandomSearch:
-        """A search that ends when `PATIENCE` draws in a row bring nothing new."""
+        """Return a search that ends when a thousand draws in a row bring nothing new."""
         return RandomSearch(problem, rng)
 
 
@@ -34,16 +31,8 @@ class RandomSearch:
         self.seen: set[str] = set()
 
     def ask(self, n: int) -> list[Arch]:
-        """Up to n new archs; fewer where the space has no more."""
-        asked: list[Arch] = []
-        fruitless = 0
-        while len(asked) < n and fruitless < PATIENCE:
-            arch = self.problem.space.sample(self.rng)
-            fruitless = fruitless + 1 if arch.digest in self.seen else 0
-            if not fruitless:
-                self.seen.add(arch.digest)
-                asked.append(arch)
-        return asked
+        """Return up to n new archs; fewer where the space has no more."""
+        return unseen(lambda: self.problem.space.sample(self.rng), n, self.seen)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Results change nothing; archs that were measured elsewhere need no asking."""

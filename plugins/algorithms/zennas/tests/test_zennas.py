@@ -1,0 +1,129 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from corenas.cli import main
+from corenas.contracts import Algorithm, Progress, TrialDone
+from corenas.errors import UserError
+from corenas.plugins import load_catalogue
+from corenas.run.prepare import prepare
+from corenas.run.spec import open_spec
+from corenas.run.stages import run_spec
+from corenas.store import Store
+from corenas.testing.algorithms import algorithm_checks
+from corenas.testing.components import spec_fragments
+from corenas.testing.distributions import distribution_checks
+from corenas_algorithm_zennas import ZenNAS, corenas_algorithms
+
+SPECS = Path(__file__).parents[4] / "spec"
+SMALL = [
+    "task.data=digits", "task.valid=200", "task.test=200", "search.trials=14", "search.batch=4",
+    "search.constraints.flops=1M", "searcher.population=6", "searcher.first=2", "retrain.train.epochs=2",
+    'export.formats=["safetensors"]',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("check", algorithm_checks)
+def test_conforms(check):
+    check(ZenNAS())
+
+
+@pytest.mark.parametrize("check", distribution_checks)
+def test_the_distribution_conforms(check):
+    check("corenas_algorithm_zennas")
+
+
+def test_options_are_an_algorithm_under_its_name():
+    assert corenas_algorithms() == {"zennas": ZenNAS}
+    assert isinstance(ZenNAS(), Algorithm)
+    assert ZenNAS.stages == ("search", "retrain")
+    with pytest.raises(UserError, match="no supernet"):
+        ZenNAS().start(None)
+
+
+def run(folder, *settings, killed=lambda event: False):
+    """Run the small spec, until an event kills it."""
+    spec, _, catalogue = open_spec(SPECS / "zennas.toml", [*SMALL, *settings])
+
+    def emit(event):
+        if killed(event):
+            raise KeyboardInterrupt
+
+    return run_spec(spec, catalogue, folder, emit)
+
+
+def outcome(folder):
+    """What a run ends with, times apart."""
+    store = Store(folder / "run.sqlite", readonly=True)
+    trials = [(trial.arch, dict(trial.metrics), dict(trial.extra)) for trial in store.trials()]
+    network = (folder / "best" / "network.safetensors").read_bytes()
+    return trials, store.get("result")["table"], store.curve("retrain"), network
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was left alone."""
+    folder = tmp_path_factory.mktemp("zennas") / "run"
+    run(folder)
+    return folder
+
+
+def test_the_best_by_its_score_is_trained_from_scratch(whole):
+    trials, (row,), curve, _ = outcome(whole)
+    assert len(trials) == 14
+    assert all(metrics["flops"] <= 1e6 for _, metrics, _ in trials)
+    assert row["metrics"]["zen_score"] == max(metrics["zen_score"] for _, metrics, _ in trials)
+    assert len(curve) == 2
+    assert row["test"]["top1"] > 30
+    assert not (whole / "supernet.pt").exists()
+
+
+@pytest.mark.parametrize("moment", ["search", "between", "retrain"])
+def test_killed_in_any_stage_it_ends_with_the_same_bits(whole, tmp_path, moment):
+    seen = []
+
+    def killed(event):
+        seen.append(event)
+        in_search = moment == "search" and sum(isinstance(e, TrialDone) for e in seen) == 7
+        trained = isinstance(event, Progress) and event.stage == "retrain" and event.point
+        between = moment == "between" and getattr(event, "stage", "") == "retrain"
+        return in_search or between or (moment == "retrain" and trained)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", killed=killed)
+    run(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_no_supernet_is_ever_allocated(tmp_path, monkeypatch):
+    """Of a space whose supernet has 200 million weights no tensor comes near the largest of its layers."""
+    spec, _, _ = open_spec(SPECS / "zennas.toml", SMALL)
+    prepared = prepare(spec)
+    assert all(tensor.is_meta for tensor in (*prepared.supernet.parameters(), *prepared.supernet.buffers()))
+    assert sum(p.numel() for p in prepared.supernet.parameters()) > 100e6
+    largest = []
+    make = torch.nn.init.kaiming_uniform_
+
+    def watched(tensor, *args, **kwargs):
+        if not tensor.is_meta:
+            largest.append(tensor.numel())
+        return make(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", watched)
+    run(tmp_path / "run", "retrain.train.epochs=1")
+    trials, _, _, _ = outcome(tmp_path / "run")
+    assert largest
+    assert max(largest) <= max(metrics["params"] for _, metrics, _ in trials)
+
+
+def test_the_paper_s_recipe_is_a_spec_that_needs_no_data(capsys):
+    assert main(["check", "--no-data", str(SPECS / "imagenet" / "zennas.toml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"]
+
+
+def test_the_readme_shows_a_spec_that_is_right():
+    (spec,) = spec_fragments(Path(__file__).parents[1] / "README.md")
+    assert load_catalogue().options("algorithms", spec["algorithm"]) == ZenNAS()
+    assert {"searcher", "evaluators", "retrain"} <= spec.keys()
