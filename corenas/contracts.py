@@ -38,17 +38,43 @@ Json: TypeAlias = Any
 class Backbone(Protocol):
     """Options of a network without its head.
 
-    Optional: `layout`, the attrs class of the tables that its spaces have, so that `corenas check` reads them without
-    torch; `example`, the tables `backbone` (options) and `space` of a spec for images of 28x28 with one channel, small
-    enough to be trained in seconds: what tests and `corenas show` try it on
+    Its class may be `LaidOut` and `Exemplary`.
     """
 
     def build(self, space: SearchSpace) -> nn.Module:
         """Return a module with `features(x) -> [Tensor, …]` and `feat_dims`, the dimension of each of these tensors.
 
-        Optional: `segments`, its parts in order. Any module in it may be `ProgressTracking`, `ZeroInitializing`,
-        `Synchronizable` or `RunningStatistics`. Raises UserError if the space is none for it.
+        It may be `Segmented`; any module in it `ProgressTracking`, `ZeroInitializing`, `Synchronizable` or
+        `RunningStatistics`. Raises UserError if the space is none for it.
         """
+
+
+@runtime_checkable
+class LaidOut(Protocol):
+    """A backbone's class that says which tables its spaces have, so that `corenas check` reads them without torch.
+
+    layout: the attrs class of the tables
+    """
+
+    layout: type
+
+
+@runtime_checkable
+class Exemplary(Protocol):
+    """A backbone's class with something small to try it on, as tests and `corenas show` do.
+
+    example: the tables `backbone` (options) and `space` of a spec for images of 28x28 with one channel, trained
+        in seconds
+    """
+
+    example: Mapping[str, Mapping[str, Any]]
+
+
+@runtime_checkable
+class Segmented(Protocol):
+    """A network that names its parts in order, whose outputs a distiller may want (`LiveDistiller.taps`)."""
+
+    segments: Sequence[nn.Module]
 
 
 @frozen
@@ -76,14 +102,15 @@ class Meter(Protocol):
 class LiveTask(Protocol):
     """Data with what is to be learnt from it. Valid and test never meet train, nor each other.
 
-    example: one input of the model, shape (1, channels, height, width)
+    example: one input of the model: a tensor such as (1, channels, height, width), or any tree of them, a tuple for
+        positional arguments, a dict for those by keyword (`corenas.mutable.as_arguments`)
     metrics: what its meter computes
     splits: how many samples each split has: "train", "valid", "test"
-    Optional: `fingerprint`, text that is another one where the data is; `preprocessing`, plain data for the cost card
+    It may be `Fingerprinted` and `Preprocessing`.
     """
 
     @property
-    def example(self) -> Tensor:
+    def example(self) -> Any:
         """One input."""
 
     @property
@@ -168,6 +195,20 @@ class RunningStatistics(Protocol):
 
 
 @runtime_checkable
+class Fingerprinted(Protocol):
+    """A live task that says when its data is other data; a run that was begun with the other is refused."""
+
+    fingerprint: str
+
+
+@runtime_checkable
+class Preprocessing(Protocol):
+    """A live task that says how inputs are prepared, plain data for the cost card of a network."""
+
+    preprocessing: Mapping[str, Json]
+
+
+@runtime_checkable
 class Collating(Protocol):
     """A data set that makes batches itself, where torch's default would not do."""
 
@@ -228,9 +269,11 @@ class Phase:
 
 @frozen
 class AlgorithmContext:
-    """What a trainer works with. `distiller` is None unless the spec has one.
+    """What a trainer works with.
 
     supernet: on `device` already
+    distiller: None unless the spec has one; a trainer that uses it keeps it as `distiller`
+    teacher: a fixed network that teaches, None unless the spec has one (`corenas.teaching.lesson`)
     """
 
     supernet: nn.Module
@@ -240,6 +283,7 @@ class AlgorithmContext:
     train: Train
     device: torch.device
     distiller: LiveDistiller | None = None
+    teacher: Teacher | None = None
 
 
 class Step(Protocol):
@@ -291,8 +335,8 @@ class Stateful(Protocol):
 class Trainer(Protocol):
     """A live algorithm. The loop clears gradients before `train_step` and steps the optimizer after it.
 
-    It may be `Stateful`. Optional: `derive()`, called after training, gives the arch that a method finds itself (DARTS,
-    Cream).
+    It may be `Stateful` and `Deriving`. Optional: `distiller`, the context's, where it has one: what a distiller learns
+    itself is then trained and kept beside the supernet.
     """
 
     @property
@@ -308,12 +352,23 @@ class Trainer(Protocol):
 
 
 @runtime_checkable
+class Deriving(Protocol):
+    """A trainer of a method that finds its arch itself (DARTS, Cream)."""
+
+    def derive(self) -> Mapping[str, Any]:
+        """Return the choices of the arch; called after training."""
+        ...
+
+
+@runtime_checkable
 class Algorithm(Protocol):
     """Options of how a supernet is trained.
 
-    stages: which of "train", "search", "derive", "retrain" a run has, in order; "derive" wants a trainer with
-        `derive`; without "train" no supernet is ever allocated, and `start` is not called
+    stages: which of "train", "search", "derive", "retrain" a run has, in order; "derive" wants a
+        `Deriving` trainer; without "train" no supernet is ever allocated, and `start` is not called
     needs: which tables of a spec it cannot do without, of "mutator", "searcher", "distiller"
+    Optional: `uses`, which it can do without but looks at, of "distiller" and "teacher" (others are refused);
+    `defaults`, table -> name of the component that stands in where a spec leaves out what it needs
     """
 
     @property
@@ -342,23 +397,60 @@ class Signals:
     features: Sequence[Tensor] = ()
 
 
+Tap: TypeAlias = int | str
+"""A part of a network: the number of one of its backbone's `segments`, -1 for the last, or the name of a module."""
+
+
 class LiveDistiller(Protocol):
     """Compares a student with a teacher, both as `corenas.supernet.observe` sees them.
 
-    taps: which of the backbone's `segments` it wants the outputs of, by number, -1 for the last
+    taps: which parts of the student, and of the teacher, it wants the outputs of
+    Optional: `teacher_taps`, those of a fixed teacher, whose parts have other names. A distiller that learns something
+    itself (a projection) is a torch module: its parameters are trained with the supernet's, by the same optimizer, kept
+    in the checkpoint, and are no part of any network.
     """
 
-    taps: Sequence[int]
+    @property
+    def taps(self) -> Sequence[Tap]:
+        """The parts."""
 
     def loss(self, student: Signals, teacher: Signals) -> Tensor:
-        """Return how far the student is from the teacher: a scalar."""
+        """Return how far the student is from the teacher: a scalar. No gradient reaches the teacher."""
+
+
+class Teacher(Protocol):
+    """A fixed network that teaches.
+
+    labels: weight of the loss on the labels beside the distiller's
+    """
+
+    @property
+    def labels(self) -> float:
+        """The weight."""
+
+    def __call__(self, batch: Any) -> Signals:
+        """Return what it shows of a batch, without gradient."""
+
+
+@frozen
+class DistillerContext:
+    """What a distiller is started with.
+
+    student: the network whose paths learn, on `device`, under its largest arch
+    teacher: the fixed network that teaches; None where a path of the student does
+    """
+
+    task: LiveTask
+    student: nn.Module
+    device: torch.device
+    teacher: nn.Module | None = None
 
 
 @runtime_checkable
 class Distiller(Protocol):
     """Options of what a student learns from a teacher."""
 
-    def start(self, task: LiveTask) -> LiveDistiller:
+    def start(self, context: DistillerContext) -> LiveDistiller:
         """Return the distiller of a training. It, or its first loss, raises UserError if nothing can be compared."""
 
 
@@ -562,7 +654,7 @@ class Executor(Protocol):
 class Exporter(Protocol):
     """Options of a file format for networks."""
 
-    def write(self, network: nn.Module, example: Tensor, folder: Path, title: str) -> Path:
+    def write(self, network: nn.Module, example: Any, folder: Path, title: str) -> Path:
         """Write a plain network, on the CPU and in evaluation mode, into a folder; returns the file.
 
         title: a line that says what network this is

@@ -163,6 +163,11 @@ class Stream:
             start = 0
 
 
+def _bytes_of(example: Any) -> int:
+    leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+
+
 class Batches:
     """Batches of a split on a device, to be gone through again and again: all in order, or of `limit` images at random.
 
@@ -189,7 +194,7 @@ class Batches:
         if tensors is not None:
             parts = torch.from_numpy(order).split(batch_size)
             self._kept = [to_device(tuple(tensor[part] for tensor in tensors), device) for part in parts]
-        elif len(order) * task.example.numel() * task.example.element_size() < 2 << 30:
+        elif len(order) * _bytes_of(task.example) < 2 << 30:
             self._kept = [*self._decoded()]
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -130,6 +130,11 @@ def is_exclusive(evaluator: Evaluator) -> bool:
     return isinstance(evaluator, Exclusive) and evaluator.exclusive
 
 
+def largest_batch(evaluators: Iterable[Evaluator]) -> int:
+    """Return how many archs the greediest of some evaluators wants at once."""
+    return max((evaluator.batch for evaluator in evaluators if isinstance(evaluator, Batched)), default=1)
+
+
 def trial_runner(
     evaluators: Mapping[str, Evaluator],
     context: EvaluatorContext,
@@ -150,8 +155,7 @@ def trial_runner(
         with blaming_plugin(name):
             metrics = frozenset(evaluator.provides(context.task))
             live.append(NamedEvaluator(name, metrics, evaluator.start(context)))
-    batch = max((e.batch for e in started.values() if isinstance(e, Batched)), default=1)
-    return TrialRunner(live, constraints, seed, batch)
+    return TrialRunner(live, constraints, seed, largest_batch(started.values()))
 
 
 def _measure_cost(cost: Cost) -> LiveEvaluator:

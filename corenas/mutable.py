@@ -118,15 +118,21 @@ def norm_cost(features: Value | int, affine: bool) -> LayerCost:
 # -- calling and keeping a model -------------------------------------------------------------------------------------
 
 
-def call_model(model: Callable[..., Any], example: Any) -> Any:
-    """Return what a model gives for an input, which may be any tree of tensors.
+def as_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional arguments and those by keyword of a model's input, which may be any tree of tensors.
 
     example: a tuple or a list holds the positional arguments, a dict those by keyword; anything else is the one
-        argument. A model that takes a list as its one argument is given `(list,)`.
+        argument. For a model that takes a list as its one argument it is `(list,)`.
     """
-    if isinstance(example, tuple | list):
-        return model(*example)
-    return model(**example) if isinstance(example, dict) else model(example)
+    if isinstance(example, dict):
+        return (), example
+    return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
+
+
+def call_model(model: Callable[..., Any], example: Any) -> Any:
+    """Return what a model gives for an input (`as_arguments`)."""
+    arguments, by_keyword = as_arguments(example)
+    return model(*arguments, **by_keyword)
 
 
 def channels_last(model: nn.Module) -> nn.Module:

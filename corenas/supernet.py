@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from corenas.contracts import Backbone, LiveTask, Signals
+from corenas.contracts import Backbone, LiveTask, Segmented, Signals, Tap
 from corenas.cost import Cost
 from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.mutable import keys_used
@@ -61,25 +61,6 @@ def _path(key: str) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdigit() else part for part in key.split("."))
 
 
-def observe(model: nn.Module, task: LiveTask, batch: Any, taps: Sequence[int] = ()) -> Signals:
-    """Run a supernet on a batch and keep what its tapped segments give (`LiveDistiller.taps`).
-
-    Raises IndexError for a tap beyond the segments that its backbone has.
-    """
-    segments = getattr(getattr(model, "backbone", model), "segments", ())
-    features: dict[int, Tensor] = {}
-    hooks = [
-        segments[tap].register_forward_hook(lambda module, args, output, tap=tap: features.__setitem__(tap, output))
-        for tap in taps
-    ]
-    try:
-        outputs = task.forward(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return Signals(outputs, task.logits(outputs), [features[tap] for tap in taps])
-
-
 def supernet_cost(supernet: nn.Module, space: SearchSpace, task: LiveTask) -> Cost:
     """Return the cost of all archs of a supernet, for an input of the task. Raises UserError if it takes none."""
     try:
@@ -91,6 +72,40 @@ def supernet_cost(supernet: nn.Module, space: SearchSpace, task: LiveTask) -> Co
         shapes = " and ".join("x".join(map(str, tensor.shape[1:])) for tensor in inputs)
         text = f"this network does not take the task's images of {shapes}: {str(error).splitlines()[0]}"
         raise UserError(text, key=("backbone",), hint="does its number of input channels fit the data?") from error
+
+
+def observe(model: nn.Module, task: LiveTask, batch: Any, taps: Sequence[Tap] = ()) -> Signals:
+    """Run a model on a batch and keep what its tapped parts give (`LiveDistiller.taps`).
+
+    Raises UserError for a tap that the model has not, or one that does not run.
+    """
+    features: dict[Tap, Any] = {}
+    hooks = [
+        _part(model, tap).register_forward_hook(lambda _, args, output, tap=tap: features.__setitem__(tap, output))
+        for tap in taps
+    ]
+    try:
+        outputs = task.forward(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    missing = [tap for tap in taps if not isinstance(features.get(tap), Tensor)]
+    if missing:
+        raise UserError(f"{missing[0]!r} gives no tensor", key=("distiller",), hint="a part that runs in every arch")
+    return Signals(outputs, task.logits(outputs), [features[tap] for tap in taps])
+
+
+def _part(model: nn.Module, tap: Tap) -> nn.Module:
+    """Return a segment by its number, or a module by its name."""
+    backbone: nn.Module = getattr(model, "backbone", model)
+    segments: Sequence[nn.Module] = backbone.segments if isinstance(backbone, Segmented) else ()
+    try:
+        return segments[tap] if isinstance(tap, int) else backbone.get_submodule(tap)
+    except (IndexError, AttributeError):
+        names = [name for name, _ in backbone.named_modules() if name]
+        known = f"segments 0 to {len(segments) - 1}" if segments else "no segments"
+        hint = f"it has {known}; {did_you_mean(str(tap), names, 'modules')}"
+        raise UserError(f"this network has no part {tap!r}", key=("distiller",), hint=hint) from None
 
 
 def pick_device(name: str) -> torch.device:

@@ -28,7 +28,6 @@ from corenas.contracts import (
     MutatorContext,
     Phase,
     Progress,
-    ProgressTracking,
     Sampler,
     StageDone,
     StageStarted,
@@ -39,6 +38,7 @@ from corenas.cost import Cost
 from corenas.errors import UserError, blaming_plugin
 from corenas.mutable import apply, channels_last
 from corenas.optim import build_optimizer, build_schedule
+from corenas.regularisation import tell_progress
 from corenas.space import Arch, SearchSpace
 
 PROGRESS_EVERY_S = 0.25
@@ -188,7 +188,10 @@ class LivePhase:
         if settings.sync_norm and distributed.world() > 1:
             _synchronise(model)
         self.streams = _Streams(task, settings.batch_size, seed, self.device, settings.workers)
-        self.optimizer = build_optimizer(model, settings.optimizer, settings.no_decay)
+        self.learnt = _learnt_beside(trainer, self.device)
+        # The supernet, and what a distiller learns itself.
+        self.trained = model if self.learnt is None else nn.ModuleList([model, self.learnt])
+        self.optimizer = build_optimizer(self.trained, settings.optimizer, settings.no_decay)
         self.schedule = build_schedule(self.optimizer, settings.schedule, settings.epochs, steps_per_epoch)
         scaled = settings.precision == "float16" and backward is None and step_optimizer is None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
@@ -247,9 +250,7 @@ class LivePhase:
         if self._told_epoch == self.epoch:
             return
         self._told_epoch = self.epoch
-        for module in self.model.modules():
-            if isinstance(module, ProgressTracking):
-                module.set_progress(min(1.0, self.epoch / max(1, self.phase.train.epochs)))
+        tell_progress(self.model, min(1.0, self.epoch / max(1, self.phase.train.epochs)))
 
     def _draw(self, batch: Any, share: float) -> Sequence[Arch]:
         """Draw the archs of a step. Raises UserError, naming the mutator, for what is none."""
@@ -294,13 +295,13 @@ class LivePhase:
     def _update(self) -> None:
         """Step the optimizer by the gradients of all processes."""
         # Archs are the same in all processes, so gradients are there for the same parameters.
-        distributed.all_reduce_(p.grad for p in self.model.parameters() if p.grad is not None)
+        distributed.all_reduce_(p.grad for p in self.trained.parameters() if p.grad is not None)
         self.scaler.unscale_(self.optimizer)
         settings = self.phase.train
         if settings.clip_value is not None:
-            nn.utils.clip_grad_value_(self.model.parameters(), settings.clip_value)
+            nn.utils.clip_grad_value_(self.trained.parameters(), settings.clip_value)
         if settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+            nn.utils.clip_grad_norm_(self.trained.parameters(), settings.clip_norm)
         self._step_optimizer()
         self.scaler.update()
 
@@ -316,6 +317,7 @@ class LivePhase:
             "trainer": self.trainer,
             "sampler": self.sampler,
             "rng": _GeneratorState(self._rng),
+            "distiller": self.learnt,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -460,6 +462,12 @@ def _refuse_divergence(figures: Mapping[str, float], index: int, epoch: int) -> 
     if not math.isfinite(figures.get("loss", 0.0)):
         hint = "lower train.optimizer.lr, or set train.clip_norm, or a warm-up: train.schedule.warmup"
         raise UserError(f"the training diverged: loss {figures['loss']} at step {index} (epoch {epoch})", hint=hint)
+
+
+def _learnt_beside(trainer: Trainer, device: torch.device) -> nn.Module | None:
+    """Return the trainer's distiller, if that learns something itself: projections of features."""
+    distiller = getattr(trainer, "distiller", None)
+    return distiller.to(device) if isinstance(distiller, nn.Module) else None
 
 
 def _refuse_half_states(parts: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "spec" / "quickstart.toml"
 SHORT = [f"--set={item}" for item in (
     "train.epochs=1", "search.trials=8", "search.batch=4", "searcher.population=4", "searcher.mutation=2",
-    "searcher.crossover=1", "searcher.parents=2", "calibration.batches=1", "mutator.random=0", "task.data=digits",
+    "searcher.crossover=1", "searcher.parents=2", "calibration.batches=1", "mutator.paths=2", "task.data=digits",
     "task.valid=200", "task.test=200", "task.augment=[]", "space.narrow.stages.*.depth=[1, 2]",
 )]  # fmt: skip
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 SHORT = (
     "train.epochs=2", "train.ema=0.99", "train.batch_size=128", "search.trials=80", "search.batch=4",
     "searcher.population=8", "searcher.mutation=4", "searcher.crossover=2", "searcher.parents=3",
-    "calibration.batches=4", "mutator.random=1", "task.data=digits", "task.valid=200", "task.test=200",
+    "calibration.batches=4", "mutator.paths=3", "task.data=digits", "task.valid=200", "task.test=200",
     "space.narrow.stages.*.depth=[1, 2]", 'export.formats=["safetensors"]',
 )  # fmt: skip
 

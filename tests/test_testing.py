@@ -509,7 +509,7 @@ class Soft:
 
     loss: typing.Any = algorithms.SoftLabels().loss
 
-    def start(self, task):
+    def start(self, context):
         return types.SimpleNamespace(taps=(-1,), loss=self.loss)
 
 

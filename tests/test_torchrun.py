@@ -19,7 +19,7 @@ SHORT = (
 )  # fmt: skip
 SEARCH = (
     "search.trials=9", "search.batch=4", "searcher.population=4", "searcher.mutation=2", "searcher.crossover=1",
-    "searcher.parents=2", "calibration.batches=1", 'export.formats=["safetensors"]', "mutator.random=1",
+    "searcher.parents=2", "calibration.batches=1", 'export.formats=["safetensors"]', "mutator.paths=3",
 )  # fmt: skip
 
 
@@ -32,9 +32,7 @@ def launch(processes, *arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "how", [("algorithm=spos", "mutator=uniform"), ("mutator.random=1",)], ids=["path", "sandwich"]
-)
+@pytest.mark.parametrize("how", [("algorithm=spos", "mutator=uniform"), ("mutator.paths=3",)], ids=["path", "sandwich"])
 def test_two_processes_end_with_the_weights_of_one(tmp_path, how):
     # In double precision: in single precision rounding alone grows as far as between one and two threads.
     for processes in (1, 2):

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import evolve
+from attrs import define, evolve
 from torch import Tensor, nn
 
 from corenas import seeding
-from corenas.contracts import Emit, LiveTask, Phase, Step
-from corenas.run.spec import Spec
-from corenas.settings import Train
-from corenas.space import Arch, SearchSpace
+from corenas.contracts import Distiller, Emit, LiveDistiller, LiveTask, Phase, Step
+from corenas.run.spec import Spec, TeacherSettings
+from corenas.space import Arch
 from corenas.supernet import build_supernet
+from corenas.teaching import FixedTeacher, lesson, load_network, start_distiller
 from corenas.train import run_training
 
 
-class _OnLabels:
-    """Trains a network that has one shape only."""
+@define(eq=False)
+class _Alone:
+    """Trains a network that has one shape only, on the labels and on what a fixed teacher says."""
 
-    def __init__(self, network: nn.Module, task: LiveTask, space: SearchSpace, settings: Train) -> None:
-        self.network, self.task = network, task
-        self.phases = [Phase(space, settings)]
+    network: nn.Module
+    task: LiveTask
+    phases: Sequence[Phase]
+    distiller: LiveDistiller | None = None
+    teacher: FixedTeacher | None = None
 
     def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:
-        return {"loss": step.backward(self.task.loss(self.task.forward(self.network, batch), batch))}
+        return {"loss": step.backward(lesson(self.task, batch, self.distiller, self.teacher)(self.network))}
+
+
+def start_teaching(
+    distiller: Distiller | None,
+    settings: TeacherSettings | None,
+    task: LiveTask,
+    student: nn.Module,
+    device: torch.device,
+) -> tuple[LiveDistiller | None, FixedTeacher | None]:
+    """Start a spec's distiller and read its fixed teacher, where there are any. Raises UserError for what is none."""
+    if distiller is None:
+        return None, None
+    if settings is None:
+        return start_distiller(distiller, task, student, device)
+    network = load_network(Path(settings.from_), device)
+    return start_distiller(distiller, task, student, device, network, settings.labels)
 
 
 def subnet(spec: Spec, task: LiveTask, arch: Arch) -> nn.Module:
@@ -47,6 +66,8 @@ def stand_alone(
     emit: Emit = lambda event: None,
     stage: str = "retrain",
     split: str = "train",
+    distiller: Distiller | None = None,
+    teacher: TeacherSettings | None = None,
 ) -> nn.Module:
     """Train one arch from scratch as a spec says: its backbone, train settings and seed. Test data is never read.
 
@@ -54,13 +75,16 @@ def stand_alone(
     fidelity: share of the epochs, one at least
     checkpoint: a file by which a killed training goes on
     split: the data that it is trained on
+    distiller, teacher: what it learns beside the labels, and from whom
     """
     given, spec = spec, spec.overridden(arch)
     if spec.task != given.task:
         task = spec.task.start(seeding.generator(spec.seed, "task"))
     settings = evolve(spec.train, epochs=max(1, round(fidelity * spec.train.epochs)))
     network = subnet(spec, task, arch)
-    trainer = _OnLabels(network, task, spec.space, settings)
+    device = device or torch.device("cpu")
+    live, fixed = start_teaching(distiller, teacher, task, network.to(device), device)
+    trainer = _Alone(network, task, [Phase(spec.space, settings)], live, fixed)
     return run_training(
         trainer,
         network,

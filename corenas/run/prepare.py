@@ -23,7 +23,7 @@ from corenas.measure import TrialRunner, trial_runner
 from corenas.mutable import channels_last
 from corenas.objectives import Constraint, Objectives
 from corenas.run import goals
-from corenas.run.alone import stand_alone, subnet
+from corenas.run.alone import stand_alone, start_teaching, subnet
 from corenas.run.spec import Retrain, Spec
 from corenas.space import SearchSpace
 from corenas.supernet import build_supernet, pick_device, supernet_cost
@@ -173,9 +173,9 @@ def start_trainer(prepared: Prepared) -> Any:
     """Return the trainer of a spec's algorithm. Raises UserError for what the algorithm refuses."""
     spec = prepared.spec
     prepared.supernet.to(prepared.device)
-    distiller = spec.distiller.start(prepared.task) if spec.distiller is not None else None
+    distiller, teacher = start_teaching(spec.distiller, spec.teacher, prepared.task, prepared.supernet, prepared.device)
     context = AlgorithmContext(
-        prepared.supernet, spec.space, prepared.cost, prepared.task, spec.train, prepared.device, distiller
+        prepared.supernet, spec.space, prepared.cost, prepared.task, spec.train, prepared.device, distiller, teacher
     )
     with seeding.seeded(spec.seed, "algorithm", device=prepared.device):
         return spec.algorithm.start(context)

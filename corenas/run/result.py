@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 import corenas
-from corenas.contracts import Exporter
+from corenas.contracts import Exporter, Preprocessing
 from corenas.errors import UserError
 from corenas.export import export_active, export_subnet
 from corenas.objectives import Trial
@@ -46,11 +47,12 @@ def exported(prepared: Prepared, arch: Arch, network: nn.Module | None, calibrat
 def cost_card(prepared: Prepared, trial: Trial, test: Mapping[str, float]) -> dict[str, Any]:
     """Return what is known of a network: its cost, its metrics and on what data they were measured, its input."""
     task = prepared.task
+    shapes = [list(leaf.shape[1:]) for leaf in tree_leaves(task.example) if isinstance(leaf, Tensor)]
     return {
         **prepared.cost.of([trial.arch])[0],
         "convention": "one input; a multiply-add counts once; bias, norms, activations and pooling count nothing",
-        "input": list(task.example.shape[1:]),
-        "preprocessing": dict(getattr(task, "preprocessing", {})),
+        "input": shapes[0] if isinstance(task.example, Tensor) else shapes,
+        "preprocessing": dict(task.preprocessing) if isinstance(task, Preprocessing) else {},
         "metrics": dict(trial.metrics),
         "test": dict(test),
         "splits": dict(task.splits),

@@ -15,6 +15,7 @@ import attrs
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, lt, optional
 
+from corenas.contracts import LaidOut
 from corenas.errors import Fault, KeyPath, UserError, collecting, did_you_mean, raise_if_any
 from corenas.objectives import parse_amount
 from corenas.options import structure, to_table
@@ -126,17 +127,33 @@ class SearchSettings:
 
 
 @frozen
+class TeacherSettings:
+    """A fixed network that teaches, by the distiller beside it.
+
+    from: a run directory (its `best/network.pt2`), a .pt2 file of torch.export, or a TorchScript file
+    labels: weight of the loss on the labels beside the distiller's; 0 learns from the teacher alone
+    """
+
+    from_: str
+    labels: float = field(default=1.0, validator=[ge(0.0), lt(math.inf)])
+
+
+@frozen
 class Retrain:
     """How an arch that was found is trained again from scratch, where the algorithm asks for it.
 
     train: how its weights are trained; left out, as the supernet's were
     data: what it is trained on: "train", or "train+valid" where the search is over and nothing is chosen any more
     backbone: its backbone's options, wider or deeper ones for instance; left out, the supernet's
+    distiller: what it learns from `teacher`; left out, it learns from the labels alone
+    teacher: a fixed network that teaches it
     """
 
     train: Train | None = None
     data: Literal["train", "train+valid"] = "train"
     backbone: Any = field(default=None, metadata={"kind": "backbones"})
+    distiller: Any = field(default=None, metadata={"kind": "distillers"})
+    teacher: TeacherSettings | None = None
 
 
 @frozen
@@ -190,6 +207,7 @@ class Spec:
         was there
     mutator: how the archs of a training step are drawn
     distiller: what paths learn from a teacher, for algorithms that have one
+    teacher: a fixed network that teaches, for algorithms that have none of their own
     searcher: how archs are proposed
     evaluators: what measures archs, beside flops, params and activations
     executor: where trials are measured; left out, in this process
@@ -210,6 +228,7 @@ class Spec:
     supernet: Source | None = None
     mutator: Any = field(default=None, metadata={"kind": "mutators"})
     distiller: Any = field(default=None, metadata={"kind": "distillers"})
+    teacher: TeacherSettings | None = None
     searcher: Any = field(default=None, metadata={"kind": "searchers"})
     evaluators: tuple[Any, ...] = field(default=(), metadata={"kind": "evaluators"})
     executor: Any = field(default=None, metadata={"kind": "executors"})
@@ -351,7 +370,10 @@ def _read_spec(
         spec = structure(table, Spec, catalogue.options)
     except UserError as error:
         raise UserError(faults=[*faults, *error.faults]) from None
+    with collecting(faults):
+        spec = _with_defaults(spec, catalogue)
     faults += _algorithm_faults(spec, catalogue)
+    faults += _teaching_faults(spec)
     faults += _override_faults(spec)
     faults += _format_faults(spec, catalogue)
     if base is not None:
@@ -376,6 +398,37 @@ def _algorithm_faults(spec: Spec, catalogue: Catalogue) -> list[Fault]:
         if key in needed and getattr(spec, key) is None:
             hint = did_you_mean("", catalogue.names(f"{key}s"), f"this algorithm needs one; installed {key}s")
             faults.append(Fault("required key is missing", (key,), hint=hint))
+    return faults
+
+
+def _with_defaults(spec: Spec, catalogue: Catalogue) -> Spec:
+    """Return a spec with the components that its algorithm takes where the spec leaves them out."""
+    defaults: Mapping[str, str] = getattr(spec.algorithm, "defaults", {})
+    missing = {key: name for key, name in defaults.items() if getattr(spec, key) is None}
+    faults: list[Fault] = []
+    for key, name in missing.items():
+        with collecting(faults, key):
+            spec = attrs.evolve(spec, **{key: catalogue.options(f"{key}s", name)})
+    raise_if_any(faults)
+    return spec
+
+
+def _teaching_faults(spec: Spec) -> list[Fault]:
+    """Return which tables about teaching nobody would look at, and which lack the other one."""
+    faults: list[Fault] = []
+    needs = {*spec.algorithm.needs}
+    uses = needs | {*getattr(spec.algorithm, "uses", ())}
+    for key in ("distiller", "teacher"):
+        if getattr(spec, key) is not None and key not in uses:
+            faults.append(Fault(f"this algorithm looks at no {key}", (key,), hint="leave it out"))
+    pairs: list[tuple[Any, Any, KeyPath]] = [(spec.retrain.distiller, spec.retrain.teacher, ("retrain",))]
+    if "teacher" in uses and "distiller" not in needs:
+        pairs.append((spec.distiller, spec.teacher, ()))
+    for distiller, teacher, prefix in pairs:
+        if (distiller is None) != (teacher is None):
+            key = "distiller" if distiller is None else "teacher"
+            text = "required key is missing: what is learnt, `distiller`, and from whom, `teacher`, go together"
+            faults.append(Fault(text, (*prefix, key)))
     return faults
 
 
@@ -437,9 +490,8 @@ def _check_layout(space: SearchSpace, backbone: Any, catalogue: Catalogue) -> No
     """Raise UserError where the space's tables are not those of the backbone, whatever else is wrong with that."""
     name = backbone.get("type") if isinstance(backbone, dict) else backbone
     component = catalogue.components.get(("backbones", str(name)))
-    layout = getattr(component.cls, "layout", None) if component else None
-    if layout is not None:
-        structure(space.tree, layout)
+    if component is not None and isinstance(component.cls, LaidOut):
+        structure(space.tree, component.cls.layout)
 
 
 _CHANGES = {

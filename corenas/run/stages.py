@@ -18,9 +18,12 @@ from torch import nn
 from corenas import distributed, seeding
 from corenas.calibrate import evaluate
 from corenas.contracts import (
+    Deriving,
     Emit,
     Evaluator,
     Exporter,
+    Fingerprinted,
+    LiveTask,
     Note,
     Problem,
     Progress,
@@ -43,6 +46,7 @@ from corenas.search import run_search
 from corenas.space import Arch
 from corenas.store import Store
 from corenas.supernet import pick_device, supernet_cost
+from corenas.teaching import network_file
 from corenas.train import run_training
 
 
@@ -59,9 +63,12 @@ def run_spec(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: 
             emit = _silent
         prepared = prepare(spec, device=device)
         exporters = read_exporters(spec.export.formats, catalogue)
-        data = {"splits": dict(prepared.task.splits), "data": getattr(prepared.task, "fingerprint", None)}
+        data = {"splits": dict(prepared.task.splits), "data": _fingerprint(prepared.task)}
         if spec.supernet is not None:
             data["supernet"] = _digest(Path(spec.supernet.from_) / "supernet.pt")
+        for name, teacher in (("teacher", spec.teacher), ("retrain teacher", spec.retrain.teacher)):
+            if teacher is not None:
+                data[name] = _digest(network_file(Path(teacher.from_)))
         with opened(folder, spec.to_table(catalogue), data, fresh, emit) as store:
             _tell_changed_plugins(store, spec, emit)
             return _Run(prepared, catalogue, folder, store, exporters, emit).execute()
@@ -69,6 +76,10 @@ def run_spec(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: 
 
 def _silent(event: Any) -> None:
     """Tell nothing: the first process does."""
+
+
+def _fingerprint(task: LiveTask) -> str | None:
+    return task.fingerprint if isinstance(task, Fingerprinted) else None
 
 
 def _tell_changed_plugins(store: Store, spec: Spec, emit: Emit) -> None:
@@ -164,9 +175,7 @@ class _Run:
         if "train" not in prepared.stages:
             return None, None
         trainer = start_trainer(prepared)
-        if "derive" in prepared.stages and not hasattr(trainer, "derive"):
-            text = "it says that it derives an arch, and what it trains with has no `derive`"
-            raise UserError(text, key=("algorithm",))
+        _refuse_without_derive(trainer, prepared.stages)
         every = math.lcm(*(phase.train.checkpoint_every for phase in trainer.phases))
         supernet = run_training(
             trainer,
@@ -288,9 +297,24 @@ def retrain(
     spec, task, device = prepared.spec, prepared.task, prepared.device
     again = evolve(spec, train=spec.retrain.train or spec.train, backbone=spec.retrain.backbone or spec.backbone)
     network = stand_alone(
-        again, task, arch, device=device, checkpoint=checkpoint, emit=emit, stage=stage, split=spec.retrain.data
+        again,
+        task,
+        arch,
+        device=device,
+        checkpoint=checkpoint,
+        emit=emit,
+        stage=stage,
+        split=spec.retrain.data,
+        distiller=spec.retrain.distiller,
+        teacher=spec.retrain.teacher,
     )
     return evolve(prepared, spec=again, cost=supernet_cost(network, spec.space.fix(arch), task)), network
+
+
+def _refuse_without_derive(trainer: Any, stages: Sequence[str]) -> None:
+    if "derive" in stages and not isinstance(trainer, Deriving):
+        text = "it says that it derives an arch, and what it trains with has no `derive`"
+        raise UserError(text, key=("algorithm",))
 
 
 def _is_costly(evaluator: Evaluator) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from attrs import frozen
 
 from corenas.errors import UserError
-from corenas.measure import TrialRunner, is_exclusive
+from corenas.measure import TrialRunner, is_exclusive, largest_batch
 from corenas.objectives import Trial
 from corenas.plugins import file_digest, import_file
 from corenas.run.prepare import load_supernet, prepare, start_trial_runner
@@ -45,7 +45,7 @@ class WorkerRunner:
         """Return the runner of one of a spec's searches; `weights` is the digest of its supernet's."""
         pickled = pickle.dumps(spec)
         fingerprint = hashlib.sha256(pickled + f"{number} {weights}".encode()).hexdigest()
-        batch = max((getattr(evaluator, "batch", 1) for evaluator in spec.evaluators), default=1)
+        batch = largest_batch(spec.evaluators)
         plugins = [(file, file_digest(Path(file))) for file in spec.plugins]
         return cls(pickled, plugins, number, folder, fingerprint, batch)
 

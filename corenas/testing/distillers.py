@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corenas.contracts import Distiller, LiveDistiller, LiveTask, Signals
+from corenas.contracts import Distiller, DistillerContext, LiveDistiller, LiveTask, Signals
 from corenas.mutable import apply
 from corenas.supernet import observe
 from corenas.testing.components import checks_of_any_component, global_generators_untouched
@@ -19,8 +19,9 @@ from corenas.testing.small import Task, make_space, same, supernet
 
 
 def start(distiller: Distiller, task: LiveTask | None = None) -> LiveDistiller:
-    """The distiller of a training."""
-    return distiller.start(task or Task())
+    """Return the distiller of a training of the small supernet."""
+    task = task or Task()
+    return distiller.start(DistillerContext(task, supernet(make_space(), task), torch.device("cpu")))
 
 
 def signals(live: LiveDistiller, seed: int, task: LiveTask | None = None, noise: float = 0.0) -> Signals:

@@ -16,6 +16,7 @@ from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.options import structure
 from corenas.plugins import load_catalogue
+from corenas.regularisation import DropPath, tell_progress
 from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
 from corenas.testing.backbones import (
@@ -32,7 +33,7 @@ from corenas.testing.distributions import distribution_checks
 from corenas_backbone_darts import OPERATIONS, Darts, corenas_backbones
 from corenas_backbone_darts.genotypes import Genotype
 from corenas_backbone_darts.model import Auxiliary, FactorizedReduce
-from corenas_mutable_slices import DropPath, LinearSlice, MixedOp
+from corenas_mutable_slices import LinearSlice, MixedOp
 
 SPACES = Path(__file__).parents[4] / "spec" / "space"
 CIFAR = Darts(channels=36, layers=20, affine=True)
@@ -630,7 +631,7 @@ def test_drop_path_grows_with_the_progress_of_a_training():
     drops = [module for module in model.modules() if isinstance(module, DropPath)]
     assert {drop.drop.p for drop in drops} == {0.2}
     for epoch in (0, 300, 599):
-        model.set_progress(epoch / 600)
+        tell_progress(model, epoch / 600)
         assert {round(drop.drop.p, 9) for drop in drops} == {round(0.2 * epoch / 600, 9)}
     identities = sum(isinstance(module, nn.Identity) for module in model.modules())
     edges = sum(len(module.names) - 1 for module in model.modules() if isinstance(module, MixedOp))

@@ -16,6 +16,7 @@ from corenas.export import export_subnet
 from corenas.mutable import apply, keys_used
 from corenas.options import structure
 from corenas.plugins import load_catalogue
+from corenas.regularisation import DropPath
 from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
 from corenas.testing.backbones import backbone_checks, counted
@@ -378,6 +379,27 @@ def test_zero_init_makes_the_identity_of_blocks_with_a_shortcut_alone(kind):
     assert len({hasattr(block, "shortcut") for block in blocks}) == 2
 
 
+def test_drop_path_grows_with_the_blocks_that_have_a_shortcut():
+    def rates(**options):
+        model, _ = network(SMALL, in_channels=1, drop_path=0.2, **options)
+        found = {}
+        for name, module in model.named_modules():
+            if isinstance(module, DropPath):
+                stage, block = (int(part) for part in name.split(".") if part.isdigit())
+                found[stage, block] = module.p
+        return model, found
+
+    model, everywhere = rates()
+    blocks = [(s, b) for s, stage in enumerate(model.backbone.stages) for b in range(len(stage.blocks))]
+    residual = [place for place in blocks if model.backbone.stages[place[0]].blocks[place[1]].added]
+    expected = {place: 0.2 * blocks.index(place) / len(blocks) for place in residual}
+    assert everywhere == pytest.approx({place: rate for place, rate in expected.items() if rate})
+    last = max(stage for stage, _ in blocks)
+    _, at_the_end = rates(drop_path_stages=1)
+    assert at_the_end == {place: rate for place, rate in everywhere.items() if place[0] == last}
+    assert len(model.state_dict()) == len(network(SMALL, in_channels=1)[0].state_dict())
+
+
 def test_every_variable_of_both_spaces_is_used(net):
     model, space, _ = net
     assert keys_used(model) == {*space.keys}
@@ -399,7 +421,7 @@ def test_segments_are_the_parts_in_order(kind, net):
 @pytest.mark.parametrize("check", backbone_checks)
 @pytest.mark.parametrize(("options", "table", "image"), [
     (MobileNetV3(), {**OFA, "resolution": [32, 48]}, (3, 48, 48)),
-    (MobileNetV3(in_channels=1, width_mult=0.6, resize_mode="nearest"), SMALL, (1, 28, 28)),
+    (MobileNetV3(in_channels=1, width_mult=0.6, resize_mode="nearest", drop_path=0.2), SMALL, (1, 28, 28)),
 ], ids=["ofa", "small"])  # fmt: skip
 def test_conforms(options, table, image, check):
     check(options, SearchSpace.from_table(table), image=image)

@@ -21,6 +21,7 @@ from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.options import structure
 from corenas.plugins import load_catalogue
+from corenas.regularisation import DropPath
 from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
 from corenas.testing import backbones
@@ -29,7 +30,7 @@ from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas_backbone_vit import VisionTransformer, corenas_backbones
 from corenas_backbone_vit.weights import NETWORKS, torchvision_name
-from corenas_mutable_slices import DropPath, LinearSlice
+from corenas_mutable_slices import LinearSlice
 from corenas_mutable_slices.exchange import load, published
 
 models = pytest.importorskip("torchvision.models")

@@ -20,7 +20,6 @@ from corenas.variables import Categorical, Variable
 from corenas_mutable_slices import (
     Conv2dSlice,
     ConvNormAct,
-    DropPath,
     ElasticDepth,
     LinearSlice,
     Residual,
@@ -246,16 +245,3 @@ def test_a_network_of_stages_exports_and_costs_what_its_exports_have(levels):
     for arch in [*SPACE][::5]:
         plain = export_subnet(net, arch, x)
         assert cost.of([arch])[0]["params"] == sum(p.numel() for p in plain.parameters())
-
-
-@pytest.mark.parametrize("shape", [(3, 2), (2, 3, 2)], ids=["tokens", "map"])
-def test_drop_path_drops_whole_samples_in_training_and_keeps_the_mean(shape):
-    drop, x = DropPath(0.25, axes=len(shape)), torch.rand(4000, *shape) + 1
-    plain = export_subnet(nn.Sequential(drop), {}, x[:1]).train()
-    for path in (drop, plain):
-        factors = (path(x) / x).flatten(1)
-        assert_close(factors, factors[:, :1].expand_as(factors))
-        dropped = factors[:, 0] == 0
-        assert_close(factors[~dropped, 0], torch.tensor(1 / 0.75).expand(int((~dropped).sum())))
-        assert float(dropped.double().mean()) == pytest.approx(0.25, abs=0.03)
-        assert torch.equal(path.eval()(x), x)

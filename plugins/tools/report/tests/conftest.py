@@ -28,7 +28,7 @@ def spec_of(name, seed=0, **more):
         "task": {"type": "classification", "data": "mnist5k", "valid": 500, "test": 1000, "label_smoothing": 0.1},
         "backbone": {"type": "mobilenetv3", "width_mult": 1.0, "in_channels": 1},
         "algorithm": {"type": "bignas", "zero_init": True},
-        "mutator": {"type": "sandwich", "random": 2},
+        "mutator": {"type": "sandwich", "paths": 4},
         "searcher": {"type": "evolution", "population": 20, "parents": 8, "mutation": 10},
         "evaluators": [{"type": "accuracy", "split": "valid"}],
         "device": {"type": "auto"},

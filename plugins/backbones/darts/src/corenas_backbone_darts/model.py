@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from corenas.errors import UserError
 from corenas.mutable import Elastic
+from corenas.regularisation import DropPath
 from corenas.value import Constant, Dimension, Value, as_value, equals
 from corenas_backbone_darts import OPERATIONS
-from corenas_mutable_slices import BatchNorm2dSlice, Conv2dSlice, DropPath, InputResize, MixedOp
+from corenas_mutable_slices import BatchNorm2dSlice, Conv2dSlice, InputResize, MixedOp
 
 if TYPE_CHECKING:
     from corenas_backbone_darts import Cell, Darts, Edge, Layout, Node
@@ -118,7 +119,7 @@ class CellEdge(nn.Module):
                 if name in edge.op.possible:  # type: ignore[union-attr]
                     candidates[name] = operation(name, width, stride, options.affine)
                     if options.drop_path and not isinstance(candidates[name], nn.Identity | Zero):
-                        candidates[name] = nn.Sequential(candidates[name], DropPath(options.drop_path))
+                        candidates[name] = nn.Sequential(candidates[name], DropPath(options.drop_path, scheduled=True))
             self.operations[str(stride)] = MixedOp(candidates, edge.op)
         self.source = source
         self.elastic = Elastic({"input": source})
@@ -273,7 +274,6 @@ class CellNetwork(nn.Module):
         ends = [*(start - 1 for start in starts), options.layers - 1]
         self.taps = [ends[level - 1] for level in options.levels] or ends[-1:]
         self.auxiliary_tap = starts[1] if options.auxiliary else None
-        self.drop_path = options.drop_path
         self.feat_dims: list[Dimension] = []
         self.cells = nn.ModuleList()
         halved = options.stem == "imagenet"
@@ -291,15 +291,6 @@ class CellNetwork(nn.Module):
         if options.auxiliary:
             self.feat_dims.insert(0, Dimension.of(768))
         self.segments += [*self.cells]
-
-    def set_progress(self, share: float) -> None:
-        """Say how much of a training is done, 0 to 1: drop path's probability is this share of the option's.
-
-        A training calls it as each epoch begins; without a call the probability is the option's.
-        """
-        for module in self.modules():
-            if isinstance(module, DropPath):
-                module.drop.p = self.drop_path * share
 
     def features(self, x: Tensor) -> list[Tensor]:
         """(n, channels, h, w) -> the maps of the levels, or of the last cell; in training the auxiliary ones first."""

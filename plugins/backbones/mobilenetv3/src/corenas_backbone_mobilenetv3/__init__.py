@@ -171,6 +171,9 @@ class MobileNetV3:
         centres of them; the matrices are no part of a subnet
     norm_eps: what batch norms add to the variance
     resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"
+    drop_path: probability, in training, of leaving out a block's branch beside its shortcut; it grows from 0 with the
+        blocks, and would be this after the last one
+    drop_path_stages: how many of the last stages have it; without, all do
     """
 
     width_mult: float = field(default=1.0, validator=[gt(0), lt(math.inf)])
@@ -179,6 +182,8 @@ class MobileNetV3:
     transforms: bool = False
     norm_eps: float = field(default=1e-5, validator=[gt(0), lt(1)])
     resize_mode: ResizeMode = "bilinear"
+    drop_path: float = field(default=0.0, validator=[ge(0), lt(1)])
+    drop_path_stages: int | None = field(default=None, validator=optional(ge(1)))
 
     layout = Layout
     example: ClassVar[Mapping[str, Any]] = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corenas.errors import UserError
+from corenas.regularisation import DropPath
 from corenas.value import Constant, Value, make_divisible, rounded
 from corenas_backbone_mobilenetv3 import Excitation, kernel_and_expand
 from corenas_mutable_slices import (
@@ -39,9 +41,10 @@ def supernet(layout: Layout, options: MobileNetV3) -> Staged:
     width = wide(layout.stem.width)
     stem = ConvNormAct(options.in_channels, width, 3, layout.stem.stride, act=layout.stem.act, eps=options.norm_eps)
     stages = []
+    paths = iter(_drop_paths(layout, options))
     for number, stage in enumerate(layout.stages):
         try:
-            stages.append((_stage(stage, width, wide(stage.width), options), wide(stage.width)))
+            stages.append((_stage(stage, width, wide(stage.width), options, paths), wide(stage.width)))
         except UserError as error:
             raise error.under("stages", number) from None
         width = wide(stage.width)
@@ -67,7 +70,15 @@ def _final(head: Head, width: Value, expanded: Value | None, features: Value | N
     return nn.Sequential(*before, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *after)
 
 
-def _stage(stage: Stage, inputs: Value, width: Value, options: MobileNetV3) -> ElasticDepth:
+def _drop_paths(layout: Layout, options: MobileNetV3) -> list[float]:
+    """Return the probability of drop path of each block, in order: it grows with the blocks, as in EfficientNet."""
+    depths = [stage.depth.largest for stage in layout.stages]
+    stages = len(depths) if options.drop_path_stages is None else options.drop_path_stages
+    first = sum(depths[: max(0, len(depths) - stages)])
+    return [options.drop_path * i / sum(depths) if i >= first else 0.0 for i in range(sum(depths))]
+
+
+def _stage(stage: Stage, inputs: Value, width: Value, options: MobileNetV3, paths: Iterator[float]) -> ElasticDepth:
     blocks = []
     for i in range(stage.depth.largest):
         kernel, expand, op = (of_block(stage, i, name) for name in ("kernel", "expand", "op"))
@@ -81,6 +92,7 @@ def _stage(stage: Stage, inputs: Value, width: Value, options: MobileNetV3) -> E
             shortcut=stage.shortcut,
             eps=options.norm_eps,
             transforms=options.transforms,
+            path=next(paths),
         )
         try:
             blocks.append(block(kernel=kernel, expand=expand) if op is None else _one_of(op, block))
@@ -115,6 +127,7 @@ def inverted_residual(
     shortcut: str = "identity",
     eps: float = 1e-5,
     transforms: bool = False,
+    path: float = 0.0,
 ) -> Residual:
     """1x1 expansion, depthwise convolution, squeeze-and-excitation, 1x1 projection (Sandler et al. 2018)."""
     conv = functools.partial(ConvNormAct, eps=eps)
@@ -128,7 +141,10 @@ def inverted_residual(
         reduced = make_divisible((inner if own.of == "inner" else inputs) * own.ratio, own.divisor)
         layers["se"] = SqueezeExcitation(inner, inner=reduced, act=own.act, gate=own.gate)
     layers["project"] = conv(inner, width, 1, act="none")
-    return Residual(layers, _shortcut(inputs, width, stride, shortcut))
+    added = _shortcut(inputs, width, stride, shortcut)
+    if path and added is not None:
+        layers["path"] = DropPath(path)
+    return Residual(layers, added)
 
 
 def _shortcut(inputs: Value, width: Value, stride: int, kind: str) -> nn.Module | None:

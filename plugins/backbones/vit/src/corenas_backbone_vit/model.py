@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from corenas.regularisation import DropPath
 from corenas.value import Value, rounded
 from corenas_mutable_attention import LayerNormSlice, MultiHeadAttention, ParameterSlice, PatchEmbedding, qkv
-from corenas_mutable_slices import DropPath, ElasticDepth, LinearSlice, Residual, Staged, activation
+from corenas_mutable_slices import ElasticDepth, LinearSlice, Residual, Staged, activation
 from corenas_mutable_slices.layouts import of_block
 
 if TYPE_CHECKING:

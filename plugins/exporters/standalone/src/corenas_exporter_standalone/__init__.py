@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Safetensors:
     """Weights and buffers by their names in the network: `network.safetensors`."""
 
-    def write(self, network: nn.Module, example: Tensor, folder: Path, title: str) -> Path:
+    def write(self, network: nn.Module, example: Any, folder: Path, title: str) -> Path:
         """Tensors that share memory are written one by one. Raises UserError for a state that is not tensors alone."""
         import torch
         from safetensors.torch import save
@@ -35,7 +35,7 @@ class Safetensors:
 class Python:
     """A Python file whose class `Network` builds the network with torch alone, without its weights: `network.py`."""
 
-    def write(self, network: nn.Module, example: Tensor, folder: Path, title: str) -> Path:
+    def write(self, network: nn.Module, example: Any, folder: Path, title: str) -> Path:
         """Raises UserError if the file would not give back a network that computes the same."""
         from corenas_exporter_standalone.source import source
 
@@ -50,16 +50,24 @@ class Python:
 class Program:
     """A torch.export program, weights and graph, for inputs of any batch size: `network.pt2`."""
 
-    def write(self, network: nn.Module, example: Tensor, folder: Path, title: str) -> Path:
+    def write(self, network: nn.Module, example: Any, folder: Path, title: str) -> Path:
         """Raises UserError for a network that torch.export refuses, one for a single batch size for instance."""
         from io import BytesIO
 
         import torch
+        from torch.utils._pytree import tree_map_only
 
-        inputs = torch.zeros((2, *example.shape[1:]), dtype=example.dtype)  # torch.export takes 1 for a constant
+        from corenas.mutable import as_arguments
+
+        def two_of(tensor: Tensor) -> Tensor:  # torch.export takes a batch of 1 for a constant
+            return torch.zeros((2, *tensor.shape[1:]), dtype=tensor.dtype)
+
+        arguments, by_keyword = as_arguments(tree_map_only(torch.Tensor, two_of, example))
+        batch = {0: torch.export.Dim("batch", min=1)}
+        shapes = tree_map_only(torch.Tensor, lambda tensor: batch, by_keyword or arguments)
         file = BytesIO()
         try:
-            program = torch.export.export(network, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+            program = torch.export.export(network, arguments, by_keyword, dynamic_shapes=shapes)
             torch.export.save(program, file)
         except Exception as error:  # whatever a tracer meets
             raise _refusal("pt2", error) from error

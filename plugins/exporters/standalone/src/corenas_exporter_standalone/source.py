@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from corenas.export import TOLERANCE, difference
 
 
-def source(network: nn.Module, example: Tensor, title: str) -> str:
+def source(network: nn.Module, example: Any, title: str) -> str:
     """A Python file with a class `Network` that builds this network with torch alone; its state dict is the same.
 
     network: a graph of layers of torch.nn, as `corenas.export.export` gives it

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from corenas_mutable_slices.blocks import ACTIVATIONS as ACTIVATIONS
     from corenas_mutable_slices.blocks import ConvNormAct as ConvNormAct
-    from corenas_mutable_slices.blocks import DropPath as DropPath
     from corenas_mutable_slices.blocks import ElasticDepth as ElasticDepth
     from corenas_mutable_slices.blocks import MixedOp as MixedOp
     from corenas_mutable_slices.blocks import Residual as Residual
@@ -28,7 +27,6 @@ _MODULES = {
     "blocks": (
         "ACTIVATIONS",
         "ConvNormAct",
-        "DropPath",
         "ElasticDepth",
         "MixedOp",
         "Residual",

@@ -212,24 +212,6 @@ class Residual(nn.Module):
             nn.init.zeros_(norms[-1].weight)
 
 
-class DropPath(nn.Module):
-    """Leaves out whole samples of a branch in training, and makes up for them in the others.
-
-    Drop path (Larsson et al. 2017, arXiv:1605.07648), also called stochastic depth.
-    p: of a sample to be left out, in `drop.p`; axes: of a sample, 3 of a map, 2 of tokens
-    forward: (n, …) -> the same shape
-    """
-
-    def __init__(self, p: float, axes: int = 3) -> None:
-        super().__init__()
-        self.drop = nn.Dropout(p)
-        self.axes = axes
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, …) -> the same shape."""
-        return x * self.drop(torch.ones_like(x[(slice(None), *[slice(1)] * self.axes)]))
-
-
 def basic_layers(
     inputs: Size, inner: Size, outputs: Size, kernel_size: Value | int, stride: int = 1, eps: float = 1e-5
 ) -> dict[str, nn.Module]:

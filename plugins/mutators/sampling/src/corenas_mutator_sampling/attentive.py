@@ -1,0 +1,73 @@
+"""A mutator that attends to the best, or to the worst, of archs that cost the same."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from attrs import field, frozen
+from attrs.validators import ge
+
+from corenas.contracts import MutatorContext
+from corenas.space import Arch
+from corenas_mutator_sampling.drawing import CostBins, Score, check_amount, check_width
+
+
+@frozen
+class Attentive:
+    """The largest arch, attentively sampled ones, the smallest (AttentiveNAS, Wang et al. 2021, arXiv:2011.09011).
+
+    For each arch in between, a bin of flops is drawn from a prior and some candidates in it. Of these the one with the
+    lowest loss on the step's batch is trained (best-up), or the one with the highest (worst-up).
+
+    paths: archs of a step, the largest and the smallest among them
+    candidates: archs that one is chosen from; 1 chooses none
+    rule: which one is trained: "best-up" or "worst-up"
+    prior: how likely a bin is: "archs", as the share of all archs that it has; "uniform", as likely as the others
+    metric: what is binned: "flops", "params" or "activations"
+    bins: how many bins there are between `low` and `high`, unless `width` says how wide they are
+    width: how wide a bin is; the paper's is "25M"
+    low: where the first bin begins; left out, at the cheapest of the archs drawn beforehand
+    high: where the last bin ends; left out, at the most costly of these
+    draws: archs drawn beforehand, from whose exact costs the prior is estimated
+    tries: archs drawn at a step to find candidates in a bin, before some that were drawn beforehand are taken
+    """
+
+    paths: int = field(default=4, validator=ge(2))
+    candidates: int = field(default=3, validator=ge(1))
+    rule: Literal["best-up", "worst-up"] = "best-up"
+    prior: Literal["archs", "uniform"] = "archs"
+    metric: Literal["flops", "params", "activations"] = "flops"
+    bins: int = field(default=20, validator=ge(1))
+    width: float | str | None = field(default=None, validator=check_width)
+    low: float | str | None = field(default=None, validator=check_amount)
+    high: float | str | None = field(default=None, validator=check_amount)
+    draws: int = field(default=10_000, validator=ge(1))
+    tries: int = field(default=500, validator=ge(0))
+
+    def start(self, context: MutatorContext) -> AttentiveSampler:
+        """Return a sampler. Raises UserError if no arch costs what the bounds say."""
+        return AttentiveSampler(self, context)
+
+
+class AttentiveSampler:
+    """Both ends of the space, and the best or worst of some candidates in each of some bins between them."""
+
+    def __init__(self, options: Attentive, context: MutatorContext) -> None:
+        self.options, self.space = options, context.space
+        self.bins = CostBins(options, context)
+        self.largest, self.smallest = self.space.largest(), self.space.smallest()
+
+    def sample(self, score: Score) -> list[Arch]:
+        """Return the largest, those that were attended to, the smallest, in this order (algorithm 1)."""
+        return [self.largest, *(self._attended(score) for _ in range(self.options.paths - 2)), self.smallest]
+
+    def _attended(self, score: Score) -> Arch:
+        """Return the arch of one draw of the prior, pi(tau), that gamma picks from its candidates (eqs. 5 and 6)."""
+        number = self.bins.choose(uniform=self.options.prior == "uniform")
+        candidates = self.space.decode(self.bins.draw(number, self.options.candidates))
+        if len(candidates) == 1:
+            return candidates[0]
+        losses = np.asarray(score(candidates))
+        best = losses.argmin() if self.options.rule == "best-up" else losses.argmax()
+        return candidates[int(best)]
