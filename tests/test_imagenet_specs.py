@@ -49,6 +49,8 @@ def test_a_recipe_trains_for_two_steps(path, photos):
         "train.batch_size=2", "train.accumulate=1", "train.workers=0", "train.precision=\"float32\"",
     ]  # fmt: skip
     spec, _ = load_spec(path, load_catalogue(), overrides)
+    if "train" not in spec.algorithm.stages:
+        pytest.skip("it trains no supernet; its plugin's tests train the network that it finds")
     prepared = prepare(spec)
     model = prepared.supernet
     with seeding.seeded(0, "test"):
