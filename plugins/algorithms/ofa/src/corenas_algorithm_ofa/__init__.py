@@ -51,12 +51,15 @@ class OnceForAll:
     phases: what follows the full network; left out, the paper's, with epochs and learning rates in the same relation to
         those of `[train]`, without those that would open nothing
     kd_ratio: weight of what the full network says beside the labels; with 0 it does not teach
+    batch_statistics: whether the teacher normalises by the batch that it sees, as in the released code, and not by the
+        statistics of its training
     importance: which channels narrow subnets get: "input_l1" (the paper's), "l1", "l2" or "norm_scale" of
         corenas-mutable-sorting
     """
 
     phases: tuple[Shrinking, ...] | None = None
     kd_ratio: float = field(default=1.0, validator=ge(0))
+    batch_statistics: bool = False
     importance: Literal["input_l1", "l1", "l2", "norm_scale"] = "input_l1"
 
     stages: ClassVar[tuple[str, ...]] = ("train", "search")

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from corenas.calibrate import statistics_kept
 from corenas.contracts import AlgorithmContext, Phase, Signals, Step
 from corenas.errors import UserError
 from corenas.mutable import apply
+from corenas.regularisation import unregularised
 from corenas.space import Arch, SearchSpace
 from corenas.supernet import observe
 from corenas.teaching import FixedTeacher
@@ -91,5 +93,7 @@ class OnceForAllTrainer:
         """Return what the full network shows of a batch."""
         assert self.teacher is not None
         taps = tuple(self.distiller.taps)
-        with apply(self.teacher, full):
-            return FixedTeacher(self.teacher, self.task, taps)(batch)
+        with apply(self.teacher, full), statistics_kept(self.teacher):
+            self.teacher.train(self.options.batch_statistics)
+            with unregularised(self.teacher):
+                return FixedTeacher(self.teacher, self.task, taps)(batch)
