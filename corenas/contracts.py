@@ -229,11 +229,15 @@ class InMemory(Protocol):
 
 @frozen
 class MutatorContext:
-    """What a sampler draws from; `space` may be narrower than the supernet's."""
+    """What a sampler draws from; `space` may be narrower than the supernet's.
+
+    paths: how many archs the phase wants at each step; None leaves it to the mutator's options
+    """
 
     space: SearchSpace
     cost: Cost
     rng: np.random.Generator
+    paths: int | None = None
 
 
 class Sampler(Protocol):
@@ -252,7 +256,7 @@ class Mutator(Protocol):
     """Options of how archs are drawn."""
 
     def start(self, context: MutatorContext) -> Sampler:
-        """Return the sampler of one phase of a training."""
+        """Return the sampler of one phase of a training. Raises UserError if it cannot draw what the phase wants."""
 
 
 @frozen
@@ -260,11 +264,13 @@ class Phase:
     """A part of a training with a space and settings of its own.
 
     begin: runs once before its first step; it may change the weights (sort channels), so a moving average starts anew
+    paths: how many archs the mutator draws at each step; None leaves it to the mutator's options
     """
 
     space: SearchSpace
     train: Train
     begin: Callable[[], None] | None = None
+    paths: int | None = None
 
 
 @frozen

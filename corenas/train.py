@@ -199,7 +199,7 @@ class LivePhase:
         self._step_optimizer = step_optimizer or (lambda: self.scaler.step(self.optimizer))
         self._precision = precision or partial(_autocast, self.device.type, settings.precision)
         self._rng = seeding.generator(seed, f"sampler:{number}")
-        self.sampler = None if mutator is None else _sampler(mutator, phase.space, cost, self._rng)
+        self.sampler = None if mutator is None else _sampler(mutator, phase, cost, self._rng)
         _refuse_half_states({"algorithm": trainer, "mutator": self.sampler})
         self._told_epoch: int | None = None
 
@@ -259,6 +259,9 @@ class LivePhase:
         with blaming_plugin(f"mutator {type(self.sampler).__module__}.{type(self.sampler).__name__}"):
             archs = self.sampler.sample(lambda archs: self._losses(batch, share, archs))
             _refuse_what_are_no_archs(archs, self.phase.space)
+        if self.phase.paths not in (None, len(archs)):
+            text = f"it draws {len(archs)} archs a step where the algorithm wants {self.phase.paths}"
+            raise UserError(text, key=("mutator",), hint='mutator = "uniform" draws as many as it is asked for')
         return archs
 
     @torch.no_grad()
@@ -487,11 +490,11 @@ def _refuse_what_are_no_archs(archs: Any, space: SearchSpace) -> None:
         raise ValueError("it drew an arch with choices for what is inactive: `space.arch` makes it canonical")
 
 
-def _sampler(mutator: Mutator, space: SearchSpace, cost: Cost | None, rng: np.random.Generator) -> Sampler:
+def _sampler(mutator: Mutator, phase: Phase, cost: Cost | None, rng: np.random.Generator) -> Sampler:
     """Start the sampler of a phase."""
     if cost is None:
         raise TypeError("a mutator draws with the supernet's cost: give `cost` as well")
-    return mutator.start(MutatorContext(space, cost.on(space), rng))
+    return mutator.start(MutatorContext(phase.space, cost.on(phase.space), rng, phase.paths))
 
 
 def _autocast(device: str, precision: str) -> torch.autocast:

@@ -17,6 +17,7 @@ from corenas.optim import Schedule
 from corenas.settings import Train
 from corenas.space import Arch
 from corenas.supernet import build_supernet, supernet_cost
+from corenas.testing.small import Paths
 from corenas.train import LoopStep, run_training
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -482,6 +483,16 @@ def test_what_a_sampler_draws_has_to_be_archs_of_its_space(drawn, message):
     with pytest.raises(UserError, match=message) as caught:
         setup(settings())[2](Wrong())
     assert "mutator " in str(caught.value)
+
+
+def test_a_phase_says_how_many_archs_its_steps_have():
+    phases = [Phase(SPACE, settings(epochs=1), paths=paths) for paths in (1, 3)]
+    _, live, go = setup(settings())
+    live.phases = phases
+    go(Paths(2))
+    assert [*dict.fromkeys(len(archs) for *_, archs in live.seen)] == [1, 3]
+    with pytest.raises(UserError, match="draws 2 archs a step where the algorithm wants 1"):
+        go(Mutator(2))
 
 
 def test_a_training_that_is_done_trains_no_more(tmp_path):

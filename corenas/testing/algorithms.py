@@ -176,7 +176,8 @@ def own_loop(
     optimizer = torch.optim.SGD(scene.model.parameters(), lr=lr, momentum=0.9)
     sampler = None
     if scene.mutator is not None:
-        sampler = scene.mutator.start(MutatorContext(phase.space, scene.cost.on(phase.space), np.random.default_rng(0)))
+        cost = scene.cost.on(phase.space)
+        sampler = scene.mutator.start(MutatorContext(phase.space, cost, np.random.default_rng(0), phase.paths))
     for index, batch in enumerate(itertools.islice(batches(scene.task), n)):
         optimizer.zero_grad(set_to_none=True)
         scene.model.train()

@@ -5,12 +5,14 @@ Each check takes the options of a mutator. Needs no torch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 
 from corenas.contracts import Mutator, MutatorContext
+from corenas.errors import UserError
 from corenas.space import Arch, Codes, SearchSpace
 from corenas.testing.components import component_checks, global_generators_untouched
 from corenas.testing.searchers import large_space
@@ -37,10 +39,10 @@ class PlainCost:
         return PlainCost(space)
 
 
-def context(space: SearchSpace | None = None, seed: int = 0) -> MutatorContext:
+def context(space: SearchSpace | None = None, seed: int = 0, paths: int | None = None) -> MutatorContext:
     """What a sampler gets, with a cost that needs no model."""
     space = space or large_space()
-    return MutatorContext(space, cast(Any, PlainCost(space)), np.random.default_rng(seed))
+    return MutatorContext(space, cast(Any, PlainCost(space)), np.random.default_rng(seed), paths)
 
 
 def scores(archs: Sequence[Arch]) -> list[float]:
@@ -65,6 +67,13 @@ def draws_from_a_narrower_space(mutator: Mutator) -> None:
     """The context's space counts, not the supernet's: Once-for-All's phases open it step by step."""
     space = large_space().narrow({"depth": [1, 2], "width.*": [16, 24]})
     assert all(arch in space for step in _steps(mutator, context(space)) for arch in step)
+
+
+def draws_as_many_archs_as_a_phase_wants(mutator: Mutator) -> None:
+    """Where the context says how many, each step has so many; a mutator that cannot draw so many says so at once."""
+    for paths in (1, 2, 12):
+        with contextlib.suppress(UserError):
+            assert {len(step) for step in _steps(mutator, context(paths=paths), 5)} == {paths}
 
 
 def scores_only_archs_of_its_space(mutator: Mutator) -> None:
@@ -106,6 +115,7 @@ mutator_checks = [
     *component_checks,
     draws_archs_of_its_space,
     draws_from_a_narrower_space,
+    draws_as_many_archs_as_a_phase_wants,
     scores_only_archs_of_its_space,
     same_seed_same_archs,
     its_only_state_is_the_generator,

@@ -380,7 +380,7 @@ class Trainer:
 class Paths:
     """Draws the archs of a step: a single one at random; of several the first is the largest, the last the smallest.
 
-    n: archs a step
+    n: archs a step, where the phase does not say
     """
 
     n: int = 3
@@ -394,7 +394,7 @@ class PathSampler:
     """What `Paths` draws."""
 
     def __init__(self, n: int, context: MutatorContext) -> None:
-        self.n, self.context = n, context
+        self.n, self.context = context.paths or n, context
 
     def sample(self, score: Callable[[Sequence[Arch]], Sequence[float]]) -> list[Arch]:
         """The archs of one step."""

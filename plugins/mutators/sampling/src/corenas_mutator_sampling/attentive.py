@@ -10,7 +10,7 @@ from attrs.validators import ge
 
 from corenas.contracts import MutatorContext
 from corenas.space import Arch
-from corenas_mutator_sampling.drawing import CostBins, Score, check_amount, check_width
+from corenas_mutator_sampling.drawing import CostBins, Score, check_amount, check_width, with_paths
 
 
 @frozen
@@ -47,7 +47,7 @@ class Attentive:
 
     def start(self, context: MutatorContext) -> AttentiveSampler:
         """Return a sampler. Raises UserError if no arch costs what the bounds say."""
-        return AttentiveSampler(self, context)
+        return AttentiveSampler(with_paths(self, context), context)
 
 
 class AttentiveSampler:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+from attrs import AttrsInstance, evolve
 
 from corenas.contracts import MutatorContext
 from corenas.errors import UserError, did_you_mean
@@ -16,8 +17,20 @@ from corenas.space import Arch, Codes, SearchSpace
 
 Score: TypeAlias = Callable[[Sequence[Arch]], Sequence[float]]
 """Gives the losses of archs on a step's batch."""
+Options = TypeVar("Options", bound=AttrsInstance)
 _ARCHS_A_DRAW = 100
 """How many archs are drawn, and their costs computed, at once."""
+
+
+def with_paths(options: Options, context: MutatorContext) -> Options:
+    """Return a mutator's options with as many paths as the phase wants. Raises UserError where it cannot have them."""
+    if context.paths is None:
+        return options
+    try:
+        return evolve(options, paths=context.paths)
+    except ValueError as error:
+        text = f"the algorithm wants {context.paths} archs a step: {error.args[0]!s}"
+        raise UserError(text, key=("mutator",), hint='mutator = "uniform" draws any number') from None
 
 
 def columns_named(space: SearchSpace, patterns: Sequence[str], option: str) -> list[int]:

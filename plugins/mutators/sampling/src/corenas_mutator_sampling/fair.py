@@ -9,7 +9,7 @@ from attrs.validators import ge, optional
 from corenas.contracts import MutatorContext
 from corenas.errors import UserError
 from corenas.space import Arch, Codes
-from corenas_mutator_sampling.drawing import Score, SharedChoices
+from corenas_mutator_sampling.drawing import Score, SharedChoices, with_paths
 
 
 @frozen
@@ -30,7 +30,7 @@ class Fair:
 
     def start(self, context: MutatorContext) -> FairSampler:
         """Return a sampler. Raises UserError for a continuous variable, and for fewer paths than choices."""
-        return FairSampler(self, context)
+        return FairSampler(with_paths(self, context), context)
 
 
 class FairSampler:

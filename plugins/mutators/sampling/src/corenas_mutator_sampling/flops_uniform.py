@@ -10,7 +10,7 @@ from attrs.validators import ge
 
 from corenas.contracts import MutatorContext
 from corenas.space import Arch
-from corenas_mutator_sampling.drawing import CostBins, Score, check_amount, check_width
+from corenas_mutator_sampling.drawing import CostBins, Score, check_amount, check_width, with_paths
 
 
 @frozen
@@ -40,7 +40,7 @@ class FlopsUniform:
 
     def start(self, context: MutatorContext) -> FlopsUniformSampler:
         """Return a sampler. Raises UserError if no arch costs what the bounds say."""
-        return FlopsUniformSampler(self, context)
+        return FlopsUniformSampler(with_paths(self, context), context)
 
 
 class FlopsUniformSampler:

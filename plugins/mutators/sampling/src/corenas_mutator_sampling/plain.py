@@ -11,7 +11,7 @@ from attrs.validators import ge
 from corenas.contracts import MutatorContext
 from corenas.errors import UserError
 from corenas.space import Arch
-from corenas_mutator_sampling.drawing import Score, SharedChoices, drawn
+from corenas_mutator_sampling.drawing import Score, SharedChoices, drawn, with_paths
 
 
 @frozen
@@ -27,11 +27,11 @@ class MaxSampler:
     """One path, the largest arch of the space."""
 
     def __init__(self, context: MutatorContext) -> None:
-        self.largest = context.space.largest()
+        self.largest, self.paths = context.space.largest(), context.paths or 1
 
     def sample(self, score: Score) -> list[Arch]:
-        """Return one arch, always the same."""
-        return [self.largest]
+        """Return one arch, always the same, as often as the phase wants it."""
+        return [self.largest] * self.paths
 
 
 @frozen
@@ -60,7 +60,7 @@ class Uniform:
                 key=("mutator", "over"),
                 hint='give it a step, or draw over = "variables"',
             )
-        return UniformSampler(self, context)
+        return UniformSampler(with_paths(self, context), context)
 
 
 class UniformSampler:
@@ -95,7 +95,7 @@ class Sandwich:
 
     def start(self, context: MutatorContext) -> SandwichSampler:
         """Return a sampler of so many archs."""
-        return SandwichSampler(self, context)
+        return SandwichSampler(with_paths(self, context), context)
 
 
 class SandwichSampler:

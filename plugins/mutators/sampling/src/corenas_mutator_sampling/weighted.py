@@ -12,7 +12,7 @@ from corenas.contracts import MutatorContext
 from corenas.errors import UserError
 from corenas.space import Arch
 from corenas.variables import Variable
-from corenas_mutator_sampling.drawing import Score, SharedChoices, columns_named
+from corenas_mutator_sampling.drawing import Score, SharedChoices, columns_named, with_paths
 
 
 def _probabilities(instance: object, attribute: object, tables: Mapping[str, Mapping[str, float]]) -> None:
@@ -38,7 +38,7 @@ class Weighted:
 
     def start(self, context: MutatorContext) -> WeightedSampler:
         """Return a sampler. Raises UserError for a variable or a choice that there is not, or one left out."""
-        return WeightedSampler(self, context)
+        return WeightedSampler(with_paths(self, context), context)
 
 
 class WeightedSampler:
