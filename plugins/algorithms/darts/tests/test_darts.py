@@ -19,6 +19,7 @@ from corenas.contracts import Algorithm, AlgorithmContext, Metric, Progress
 from corenas.errors import UserError
 from corenas.mutable import apply
 from corenas.plugins import load_catalogue
+from corenas.run.prepare import prepare
 from corenas.run.spec import open_spec
 from corenas.run.stages import run_spec
 from corenas.settings import Train
@@ -439,6 +440,19 @@ def test_killed_in_either_training_it_ends_with_the_same_bits(whole, tmp_path, s
         run(tmp_path / "run", killed)
     run(tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(whole)
+
+
+@pytest.mark.parametrize("other", ["valid=300", "test=300", "data=mnist5k"])
+def test_a_task_of_retraining_that_cuts_the_data_otherwise_is_refused(other):
+    spec, _, _ = open_spec(SPECS / "darts.toml", [f"retrain.task.{other}"])
+    with pytest.raises(UserError, match=r"retrain\.task: this is other data than `task` has"):
+        prepare(spec, weights=False)
+
+
+def test_a_mistake_in_the_task_of_retraining_is_told_before_anything_is_trained():
+    spec, _, _ = open_spec(SPECS / "darts.toml", ['retrain.task.augment=["Cutoff"]'])
+    with pytest.raises(UserError, match=r"retrain\.task\.augment\[0\]\.type.*\n.*'Cutout'"):
+        prepare(spec, data=False, weights=False)
 
 
 @pytest.mark.slow
