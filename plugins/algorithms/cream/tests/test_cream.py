@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from attrs import evolve
 from torch import nn
 from torch.func import functional_call, grad
 
@@ -14,18 +15,19 @@ from corenas.mutable import apply
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.settings import Train
-from corenas.testing.algorithms import algorithm_checks, own_loop, scene
+from corenas.testing.algorithms import SoftLabels, algorithm_checks, killed_and_resumed_ends_with_the_same_bits, own_loop, scene
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
-from corenas.testing.small import Paths, SoftLabels, Task, make_space, same, some_archs, supernet
+from corenas.testing.small import Paths, Task, make_space, same, some_archs, supernet
 from corenas_algorithm_cream import Cream, corenas_algorithms
 from corenas_algorithm_cream.board import Board, Entry
 
 SPACE = make_space()
 SETTINGS = Train(epochs=3, batch_size=16, optimizer={"type": "SGD", "lr": 0.1, "momentum": 0.9})
 SMALL = Cream(warmup=1, board=4, meta_every=2, meta_lr=0.1)
+AT_ONCE = evolve(SMALL, warmup=0)
 RELEASED = Cream(
-    warmup=1,
+    warmup=0,
     board=4,
     meta_every=2,
     measured_on="train",
@@ -37,7 +39,7 @@ RELEASED = Cream(
 )
 
 
-@pytest.mark.parametrize("options", [SMALL, RELEASED, Cream(warmup=1, pick="best", through_match=False)], ids=range(3))
+@pytest.mark.parametrize("options", [AT_ONCE, RELEASED, Cream(warmup=0, pick="best", through_match=False)], ids=range(3))
 @pytest.mark.parametrize("check", algorithm_checks)
 def test_conforms(check, options):
     check(options, mutator=Paths(1))
@@ -198,7 +200,7 @@ def test_the_meta_gradient_is_that_of_torch_func(through_match, last_match):
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours.abs().max() > 1e-6
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
-        # and what numbers say
+    # And what differences of numbers say of the bias.
     step = 1e-5 * torch.ones_like(trainer.meta.bias)
     weight, bias = (p.detach() for p in trainer.meta.parameters())
     if through_match:  # else the match is no function that could be differentiated by numbers
@@ -224,7 +226,7 @@ def test_the_virtual_update_changes_nothing_but_the_meta_network():
 
 
 def test_a_step_down_the_meta_gradient_makes_the_taught_path_better():
-    trainer = smooth_trainer()
+    trainer = smooth_trainer(through_match=False)
     student, teacher = archs(2)
     images = taken(trainer.task, 0, 4)
     with torch.no_grad(), apply(trainer.supernet, teacher):
@@ -238,13 +240,12 @@ def test_a_step_down_the_meta_gradient_makes_the_taught_path_better():
         with apply(trainer.supernet, student), apply(model, student):
             match = trainer._weight(entry).detach()
             shown = model(batch[0])
-            # The student's gradient through its match is left out: the sign is the same without it.
             loss = match * F.cross_entropy(shown, soft)
-            weights = [p for p in model.parameters()]
+            weights = [*model.parameters()]
             for weight, gradient in zip(weights, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
                 if gradient is not None:
                     weight.data -= lr * gradient
-            return float(F.cross_entropy(model(other[0]), other[1]))
+            return F.cross_entropy(model(other[0]), other[1]).item()
 
     before = loss_of_the_taught()
     gradients = trainer.meta_gradients(student, entry, batch, other, lr)
@@ -254,6 +255,10 @@ def test_a_step_down_the_meta_gradient_makes_the_taught_path_better():
 
 
 # -- a training -------------------------------------------------------------------------------------------------------
+
+
+def test_a_training_killed_after_its_warm_up_ends_with_the_same_board():
+    killed_and_resumed_ends_with_the_same_bits(SMALL, Paths(1))
 
 
 def test_before_the_end_of_the_warm_up_there_is_the_loss_on_the_labels_alone():
@@ -363,7 +368,7 @@ def test_a_trained_board_derives_its_best_path_and_its_state_is_whole():
     this.train()
     trainer = this.trainer
     assert isinstance(trainer, Deriving)
-    assert trainer.derive() == dict(trainer.board.entries[0].arch)
+    assert trainer.derive() == trainer.board.entries[0].arch
     assert len({entry.arch for entry in trainer.board.entries}) == len(trainer.board.entries) == 4
     other = scene(SMALL, Paths(1)).trainer
     other.load_state_dict(copy.deepcopy(trainer.state_dict()))

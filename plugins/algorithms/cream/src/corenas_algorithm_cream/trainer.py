@@ -242,7 +242,7 @@ class CreamTrainer:
         if not self.board.entries:
             text = "no path has come onto the board"
             raise UserError(text, key=("algorithm", "max_flops"), hint="is it below what paths of this space cost?")
-        return dict(self.board.entries[0].arch)
+        return self.board.entries[0].arch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the board, the meta network and its optimizer."""
