@@ -1,10 +1,15 @@
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from attrs import evolve
+from PIL import Image
 from torch import nn
 from torch.func import functional_call, grad
 
@@ -13,9 +18,16 @@ from corenas.cost import Cost
 from corenas.errors import UserError
 from corenas.mutable import apply
 from corenas.options import structure
-from corenas.plugins import load_catalogue
+from corenas.run.spec import open_spec
+from corenas.run.stages import run_spec
 from corenas.settings import Train
-from corenas.testing.algorithms import SoftLabels, algorithm_checks, killed_and_resumed_ends_with_the_same_bits, own_loop, scene
+from corenas.testing.algorithms import (
+    SoftLabels,
+    algorithm_checks,
+    killed_and_resumed_ends_with_the_same_bits,
+    own_loop,
+    scene,
+)
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.small import Paths, Task, make_space, same, some_archs, supernet
@@ -39,7 +51,9 @@ RELEASED = Cream(
 )
 
 
-@pytest.mark.parametrize("options", [AT_ONCE, RELEASED, Cream(warmup=0, pick="best", through_match=False)], ids=range(3))
+@pytest.mark.parametrize(
+    "options", [AT_ONCE, RELEASED, Cream(warmup=0, pick="best", through_match=False)], ids=range(3)
+)
 @pytest.mark.parametrize("check", algorithm_checks)
 def test_conforms(check, options):
     check(options, mutator=Paths(1))
@@ -222,7 +236,10 @@ def test_the_virtual_update_changes_nothing_but_the_meta_network():
     found = trainer.meta_gradients(student, entry, entry.images, taken(this.task, 0, 4), 0.1)
     assert any(gradient.any() for gradient in found)
     assert same(dict(this.model.state_dict()), before)
-    assert same([p.grad if p.grad is not None else 0 for p in this.model.parameters()], [0 if g is None else g for g in gradients])
+    assert same(
+        [p.grad if p.grad is not None else 0 for p in this.model.parameters()],
+        [0 if g is None else g for g in gradients],
+    )
 
 
 def test_a_step_down_the_meta_gradient_makes_the_taught_path_better():
@@ -416,12 +433,69 @@ def test_what_could_never_work_is_refused():
         this.train()
 
 
+# -- whole runs -------------------------------------------------------------------------------------------------------
+
 ROOT = Path(__file__).parents[4]
+TWO = """
+import os, sys
+import torch
+from corenas import distributed
+from corenas.testing.algorithms import scene
+from corenas.testing.small import Paths
+from corenas_algorithm_cream import Cream
+
+with distributed.process_group(torch.device("cpu")):
+    this = scene(Cream(warmup=1, board=4, meta_every=2, meta_lr=0.1), Paths(1))
+    this.train()
+    torch.save(this.trainer.state_dict(), f"{sys.argv[1]}/{distributed.rank()}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_board_and_one_meta_network(tmp_path):
+    (tmp_path / "two.py").write_text(TWO)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launch, str(tmp_path / "two.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert len(one["board"]) == 4
+    assert same(one, two)
 
 
 def test_specs_in_the_readme_are_read():
-    (fragment,) = spec_fragments(ROOT / "plugins/algorithms/cream/README.md")
-    options = fragment["algorithm"]
-    del options["type"]
-    assert structure(options, Cream)
-    assert load_catalogue()
+    fragments = spec_fragments(ROOT / "plugins/algorithms/cream/README.md")
+    first, released = (structure({k: v for k, v in f["algorithm"].items() if k != "type"}, Cream) for f in fragments)
+    assert first.max_flops == "2M"
+    assert evolve(released, board=4, warmup=0, meta_every=2) == RELEASED
+
+
+SHORT = ["train.epochs=1", "train.workers=0", "train.batch_size=8", "algorithm.warmup=0", "algorithm.meta_every=1"]
+SHORT_RETRAINING = ["retrain.train.epochs=1", "retrain.train.workers=0", "retrain.train.batch_size=8"]
+
+
+@pytest.mark.slow
+def test_the_imagenet_spec_runs_on_a_folder_of_a_few_images(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 12), ("val", 4)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(n):
+                Image.fromarray(rng.integers(255, size=(40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    settings = [
+        *SHORT,
+        *SHORT_RETRAINING,
+        "retrain.data=train",
+        f"task.data.root={tmp_path / 'images'}",
+        "task.classes=2",
+        "task.valid=8",
+        "task.size=32",
+        'task.augment=[{type = "RandomResizedCrop", size = 32}]',
+        'export.formats=["safetensors"]',
+    ]
+    spec, _, catalogue = open_spec(ROOT / "spec/imagenet/cream.toml", settings)
+    result = run_spec(spec, catalogue, tmp_path / "run", lambda event: None)
+    assert spec.space.arch(result["best"]["arch"])
+    assert "top1" in result["best"]["test"]
