@@ -158,9 +158,9 @@ class Doubles(Task):
         self.data = {split: (images.double(), labels) for split, (images, labels) in self.data.items()}
 
 
-def smooth_trainer(**changes):
+def smooth_trainer(model=None, **changes):
     task = Doubles()
-    model = Smooth().double().train()
+    model = (model or Smooth()).double().train()
     space = SPACE
     cost = Cost(supernet(SPACE, Task()), space, Task().example)
     context = AlgorithmContext(model, space, cost, task, SETTINGS, torch.device("cpu"))
@@ -221,6 +221,34 @@ def test_the_meta_gradient_is_that_of_torch_func(through_match, last_match):
         with apply(model, student):
             slope = (after((weight, bias + step)) - after((weight, bias - step))) / 2e-5
         torch.testing.assert_close(found[1].squeeze(), slope, rtol=1e-4, atol=1e-9)
+
+
+def test_a_network_with_operations_that_torch_differentiates_once_has_a_meta_gradient_too():
+    class Hard(Smooth):
+        """With a hard sigmoid, as the squeeze-and-excite of MobileNetV3 has."""
+
+        def __init__(self, gate):
+            super().__init__()
+            self.gate = gate
+
+        def forward(self, x):
+            return super().forward(self.gate(x * 2))
+
+    class Written(nn.Module):
+        def forward(self, x):
+            return (x / 6 + 0.5).clamp(0, 1)
+
+    found = []
+    for gate in (nn.Hardsigmoid(inplace=True), Written()):
+        trainer = smooth_trainer(model=Hard(gate))
+        student, teacher = archs(2)
+        images = taken(trainer.task, 0, 4)
+        with torch.no_grad(), apply(trainer.supernet, teacher):
+            trainer.board.add(Entry(teacher, 90.0, 1.0, images, trainer.supernet(images[0]).softmax(1)))
+        batch, other = taken(trainer.task, 20, 24), taken(trainer.task, 40, 44)
+        found.append(trainer.meta_gradients(student, trainer.board.entries[0], batch, other, 0.3))
+    assert all(gradient.any() for gradient in found[0])
+    torch.testing.assert_close(*found)
 
 
 def test_the_virtual_update_changes_nothing_but_the_meta_network():

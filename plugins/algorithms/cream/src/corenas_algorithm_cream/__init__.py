@@ -33,8 +33,8 @@ class Cream:
         has to be as good at no more flops
     max_flops: flops of the most costly path that the board takes, "287M" for instance; left out, it takes any
     metric: of the task, by which paths are ranked
-    measured_on: what a path is ranked by and the meta network learns from: "valid", a batch of validation data; "train",
-        the images that the path is trained on, as in the released code
+    measured_on: what a path is ranked by and the meta network learns from: "valid", a batch of validation data, or
+        "train", the images that the path is trained on, as in the released code
     pick: who teaches: "meta", whom the meta network chooses; "best", the first of the board, with weight 0.5
     images: how many each path of the board keeps to be compared on, and the meta network learns from at a time
     meta_every: steps between two updates of the meta network

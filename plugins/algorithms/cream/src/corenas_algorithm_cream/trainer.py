@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from corenas import distributed
@@ -146,6 +148,7 @@ class CreamTrainer:
 
     def _match(self, entry: Entry, answers: Tensor, learnt: bool = False) -> Tensor:
         """Return what the meta network says of a teacher and the answers of a student to the teacher's images."""
+        assert entry.answers is not None
         weight, bias = self.meta.weight, self.meta.bias
         if not learnt:
             weight, bias = weight.detach(), bias.detach()
@@ -188,7 +191,7 @@ class CreamTrainer:
         """
         teacher = self._shows(entry.arch, images)
         weights = {name: p for name, p in self.supernet.named_parameters() if p.requires_grad}
-        with apply(self.supernet, student), unregularised(self.supernet):
+        with apply(self.supernet, student), _twice_differentiable():
             shown = self._with_weights({}, lambda: observe(self.supernet, self.task, images, self._taps))
             distilled = self._weight(entry, learnt=True) * self._distilled(shown, teacher)
             # The graph of these gradients leads to the meta network.
@@ -212,7 +215,7 @@ class CreamTrainer:
             return detached(observe(self.supernet, self.task, batch, self._taps))
 
     def _distilled(self, student: Signals, teacher: Signals) -> Tensor:
-        """Return how far a student is from its teacher: the distiller's loss, or the soft cross entropy of the paper."""
+        """Return how far a student is from its teacher: what the distiller says, else the soft cross entropy."""
         if self.distiller is not None:
             return self.distiller.loss(student, teacher)
         assert student.logits is not None
@@ -266,6 +269,22 @@ class CreamTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+class _HardSigmoid(TorchFunctionMode):
+    """Computes hard sigmoids by an operation of the same values that torch differentiates twice."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.hardsigmoid:
+            return F.relu6(args[0] + 3) / 6
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """Let torch take operations of which it has the second derivative for those of which it has not."""
+    with _HardSigmoid(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
 class _Called(nn.Module):
     """A supernet in which functions can be called while it has other weights."""
 
@@ -278,7 +297,7 @@ class _Called(nn.Module):
 
 
 def _samples(batch: Any, start: int, stop: int) -> Any:
-    """Return some samples of a batch, copied, so that the others are let go of. Raises UserError if they are not there."""
+    """Return copies of some samples of a batch. Raises UserError if it has too few."""
     sizes = {len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()}
     if not sizes or min(sizes) < stop:
         text = f"cream takes {stop} images of each part of a batch, which has {min(sizes, default=0)}"
