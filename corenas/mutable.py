@@ -75,6 +75,16 @@ class Resizing(Protocol):
     resizes: tuple[str, ...]
 
 
+@runtime_checkable
+class Mixing(Protocol):
+    """A mutable of one value whose choice may be a tensor of weights: it then gives the weighted sum of its candidates.
+
+    names: what the weights are of, in order: the choices of the value, and others that only weights can give ("none")
+    """
+
+    names: Sequence[Any]
+
+
 @frozen
 class LayerCost:
     """What one layer costs for one input, as values over the arch."""
@@ -178,8 +188,8 @@ def keys_used(model: nn.Module) -> set[str]:
 def apply(model: nn.Module, choices: Mapping[str, Any]) -> Applied:
     """Give every mutable of a model its part of an arch; as `with apply(model, arch):` for a while only.
 
-    choices: a choice for each key; for a mixed operation it may be a tensor of weights, one per candidate; one with a
-        gradient only in a `with`, since a model that holds it cannot be copied
+    choices: a choice for each key; for a mixed operation (`Mixing`) it may be a tensor of weights, one per candidate;
+        one with a gradient only in a `with`, since a model that holds it cannot be copied
     Raises KeyError for a key that the choices lack; the model is then as it was.
 
     >>> import torch

@@ -32,7 +32,7 @@ def distil_in_place(
 
     largest: what the first arch has to be, but for choices that all archs of the step share
     Returns figures: `loss`, the first on the labels; `smallest`, the last on what the first says.
-    Raises UserError if the first is another one.
+    Raises UserError if the first is another one, or if the task has nothing to distil.
     """
     if not _is_largest_first(step.archs, largest):
         text, hint = "this algorithm needs the largest subnet first in each step", 'use mutator = "sandwich"'
@@ -40,6 +40,8 @@ def distil_in_place(
     figures = {}
     with apply(model, step.archs[0]):
         seen = observe(model, task, batch, distiller.taps)
+        if seen.logits is None and not distiller.taps:
+            raise UserError("this algorithm needs a task whose outputs can be distilled", key=("task",))
         teacher = detached(seen)
         figures["loss"] = step.backward(task.loss(seen.outputs, batch))
     del seen
@@ -174,7 +176,9 @@ def load_network(source: Path, device: torch.device) -> nn.Module:
     except Exception as error:  # whatever torch says of a file that is none
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise UserError(f"{file} cannot be read: {reason}", key=("teacher", "from")) from error
-    return network.to(device).requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network.to(device)
 
 
 def _read_network(file: Path) -> nn.Module:

@@ -217,3 +217,16 @@ def test_draws_by_mutation_are_as_many_as_are_asked_for():
     archs = drawing.decode(drawing.draw(np.random.default_rng(0), 3))
     assert len(archs) == 3
     assert all(cost["flops"] <= low * 1.05 for cost in LARGE_COST.of(archs))
+
+
+def test_a_searchers_own_archs_are_admitted_if_they_obey_and_made_canonical():
+    limit = sorted(cost["flops"] for cost in COSTS)[len(COSTS) // 2]
+    feasible = FeasibleSpace(SPACE, COST, [Constraint("flops", high=limit)])
+    codes = SPACE.encode(ARCHS)
+    inside = [arch for arch, cost in zip(ARCHS, COSTS, strict=True) if cost["flops"] <= limit]
+    assert feasible.decode(feasible.admit(codes)) == inside
+    assert 0 < len(inside) < len(ARCHS)
+    raw = SPACE._raw(np.random.default_rng(0), 50)
+    assert SPACE.decode(SPACE.admit(raw)) == SPACE.decode(SPACE.canonical(raw))
+    free = FeasibleSpace(SPACE, COST, [])
+    assert all(arch in SPACE for arch in free.decode(free.admit(raw)))

@@ -22,6 +22,7 @@ from corenas.run.prepare import load_supernet, prepare
 from corenas.run.result import cost_card, exported, write_folder
 from corenas.run.spec import load_spec
 from corenas.run.stages import run_spec
+from corenas.run.workers import WorkerRunner
 from corenas.store import Store
 
 
@@ -531,3 +532,18 @@ def test_a_plugin_that_raises_is_named(tmp_path):
     catalogue = toys.make_catalogue(searchers=Broken)
     with pytest.raises(UserError, match="searcher toy failed: IndexError: no parents"):
         run_spec(toys.make_spec(tmp_path, catalogue), catalogue, tmp_path / "run", lambda event: None)
+
+
+def test_a_worker_that_outlives_a_run_measures_with_the_supernet_of_the_next(tmp_path):
+    catalogue = toys.make_catalogue()
+    first = toys.make_spec(tmp_path, catalogue)
+    run_spec(first, catalogue, tmp_path / "run", lambda event: None)
+    arch = first.space.default()
+    one = WorkerRunner.of(first, 0, tmp_path / "run", "weights of the first")([Trial(arch)])[0]
+    other = toys.make_spec(tmp_path, catalogue, seed=5)
+    run_spec(other, catalogue, tmp_path / "run", lambda event: None, fresh=True)
+    two = WorkerRunner.of(other, 0, tmp_path / "run", "weights of the second")([Trial(arch)])[0]
+    prepared = prepare(other)
+    expected = prepared.evaluation(load_supernet(prepared, tmp_path / "run"))(arch)
+    assert dict(two.metrics) == dict(expected)
+    assert WorkerRunner.of(first, 0, tmp_path / "run", "weights of the first")([Trial(arch)])[0].metrics == one.metrics

@@ -1,10 +1,12 @@
 """The search loop: what is measured and in which order, and that an interrupted search ends with the same trials."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
 import pytest
+from attrs import evolve
 
 from corenas.contracts import Note, Progress, Proposal, StageDone, StageStarted, TrialDone
 from corenas.errors import UserError
@@ -223,3 +225,57 @@ def test_a_search_ends_when_its_time_is_over_and_counts_the_time_of_all_sessions
     assert any("the time is over after 10 of 50" in e.text for e in events if isinstance(e, Note))
     clock[0] = 1000.0
     assert len(run_search(Random(), slow, 50, seconds=135, store=store, batch=2)) == 14
+
+
+class Counting:
+    """A runner that keeps the sizes of what it is called with, and how many run at once."""
+
+    running = 0
+
+    def __init__(self, batch=1):
+        self.batch, self.sizes, self.most = batch, [], 0
+
+    def __call__(self, trials):
+        Counting.running += 1
+        self.most = max(self.most, Counting.running)
+        self.sizes.append(len(trials))
+        time.sleep(0.002)
+        Counting.running -= 1
+        return [evolve(t, metrics={**t.metrics, **measured(t.arch).metrics}) if t.ok else t for t in trials]
+
+
+def test_all_archs_of_an_ask_are_screened_at_once_and_the_rest_measured_in_batches():
+    def screen(trials):
+        sizes.append(len(trials))
+        wide = [trial.arch["width"] > 25 for trial in trials]
+        return [evolve(t, state="infeasible") if too else t for t, too in zip(trials, wide, strict=True)]
+
+    screen.batch, sizes, costly = 100, [], Counting(batch=3)
+    trials = run_search(Random(), costly, 40, batch=10, screen=screen, objectives=BEST)
+    assert sizes[0] == 10
+    assert sum(sizes) == 40
+    assert sum(costly.sizes) == sum(trial.ok for trial in trials) < 40
+    assert max(costly.sizes) == 3
+    assert [trial.metrics for trial in trials if trial.ok] == [measured(t.arch).metrics for t in trials if t.ok]
+
+
+def test_what_wants_the_machine_for_itself_runs_while_nothing_else_does():
+    alone = Counting()
+    with ThreadPoolExecutor(3) as executor:
+        trials = run_search(Random(), Counting(), 30, batch=10, alone=alone, executor=executor)
+    assert len(trials) == len(alone.sizes) == 30
+    assert alone.most == 1
+    assert {*alone.sizes} == {1}
+
+
+def test_facts_of_a_proposal_are_kept_with_its_trial(tmp_path):
+    class Predicting(Random):
+        def ask(self, n):
+            return [Proposal(arch, extra={"expected": arch["width"] / 2}) for arch in super().ask(n)]
+
+    store = Store(tmp_path / "run.sqlite")
+    trials = run_search(Predicting(), lambda arch: {"top1": 1.0 * arch["width"]}, 9, store=store)
+    assert [trial.extra for trial in trials] == [{"expected": trial.arch["width"] / 2} for trial in trials]
+    assert store.trials() == trials
+    assert trials[0].row["expected"] == trials[0].arch["width"] / 2
+    assert Trial.from_json(trials[0].to_json()) == trials[0]

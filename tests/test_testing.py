@@ -22,9 +22,10 @@ from torch import nn
 from corenas import contracts, plugins
 from corenas.contracts import Failure, Metric, Phase, Progress, Proposal, RunDone
 from corenas.hookspecs import hookimpl
-from corenas.mutable import apply, chosen
+from corenas.mutable import Elastic, apply
 from corenas.objectives import Trial
 from corenas.space import Arch
+from corenas.teaching import distil_in_place
 from corenas.testing import (
     algorithms,
     backbones,
@@ -251,6 +252,11 @@ class Labels:
         return trainer
 
 
+class InPlace(small.Trainer):
+    def train_step(self, batch, step):
+        return distil_in_place(self.model, self.task, self.distiller, batch, step, self.space.largest())
+
+
 @frozen
 class Distils(Labels):
     """Trains on the labels, and on what the largest says.
@@ -258,7 +264,13 @@ class Distils(Labels):
     live: class of its trainer
     """
 
+    live: type = InPlace
     needs: ClassVar = ("mutator", "searcher", "distiller")
+
+    def start(self, context):
+        trainer = super().start(context)
+        trainer.distiller = context.distiller
+        return trainer
 
 
 @pytest.mark.parametrize("check", algorithms.algorithm_checks)
@@ -692,14 +704,15 @@ class Forgetful(nn.BatchNorm2d):
     def __init__(self, *parts):
         outputs = Dimension.of([*parts])
         super().__init__(outputs.allocated)
-        self.values = {"outputs": outputs}
-        self.choice = chosen(self.values)
+        self.elastic = Elastic({"outputs": outputs})
 
     @property
     def rows(self):
-        sizes = self.values["outputs"].sizes
+        sizes = self.elastic.values["outputs"].sizes
         starts = itertools.accumulate(sizes, initial=0)
-        return torch.cat([start + torch.arange(n) for start, n in zip(starts, self.choice["outputs"], strict=False)])
+        return torch.cat(
+            [start + torch.arange(n) for start, n in zip(starts, self.elastic.choice["outputs"], strict=False)]
+        )
 
     @property
     def running_mean(self):

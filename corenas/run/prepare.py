@@ -16,9 +16,9 @@ from corenas import seeding
 from corenas.calibrate import Evaluation
 from corenas.checkpoint import load_weights
 from corenas.constrained import FeasibleSpace, reachable
-from corenas.contracts import AlgorithmContext, Evaluator, EvaluatorContext, LiveTask, Metric
+from corenas.contracts import AlgorithmContext, Evaluator, EvaluatorContext, Fingerprinted, LiveTask, Metric, Task
 from corenas.cost import METRICS, Cost
-from corenas.errors import Fault, UserError, collecting, raise_if_any
+from corenas.errors import Fault, KeyPath, UserError, collecting, raise_if_any
 from corenas.measure import TrialRunner, trial_runner
 from corenas.mutable import channels_last
 from corenas.objectives import Constraint, Objectives
@@ -50,6 +50,7 @@ class Prepared:
 
     supernet: on the meta device where nothing trains it
     targets: one for each of the run's searches
+    retrain_task: `task`, or what `[retrain]` has of its own
     """
 
     spec: Spec
@@ -60,6 +61,7 @@ class Prepared:
     objectives: Objectives
     targets: Sequence[SearchTarget]
     device: torch.device
+    retrain_task: LiveTask
 
     @property
     def stages(self) -> list[str]:
@@ -101,10 +103,8 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
     device = device or pick_device(spec.device.type)
     if spec.device.threads is not None:
         torch.set_num_threads(spec.device.threads)
-    try:
-        task = spec.task.start(seeding.generator(spec.seed, "task"), data)
-    except UserError as error:
-        raise error.under("task") from None
+    task = _start_task(spec.task, spec.seed, data, ("task",))
+    retrain_task = task if spec.retrain.task is None else _start_retrain_task(spec, data, task)
     whole = spec.space if spec.supernet is None else _trained_space(spec, Path(spec.supernet.from_))
     trains = "train" in spec.algorithm.stages or spec.supernet is not None
     supernet = _build(spec, whole, task, meta=not (weights and trains))
@@ -118,7 +118,28 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
             objectives = goals.read_objectives(spec.search, metrics)
     targets = _read_targets(spec, cost, metrics, faults) if metrics else []
     raise_if_any(faults)
-    return Prepared(spec, task, supernet, cost, metrics, objectives, targets, device)
+    return Prepared(spec, task, supernet, cost, metrics, objectives, targets, device, retrain_task)
+
+
+def _start_task(options: Task, seed: int, data: bool, key: KeyPath) -> LiveTask:
+    """Return a task, the same for the same seed. Raises UserError, keys relative to the spec."""
+    try:
+        return options.start(seeding.generator(seed, "task"), data)
+    except UserError as error:
+        raise error.under(*key) from None
+
+
+def _start_retrain_task(spec: Spec, data: bool, task: LiveTask) -> LiveTask:
+    """Return the task that a network is retrained on.
+
+    Raises UserError if it cuts the data otherwise: an arch would have been chosen by what is then test data.
+    """
+    other = _start_task(spec.retrain.task, spec.seed, data, ("retrain", "task"))
+    before, after = (t.fingerprint if isinstance(t, Fingerprinted) else None for t in (task, other))
+    if before != after or dict(task.splits) != dict(other.splits):
+        hint = "the same `data`, `valid` and `test` in both"
+        raise UserError("this is other data than `task` has, or cut otherwise", key=("retrain", "task"), hint=hint)
+    return other
 
 
 def _build(spec: Spec, space: SearchSpace, task: LiveTask, meta: bool) -> nn.Module:

@@ -147,6 +147,8 @@ class Retrain:
     backbone: its backbone's options, wider or deeper ones for instance; left out, the supernet's
     distiller: what it learns from `teacher`; left out, it learns from the labels alone
     teacher: a fixed network that teaches it
+    task: the task's options, stronger augmentation for instance, of the same data cut in the same way; left out, the
+        supernet's
     """
 
     train: Train | None = None
@@ -154,6 +156,7 @@ class Retrain:
     backbone: Any = field(default=None, metadata={"kind": "backbones"})
     distiller: Any = field(default=None, metadata={"kind": "distillers"})
     teacher: TeacherSettings | None = None
+    task: Any = field(default=None, metadata={"kind": "tasks"})
 
 
 @frozen

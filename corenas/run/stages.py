@@ -292,10 +292,15 @@ def retrain(
 ) -> tuple[Prepared, nn.Module]:
     """Train an arch from scratch as `[retrain]` says, or as far as it got.
 
-    Returns what is then prepared (its backbone may be another one, so its cost is) and the network.
+    Returns what is then prepared (its backbone and its task may be others, so its cost is) and the network.
     """
-    spec, task, device = prepared.spec, prepared.task, prepared.device
-    again = evolve(spec, train=spec.retrain.train or spec.train, backbone=spec.retrain.backbone or spec.backbone)
+    spec, task, device = prepared.spec, prepared.retrain_task, prepared.device
+    again = evolve(
+        spec,
+        train=spec.retrain.train or spec.train,
+        backbone=spec.retrain.backbone or spec.backbone,
+        task=spec.retrain.task or spec.task,
+    )
     network = stand_alone(
         again,
         task,
@@ -308,7 +313,7 @@ def retrain(
         distiller=spec.retrain.distiller,
         teacher=spec.retrain.teacher,
     )
-    return evolve(prepared, spec=again, cost=supernet_cost(network, spec.space.fix(arch), task)), network
+    return evolve(prepared, spec=again, task=task, cost=supernet_cost(network, spec.space.fix(arch), task)), network
 
 
 def _refuse_without_derive(trainer: Any, stages: Sequence[str]) -> None:

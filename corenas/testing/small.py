@@ -132,6 +132,7 @@ class Mixed(nn.Module):
     def __init__(self, candidates: Mapping[str, nn.Module], op: Value) -> None:
         super().__init__()
         self.candidates = nn.ModuleDict(candidates)
+        self.names = tuple(candidates)
         self.op = op
         self.elastic = Elastic({"op": op})
 

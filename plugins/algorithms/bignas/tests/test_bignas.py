@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from corenas.contracts import Algorithm, AlgorithmContext, Metric
+from corenas.contracts import Algorithm, AlgorithmContext, DistillerContext, Metric
 from corenas.cost import Cost
 from corenas.errors import UserError
 from corenas.mutable import apply
@@ -21,9 +21,9 @@ from corenas.testing.distributions import distribution_checks
 from corenas.train import run_training
 from corenas.variables import Int
 from corenas_algorithm_bignas import BigNAS, corenas_algorithms
-from corenas_algorithm_bignas.trainer import soft_cross_entropy, without_dropout
 from corenas_mutable_slices import BatchNorm2dSlice, Conv2dSlice, ElasticDepth, LinearSlice
 
+CATALOGUE = load_catalogue()
 SPACE = SearchSpace([Int("width", 4, 8, 2), Int("depth", 1, 3), Int("kernel", 1, 3, 2)])
 
 
@@ -121,6 +121,10 @@ class Own:
         return loss.detach()
 
 
+def distiller(model, name="soft_cross_entropy"):
+    return CATALOGUE.options("distillers", name).start(DistillerContext(Images(), model, torch.device("cpu")))
+
+
 def started(model, task=None, **options):
     context = AlgorithmContext(
         model,
@@ -129,6 +133,7 @@ def started(model, task=None, **options):
         task or Images(),
         Train(epochs=1, batch_size=16),
         torch.device("cpu"),
+        distiller(model),
     )
     return BigNAS(**options).start(context)
 
@@ -191,22 +196,6 @@ def test_each_path_is_backpropagated_before_the_next_begins():
     assert not any(figure.requires_grad for figure in figures.values())
 
 
-def test_soft_cross_entropy_is_divergence_plus_entropy_of_the_teacher():
-    student, teacher = torch.randn(2, 20, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
-    p = teacher.softmax(1)
-    divergence = F.kl_div(student.log_softmax(1), p, reduction="batchmean")
-    entropy = -(p * p.log()).sum(1).mean()
-    torch.testing.assert_close(soft_cross_entropy(student, teacher), divergence + entropy)
-    torch.testing.assert_close(soft_cross_entropy(teacher, teacher), entropy)
-
-
-def test_a_sure_teacher_is_a_label():
-    student = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([0, 1, 2, 3, 0])
-    sure = torch.where(F.one_hot(labels, 4).bool(), 1000.0, 0.0)
-    torch.testing.assert_close(soft_cross_entropy(student, sure), F.cross_entropy(student, labels))
-
-
 def test_dropout_is_active_for_the_largest_alone():
     model = network()
     trainer = started(model)
@@ -214,19 +203,6 @@ def test_dropout_is_active_for_the_largest_alone():
     trainer.train_step(batch(), Own(sandwich()))
     assert model.recorder.seen == [(True, True), (True, False), (True, False), (True, False)]
     assert model.drop.training
-
-
-@pytest.mark.parametrize("cls", [
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout
-])  # fmt: skip
-def test_every_kind_of_dropout_is_off_for_a_while(cls):
-    model = nn.Sequential(cls(0.5), cls(0.5).eval(), nn.BatchNorm1d(2))
-    with without_dropout(model):
-        assert [m.training for m in model] == [False, False, True]
-    assert [m.training for m in model] == [True, False, True]
-    with pytest.raises(RuntimeError), without_dropout(model):
-        raise RuntimeError
-    assert model[0].training
 
 
 def test_residual_blocks_start_as_the_identity_and_others_do_not():
@@ -276,7 +252,7 @@ def test_training_improves_the_smallest_which_never_sees_a_label():
     model = network(dropout=0.1).float()
     settings = Train(epochs=40, batch_size=16, optimizer={"type": "SGD", "lr": 0.05, "momentum": 0.9})
     context = AlgorithmContext(
-        model, SPACE, Cost(model, SPACE, Images.example), Images(), settings, torch.device("cpu")
+        model, SPACE, Cost(model, SPACE, Images.example), Images(), settings, torch.device("cpu"), distiller(model)
     )
     seeds = iter(range(1000))
     mutator = SimpleNamespace(start=lambda _: SimpleNamespace(sample=lambda score: sandwich(next(seeds))))
@@ -284,6 +260,38 @@ def test_training_improves_the_smallest_which_never_sees_a_label():
     with apply(model, SPACE.smallest()), torch.no_grad():  # statistics of the batch: these are not recalibrated
         accuracy = float((model.train()(Data().x).argmax(1) == Data().y).float().mean())
     assert accuracy > 0.7
+
+
+def test_a_choice_that_the_whole_step_shares_is_none_that_the_largest_lacks():
+    fixed = SPACE.fix({"width": 6})
+    step = Own([SPACE.arch(fixed.largest()), SPACE.arch(fixed.sample(np.random.default_rng(0))), fixed.smallest()])
+    assert started(network()).train_step(batch(), step).keys() == {"loss", "smallest"}
+    step = Own([SPACE.arch(fixed.largest()), SPACE.smallest()])
+    with pytest.raises(UserError, match="largest subnet first"):
+        started(network()).train_step(batch(), step)
+
+
+def test_the_loss_of_the_others_is_the_distillers():
+    losses = {}
+    for name in ("soft_cross_entropy", "kl", "adaptive_alpha"):
+        model = network(dropout=0.0)
+        trainer = started(model)
+        trainer.distiller = distiller(model, name)
+        step = Own(sandwich())
+        trainer.train_step(batch(), step)
+        losses[name] = step.losses
+    assert len({float(step[0]) for step in losses.values()}) == 1
+    assert len({float(step[1]) for step in losses.values()}) == 3
+
+
+def test_there_is_no_training_without_a_distiller():
+    model = network()
+    context = AlgorithmContext(
+        model, SPACE, Cost(model, SPACE, Images.example.double()), Images(), Train(), torch.device("cpu")
+    )
+    with pytest.raises(UserError, match="needs a distiller"):
+        BigNAS().start(context)
+    assert BigNAS.defaults == {"distiller": "soft_cross_entropy"}
 
 
 def test_there_is_one_phase_over_the_whole_space():
@@ -316,5 +324,5 @@ def test_wrong_options_are_named():
 
 def test_the_readme_shows_a_spec_that_is_right():
     (spec,) = spec_fragments(Path(__file__).parents[1] / "README.md")
-    assert load_catalogue().options("algorithms", spec["algorithm"]) == BigNAS()
+    assert CATALOGUE.options("algorithms", spec["algorithm"]) == BigNAS()
     assert structure(spec["train"], Train).schedule.floor == 0.05

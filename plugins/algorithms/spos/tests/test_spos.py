@@ -249,7 +249,7 @@ def test_the_distribution_conforms(check):
 def test_options_are_an_algorithm_under_its_name():
     assert corenas_algorithms() == {"spos": SPOS}
     assert isinstance(SPOS(), Algorithm)
-    assert SPOS.stages == ("train", "search")
+    assert SPOS.stages == ("train", "search", "retrain")
 
 
 def test_the_readme_shows_a_spec_that_is_right():

@@ -1,3 +1,4 @@
+import copy
 import shutil
 from pathlib import Path
 
@@ -199,6 +200,61 @@ def test_published_networks_are_archs_of_the_spaces(space, names, resolution, cl
         found = arch(STRUCTURES[name], space)
         assert without_activations(cost.of([found])[0]) == figures[name]
         assert write(structure(space.tree, Layout), found) == STRUCTURES[name]
+
+
+SEARCHES = {
+    name: tomli.loads((SPACES / f"zennas-{name}.toml").read_text()) for name in ("cifar", "idw", "xxbl", "tiny")
+}
+
+
+@pytest.mark.parametrize(("search", "names", "resolution", "classes"), [
+    ("cifar", ["cifar05M", "cifar1M", "cifar2M"], 32, 100),
+    ("idw", ["flops400M", "flops600M", "flops900M"], 224, 1000),
+    ("xxbl", [name for name in STRUCTURES if name.startswith("latency")], 224, 1000),
+])  # fmt: skip
+def test_published_networks_are_archs_of_the_spaces_with_room_for_splits(search, names, resolution, classes):
+    figures = {name: {"flops": flops, "params": params} for name, own, size, params, flops in FIGURES
+               if not own and size == resolution}  # fmt: skip
+    _, space, cost = costs(SEARCHES[search], resolution, classes)
+    for name in names:
+        point = arch(STRUCTURES[name], space)
+        assert without_activations(cost.of([point])[0]) == figures[name]
+        assert write(structure(space.tree, Layout), point) == STRUCTURES[name]
+
+
+@pytest.mark.parametrize(("search", "first"), [
+    ("cifar", "SuperConvK3BNRELU(3,8,1,1)SuperResK3K3(8,16,1,8,1)SuperResK3K3(16,32,2,16,1)SuperResK3K3(32,64,2,32,1)"
+              "SuperResK3K3(64,64,2,32,1)SuperConvK1BNRELU(64,128,1,1)"),
+    ("idw", "SuperConvK3BNRELU(3,8,2,1)SuperResIDWE6K3(8,32,2,8,1)SuperResIDWE6K3(32,48,2,32,1)"
+            "SuperResIDWE6K3(48,96,2,48,1)SuperResIDWE6K3(96,128,2,96,1)SuperConvK1BNRELU(128,2048,1,1)"),
+])  # fmt: skip
+def test_the_defaults_of_these_spaces_are_what_the_scripts_of_the_reference_code_begin_with(search, first):
+    space = SearchSpace.from_table(SEARCHES[search])
+    assert write(structure(space.tree, Layout), space.default()) == first
+
+
+def test_a_super_block_of_depth_0_is_not_there():
+    table = copy.deepcopy(SEARCHES["tiny"])
+    space = SearchSpace.from_table(table)
+    without = space.arch({"stages.0.width": 24, "stages.0.depth": 2})
+    same = {**table, "stages": [stage for i, stage in enumerate(table["stages"]) if i % 2 == 0]}
+    plain = SearchSpace.from_table(same)
+    twin = plain.arch({"stages.0.width": 24, "stages.0.depth": 2})
+    networks = [ZenNet(in_channels=1).build(s.fix(a)) for s, a in ((space, without), (plain, twin))]
+    shapes = [[p.shape for p in network.parameters()] for network in networks]
+    assert shapes[0] == shapes[1]
+    there = space.arch({"stages.0.width": 24, "stages.1": {"depth": 1, "width": 40}})
+    network = ZenNet(in_channels=1).build(space.fix(there))
+    assert network.stages[2].candidates["XX"].blocks[0][0].body.conv1.conv.in_channels == 40
+    assert network.features(torch.zeros(2, 1, 28, 28))[0].shape == (2, 64, 1, 1)
+
+
+def test_a_super_block_that_strides_has_to_be_there():
+    table = copy.deepcopy(TINY)
+    table["stages"][0]["depth"] = [0, 1]
+    with pytest.raises(UserError, match="has to be there") as caught:
+        ZenNet(in_channels=1).build(SearchSpace.from_table(table))
+    assert [fault.dotted for fault in caught.value.faults] == ["stages[0].depth"]
 
 
 def test_the_spaces_have_the_sizes_that_their_files_say():
@@ -450,6 +506,15 @@ def small(table):
     return space.narrow({key: choices for key, choices in few.items() if any(key[1:] in own for own in space.keys)})
 
 
+SPARE = {
+    "stem": {"width": 8, "kernel": 3, "stride": 2},
+    "stages": [
+        {"op": "XX", "width": [8, 24], "kernel": 3, "bottleneck": 8, "depth": [1, 2]},
+        {"depth": [0, 1, 2], "op": ["BL", "XX"], "width": [16, 24], "kernel": 3, "bottleneck": 8},
+        {"depth": [0, 1], "op": "BL", "width": 32, "kernel": 3, "bottleneck": [8, 16]},
+    ],
+    "head": {"width": 16, "kernel": 1},
+}
 CASES = {
     "xxbl": (ZenNet(), small(XXBL), (3, 64, 64)),
     "idw": (ZenNet(), small(IDW), (3, 32, 32)),
@@ -457,6 +522,7 @@ CASES = {
     "se": (ZenNet(in_channels=1, se=True, levels=(1, 2)), SearchSpace.from_table({**TINY, "head": FIXED}), (1, 28, 28)),
     "plain": (ZenNet(in_channels=1, residual=False), SearchSpace.from_table({**TINY, "resolution": [20, 28]}),
               (1, 28, 28)),
+    "spare": (ZenNet(in_channels=1), SearchSpace.from_table(SPARE), (1, 20, 20)),
     "structure": (ZenNet(), SearchSpace.from_table({"structure": EVERY_TYPE}), (3, 16, 16)),
 }  # fmt: skip
 

@@ -229,11 +229,11 @@ def test_a_part_that_there_is_not_is_named(at, says):
 
 
 @pytest.mark.parametrize("options", [SoftCrossEntropy(), KL(), AdaptiveAlpha(), Features()], ids=repr)
-def test_a_task_without_logits_is_refused_before_anything_is_trained(options):
-    task = Task()
-    task.logits = lambda outputs: None
+def test_a_task_without_logits_is_refused(options):
+    live = start(options)
+    nothing = Signals(None, None, [torch.zeros(1, 1)] * len(live.taps))
     with pytest.raises(UserError, match="distilled") as caught:
-        start(options, task)
+        live.loss(nothing, nothing)
     assert caught.value.faults[0].dotted == "distiller.type"
 
 

@@ -142,7 +142,8 @@ def test_nothing_is_evaluated_as_code(tmp_path, code):
     assert not [*tmp_path.iterdir()]
 
 
-EXTRA = {"CenterCrop": {"size": 8}, "ColorJitter": {"hue": 0.1}, "JPEG": {"quality": [50, 90]}, "Pad": {"padding": 2},
+EXTRA = {"Cutout": {"size": 8}, "CenterCrop": {"size": 8},
+         "ColorJitter": {"hue": 0.1}, "JPEG": {"quality": [50, 90]}, "Pad": {"padding": 2},
          "Grayscale": {"num_output_channels": 3}, "GaussianBlur": {"kernel_size": 3}, "RandomCrop": {"size": 20},
          "RandomAdjustSharpness": {"sharpness_factor": 2}, "RandomAffine": {"degrees": 3}, "Resize": {"size": 9},
          "RandomApply": {"transforms": ["RandomInvert"]}, "RandomChoice": {"transforms": ["RandomInvert"]},
@@ -164,3 +165,33 @@ def test_what_fails_on_a_rare_draw_or_a_small_image_is_a_mistake_as_well():
     augment.check(torch.zeros(3, 32, 32, dtype=torch.uint8))
     with pytest.raises(UserError, match=r"task\.augment\[0\]: this does not take an image of shape \(3, 8, 8\)"):
         augment(torch.zeros(3, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("value", [0.5, [0.1, 0.2, 0.4]])
+def test_cutout_fills_a_square_part_of_which_may_lie_outside(value):
+    (step,) = Augment([{"type": "Cutout", "size": 4, "value": value}]).steps
+    image = torch.full((3, 8, 8), 255, dtype=torch.uint8)
+    colour = torch.tensor(value).mul(255).round().byte().expand(3)
+    sizes = set()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        cut = (step(image) != image).any(0).nonzero()
+        top, left = cut.min(0).values.tolist()
+        height, width = (cut.max(0).values - cut.min(0).values + 1).tolist()
+        assert len(cut) == height * width  # a rectangle
+        assert torch.equal(step_at(step, image, seed)[:, top, left], colour)
+        sizes |= {height, width}
+    assert sizes == {2, 3, 4}  # a middle in the first row leaves two of four rows
+    assert torch.equal(image, torch.full_like(image, 255))
+
+
+def step_at(step, image, seed):
+    torch.manual_seed(seed)
+    return step(image)
+
+
+def test_cutout_of_floats_fills_with_the_value_itself_and_of_wrong_arguments_is_refused():
+    (step,) = Augment([{"type": "Cutout", "size": 99, "value": 0.25}]).steps
+    assert torch.equal(step(torch.ones(1, 4, 4)), torch.full((1, 4, 4), 0.25))
+    for table in ({"size": 0}, {"size": 4, "value": 1.5}, {"size": 4, "value": [0.1, 0.2]}):
+        assert [*wrong({"type": "Cutout", **table})] == ["augment[0]"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 class BigNAS:
     """BigNAS (Yu et al. 2020, arXiv:2003.11142); goes with `mutator = "sandwich"`.
 
-    Each step trains the largest subnet on the labels and the others on what the largest says of the same images. Only
-    the largest is regularised, by dropout. Its subnets are used as they are, without retraining.
+    Each step trains the largest subnet on the labels and the others on what the largest says of the same images, by
+    soft cross entropy or another distiller. Only the largest is regularised, by dropout and drop path. Its subnets are
+    used as they are, without retraining.
 
     zero_init: whether residual blocks start as the identity: the weight of their last batch norm at zero
     """
@@ -26,10 +28,11 @@ class BigNAS:
     zero_init: bool = True
 
     stages: ClassVar[tuple[str, ...]] = ("train", "search")
-    needs: ClassVar[tuple[str, ...]] = ("mutator", "searcher")
+    needs: ClassVar[tuple[str, ...]] = ("mutator", "searcher", "distiller")
+    defaults: ClassVar[Mapping[str, str]] = {"distiller": "soft_cross_entropy"}
 
     def start(self, context: AlgorithmContext) -> BigNASTrainer:
-        """The trainer of a supernet; its first step raises UserError if the task has no logits to distil."""
+        """Return the trainer of a supernet; its first step raises UserError if the task has nothing to distil."""
         from corenas_algorithm_bignas.trainer import BigNASTrainer
 
         return BigNASTrainer(self, context)

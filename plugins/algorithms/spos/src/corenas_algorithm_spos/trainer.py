@@ -10,20 +10,21 @@ from torch import Tensor
 
 from corenas.contracts import AlgorithmContext, Phase, Step
 from corenas.mutable import apply
+from corenas.teaching import lesson
 
 
 class SPOSTrainer:
-    """Trains the paths of each step on the labels, their gradients averaged."""
+    """Trains the paths of each step, their gradients averaged: eq. 7 of the paper, one path in expectation."""
 
     def __init__(self, context: AlgorithmContext) -> None:
         self.supernet, self.task = context.supernet, context.task
+        self.distiller, self.teacher = context.distiller, context.teacher
         self.phases = [Phase(context.space, context.train)]
 
     def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:
-        """One path at a time; the loop cleared the gradients to None, so that idle operations have none."""
-        losses = []
+        """Train one path at a time; the loop cleared the gradients to None, so that idle operations have none."""
+        loss_of, losses = lesson(self.task, batch, self.distiller, self.teacher), []
         for arch in step.archs:
             with apply(self.supernet, arch):
-                loss = self.task.loss(self.task.forward(self.supernet, batch), batch)
-                losses.append(step.backward(loss / len(step.archs)))
+                losses.append(step.backward(loss_of(self.supernet) / len(step.archs)))
         return {"loss": torch.stack(losses).sum()}

@@ -240,7 +240,7 @@ class Auxiliary(nn.Module):
         """(n, active inputs, h, w) -> (n, 768, h', w')."""
         if min(x.shape[-2:]) < 6:  # two windows of 5 are needed for the last convolution
             text = f"auxiliary features need maps of at least 6x6, found {x.shape[-2]}x{x.shape[-1]}"
-            hint = 'images of at least 24 pixels with the stem "cifar", 96 with "imagenet"'
+            hint = 'images of at least 24 pixels with the stem "cifar", 161 with "imagenet"'
             raise UserError(text, key=("backbone", "auxiliary"), hint=hint)
         return self.layers(x)
 

@@ -70,7 +70,7 @@ class SuperBlock:
 
     def __attrs_post_init__(self) -> None:
         if 0 in self.depth.possible and self.stride > 1:
-            raise UserError("a super-block that strides has to be there: at least 1 sub-layer", key=("depth",))
+            raise UserError("a super-block that strides has to be there: expected at least 1, found 0", key=("depth",))
         for op in as_value(self.op).possible:
             raise_if_any(
                 Fault(f"required key is missing: {op} needs it", (name,))

@@ -26,10 +26,10 @@ class SoftCrossEntropy:
     temperature: float = field(default=1.0, validator=gt(0))
 
     def start(self, context: DistillerContext) -> SoftCrossEntropyLoss:
-        """Return the distiller of a training. Raises UserError for a task without logits."""
+        """Return the distiller of a training; its first loss raises UserError for a task without logits."""
         from corenas_distiller_knowledge.answers import SoftCrossEntropyLoss
 
-        return SoftCrossEntropyLoss(self, context)
+        return SoftCrossEntropyLoss(self)
 
 
 @frozen
@@ -44,10 +44,10 @@ class KL:
     temperature: float = field(default=1.0, validator=gt(0))
 
     def start(self, context: DistillerContext) -> KLLoss:
-        """Return the distiller of a training. Raises UserError for a task without logits."""
+        """Return the distiller of a training; its first loss raises UserError for a task without logits."""
         from corenas_distiller_knowledge.answers import KLLoss
 
-        return KLLoss(self, context)
+        return KLLoss(self)
 
 
 @frozen
@@ -73,10 +73,10 @@ class AdaptiveAlpha:
             raise UserError(f"alpha_min {self.alpha_min} is above alpha_max {self.alpha_max}")
 
     def start(self, context: DistillerContext) -> AdaptiveAlphaLoss:
-        """Return the distiller of a training. Raises UserError for a task without logits."""
+        """Return the distiller of a training; its first loss raises UserError for a task without logits."""
         from corenas_distiller_knowledge.answers import AdaptiveAlphaLoss
 
-        return AdaptiveAlphaLoss(self, context)
+        return AdaptiveAlphaLoss(self)
 
 
 @frozen
@@ -102,7 +102,7 @@ class Features:
             raise UserError(f"{len(self.at)} parts of the student, {len(self.teacher_at)} of the teacher")
 
     def start(self, context: DistillerContext) -> FeatureLoss:
-        """Return the distiller of a training. Raises UserError for parts that a network has not, or for no logits."""
+        """Return the distiller of a training. Raises UserError for parts that a network has not."""
         from corenas_distiller_knowledge.features import FeatureLoss
 
         return FeatureLoss(self, context)

@@ -9,24 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corenas.contracts import DistillerContext, Signals, Tap
+from corenas.contracts import Signals, Tap
 from corenas.errors import UserError
-from corenas.teaching import show_example
 
 if TYPE_CHECKING:
     from corenas_distiller_knowledge import KL, AdaptiveAlpha, SoftCrossEntropy
 
 
-def refuse_without_logits(context: DistillerContext) -> None:
-    """Raise UserError for a task whose outputs are no logits."""
-    if show_example(context.student, context.task).logits is None:
+def logits_of(signals: Signals) -> Tensor:
+    """Return logits. Raises UserError for a task whose outputs are none."""
+    if signals.logits is None:
         text = "this distiller compares logits, which the task has not: nothing can be distilled"
         raise UserError(text, key=("distiller", "type"))
-
-
-def logits_of(signals: Signals) -> Tensor:
-    """Return logits, which there are: `refuse_without_logits` has looked."""
-    assert signals.logits is not None
     return signals.logits
 
 
@@ -59,8 +53,7 @@ class SoftCrossEntropyLoss:
 
     taps: Sequence[Tap] = ()
 
-    def __init__(self, options: SoftCrossEntropy, context: DistillerContext) -> None:
-        refuse_without_logits(context)
+    def __init__(self, options: SoftCrossEntropy) -> None:
         self.temperature = options.temperature
 
     def loss(self, student: Signals, teacher: Signals) -> Tensor:
@@ -73,8 +66,7 @@ class KLLoss:
 
     taps: Sequence[Tap] = ()
 
-    def __init__(self, options: KL, context: DistillerContext) -> None:
-        refuse_without_logits(context)
+    def __init__(self, options: KL) -> None:
         self.temperature = options.temperature
 
     def loss(self, student: Signals, teacher: Signals) -> Tensor:
@@ -89,8 +81,7 @@ class AdaptiveAlphaLoss:
 
     taps: Sequence[Tap] = ()
 
-    def __init__(self, options: AdaptiveAlpha, context: DistillerContext) -> None:
-        refuse_without_logits(context)
+    def __init__(self, options: AdaptiveAlpha) -> None:
         self.options = options
 
     def loss(self, student: Signals, teacher: Signals) -> Tensor:

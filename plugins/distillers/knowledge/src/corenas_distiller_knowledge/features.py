@@ -12,7 +12,7 @@ from corenas.contracts import DistillerContext, Signals
 from corenas.errors import UserError
 from corenas.mutable import keys_used
 from corenas.teaching import show_example
-from corenas_distiller_knowledge.answers import logits_of, refuse_without_logits, soft_cross_entropy
+from corenas_distiller_knowledge.answers import logits_of, soft_cross_entropy
 
 if TYPE_CHECKING:
     from corenas_distiller_knowledge import Features
@@ -40,8 +40,6 @@ class FeatureLoss(nn.Module):
         self.taps = options.at
         self.teacher_taps = options.at if options.teacher_at is None else options.teacher_at
         self.weight, self.answers = options.weight, options.answers
-        if self.answers:
-            refuse_without_logits(context)
         student = show_example(context.student, context.task, self.taps).features
         teacher = student
         if context.teacher is not None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from corenas.contracts import Json, Problem
+from corenas.errors import UserError
 from corenas.objectives import Trial
-from corenas.space import Arch
+from corenas.space import Arch, unseen
 from corenas_searcher_zennas.structure import mutate, super_blocks
 
 if TYPE_CHECKING:
     from corenas_searcher_zennas import ZenNAS
 
 PATIENCE = 1000
-"""After so many mutants in a row that were no new archs of the region, one is drawn at random."""
+"""After so many mutants in a row that the region does not admit, an arch is drawn at random."""
+_DRAWS = 20
+"""How often that is tried, for one that is not too deep."""
 
 
 class ZenNASSearch:
@@ -30,26 +33,18 @@ class ZenNASSearch:
     def __init__(self, options: ZenNAS, problem: Problem, rng: np.random.Generator) -> None:
         self.options, self.problem, self.rng = options, problem, rng
         self.blocks = super_blocks(problem.space.variables)
+        self._refuse_too_few_layers()
+        self.population: list[Trial] = []
+        self.seen: set[str] = set()
         default = Arch({variable.key: variable.default for variable in problem.space.variables})
         inside = self._admitted([default])
         self.initial = inside[0] if inside else problem.space.sample(rng)
-        self.population: list[Trial] = []
-        self.seen: set[str] = set()
 
     def ask(self, n: int) -> list[Arch]:
         """Return up to n mutants that are new; where there are none, archs at random; none where all were seen."""
-        asked: list[Arch] = []
-        fruitless = 0
-        while len(asked) < n and fruitless < PATIENCE:
-            mutants = [self._mutant() for _ in range(n - len(asked))]
-            new = self._unseen(self._admitted([mutant for mutant in mutants if mutant is not None]))
-            fruitless = 0 if new else fruitless + len(mutants)
-            asked += new
-        while len(asked) < n and fruitless < 2 * PATIENCE:
-            new = self._unseen(self._admitted([self.problem.space.sample(self.rng)]))
-            fruitless = PATIENCE if new else fruitless + 1
-            asked += new
-        return asked
+        mutants = self._mutants(n)
+        asked = unseen(lambda: next(mutants), n, self.seen)
+        return asked + unseen(self._random, n - len(asked), self.seen)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Let the trials that count into the population, and drop the worst (algorithm 2, lines 9 to 12)."""
@@ -72,6 +67,17 @@ class ZenNASSearch:
         self.seen = set(state["seen"])
         self.rng.bit_generator.state = state["rng"]
 
+    def _mutants(self, n: int) -> Iterator[Arch]:
+        """Give admitted mutants without end, made n at a time; where hardly any is admitted, archs at random."""
+        refused = 0
+        while True:
+            rows = [row for row in (self._mutant() for _ in range(n)) if row is not None]
+            archs = self._admitted(rows)
+            refused = 0 if archs else refused + n
+            yield from archs
+            if refused >= PATIENCE:
+                yield self._random()
+
     def _mutant(self) -> Mapping[str, Json] | None:
         """Return the choices of a mutant of the first arch or, as soon as there are enough, of any member."""
         options, parent, replaced = self.options, self.initial, 1
@@ -80,17 +86,27 @@ class ZenNASSearch:
             replaced = options.replaced
         return mutate(self.blocks, parent, replaced, options.split, self.rng)
 
+    def _random(self) -> Arch:
+        """Return an arch at random; the first one where none of some draws is shallow enough."""
+        for _ in range(_DRAWS):
+            arch = self.problem.space.sample(self.rng)
+            if self._is_shallow(arch):
+                return arch
+        return self.initial
+
     def _admitted(self, rows: Sequence[Mapping[str, Json]]) -> list[Arch]:
         """Return the archs of some choices that the region has and that are not too deep."""
-        space, limit = self.problem.space, self.options.max_layers
+        space = self.problem.space
         archs = space.decode(space.admit(space.encode(rows))) if rows else []
-        return [arch for arch in archs if limit is None or self._layers(arch) <= limit]
+        return [*filter(self._is_shallow, archs)]
 
-    def _layers(self, arch: Arch) -> int:
-        return sum(block.layers(arch) for block in self.blocks if block.depth is not None)
+    def _is_shallow(self, arch: Arch) -> bool:
+        limit = self.options.max_layers
+        return limit is None or sum(block.layers(arch) for block in self.blocks if block.depth is not None) <= limit
 
-    def _unseen(self, archs: Sequence[Arch]) -> list[Arch]:
-        """Return what was never asked, each once, and remember it."""
-        new = {arch.digest: arch for arch in archs if arch.digest not in self.seen}
-        self.seen |= new.keys()
-        return [*new.values()]
+    def _refuse_too_few_layers(self) -> None:
+        limit = self.options.max_layers
+        least = sum(block.depth.smallest for block in self.blocks if block.depth is not None)
+        if limit is not None and limit < least:
+            text = f"the shallowest arch of this space has {least} sub-layers, more than {limit}"
+            raise UserError(text, key=("searcher", "max_layers"))

@@ -78,8 +78,8 @@ class Classification:
     channels: 1 for grey, 3 for colour; left out, those of the data
     classes: how many classes, for costs where the data is not here; else they are counted
     mean, std: of the pixels by channel, on a scale of 0 to 1; left out, those usual for the data
-    augment: what is done to training images, before they are resized: names of torchvision.transforms.v2, or tables
-        with `type` and the arguments
+    augment: what is done to training images, before they are resized: names of torchvision.transforms.v2 or
+        "Cutout", or tables with `type` and the arguments
     label_smoothing: share of the labels that is spread over all classes in the loss
     dropout: share of the features that is dropped before the classifier
     auxiliary: what the loss of a linear classifier on each of the features before the last is worth, in training alone

@@ -1,4 +1,4 @@
-"""How training images are altered: transforms of torchvision by name, with all mistakes told before training."""
+"""How training images are altered: transforms by name, torchvision's and cutout, mistakes told before training."""
 
 from __future__ import annotations
 
@@ -41,9 +41,35 @@ _UNFIT = {
     "Normalize",
     "ToDtype",
 }
+
+
+class Cutout(v2.Transform):
+    """Fills a square whose middle is anywhere in the image, part of it outside (arXiv:1708.04552).
+
+    size: side of the square in pixels
+    value: what it is filled with, from 0 to 1, one number or one for each channel
+    """
+
+    def __init__(self, size: int, value: float | Sequence[float] = 0.0) -> None:
+        super().__init__()
+        self.size, self.value = size, torch.as_tensor(value, dtype=torch.float32).view(-1, 1, 1)
+        if size < 1 or self.value.min() < 0 or self.value.max() > 1:
+            raise ValueError(f"expected a size of at least 1 and values from 0 to 1, found {size} and {value}")
+
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
+        """(c, h, w) -> the same shape."""
+        spans = []
+        for side in image.shape[-2:]:
+            start = int(torch.randint(side, ())) - self.size // 2
+            spans.append(slice(max(0, start), max(0, start + self.size)))
+        image = image.clone()
+        image[:, spans[0], spans[1]] = self.value if image.is_floating_point() else (255 * self.value).round().byte()
+        return image
+
+
 TRANSFORMS: dict[str, type[v2.Transform]] = {
     name: cls
-    for name, cls in vars(v2).items()
+    for name, cls in {**vars(v2), "Cutout": Cutout}.items()
     if isinstance(cls, type) and issubclass(cls, v2.Transform) and name not in _UNFIT and not name.startswith("_")
 }
 """What a spec can name."""
