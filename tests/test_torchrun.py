@@ -32,7 +32,13 @@ def launch(processes, *arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize("how", [("algorithm=spos", "mutator=uniform"), ("mutator.paths=3",)], ids=["path", "sandwich"])
+# Once-for-All: four phases of five steps, channels sorted before the last.
+PHASES = ("algorithm=ofa", "mutator=uniform", "train.batch_size=256")
+
+
+@pytest.mark.parametrize(
+    "how", [("algorithm=spos", "mutator=uniform"), ("mutator.paths=3",), PHASES], ids=["path", "sandwich", "phases"]
+)
 def test_two_processes_end_with_the_weights_of_one(tmp_path, how):
     # In double precision: in single precision rounding alone grows as far as between one and two threads.
     for processes in (1, 2):

@@ -39,6 +39,9 @@ class OnceForAllTrainer:
         self.full, self.resized = context.space.largest(), resized(context.supernet)
         self.teacher: nn.Module | None = None
         full, *shrinking = read_stages(context.space, context.supernet, context.train, options.phases)
+        if any(stage.narrows for stage in shrinking) and not isinstance(self.task.example, Tensor):
+            text = "this network takes more than one tensor: its channels cannot be sorted"
+            raise UserError(text, key=("algorithm",), hint="a space without widths to choose from")
         self.phases, trained = [Phase(full.space, full.train, paths=full.paths)], full.space
         for stage in shrinking:
             begin = partial(self.begin, trained if stage.narrows else None)
