@@ -495,7 +495,7 @@ def test_two_processes_have_one_board_and_one_meta_network(tmp_path):
 def test_specs_in_the_readme_are_read():
     fragments = spec_fragments(ROOT / "plugins/algorithms/cream/README.md")
     first, released = (structure({k: v for k, v in f["algorithm"].items() if k != "type"}, Cream) for f in fragments)
-    assert first.max_flops == "2M"
+    assert first.max_flops == "200k"
     assert evolve(released, board=4, warmup=0, meta_every=2) == RELEASED
 
 

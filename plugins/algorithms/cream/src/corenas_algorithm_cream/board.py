@@ -46,7 +46,7 @@ class Board:
         if len(self.entries) < self.size or self._has(arch):
             return True
         last = self.entries[-1]
-        return score > last.score + self.gap or (score >= last.score and flops <= last.flops)  # eq. 4
+        return score > last.score + self.gap or (score >= last.score and flops <= last.flops)
 
     def add(self, entry: Entry) -> None:
         """Put a path that was accepted where it belongs."""

@@ -68,7 +68,7 @@ class CreamTrainer:
         return {"loss": torch.stack(losses).sum(), **figures}
 
     def _train_path(self, arch: Arch, batch: Any, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """Train a path (eq. 6) and let it onto the board. Returns the loss, and figures of its teaching."""
+        """Train a path (section 3.3) and let it onto the board. Returns the loss, and figures of its teaching."""
         entry = self.best_match(arch, step)
         teacher = None if entry is None else self._shows(entry.arch, batch)
         figures = {}
@@ -102,7 +102,7 @@ class CreamTrainer:
             batch_measured = batch
         meter = self.task.meter()
         meter.update(outputs, batch_measured)
-        measured = torch.tensor(meter.compute()[self.options.metric], dtype=torch.float64, device=self.device)
+        measured = torch.tensor(meter.compute()[self.options.metric], dtype=torch.float32, device=self.device)
         # All processes have seen the same path on images of their own: one number, one board.
         (measured,) = step.mean([measured])
         better = 1.0 if self.task.metrics[self.options.metric].direction == "max" else -1.0
@@ -184,7 +184,7 @@ class CreamTrainer:
     def meta_gradients(
         self, student: Arch, entry: Entry, images: Any, other_images: Any, lr: float
     ) -> Sequence[Tensor]:
-        """Return the gradients of the meta network's parameters: those of the loss after an update (eqs. 8 and 9).
+        """Return the gradients of the meta network's parameters: those of the loss after an update.
 
         images: on which the student is distilled; other_images: on which it is then measured
         lr: step size of that update, a plain step of gradient descent which the network itself does not make
