@@ -268,7 +268,7 @@ def test_check_lists_all_mistakes_as_json(tmp_path):
     ("device.type=cuda", ["no cuda device here"]),
     ("task.valid=5000", ["cannot hold out", "task.valid"]),
     ("backbone.in_channels=3", ["does not take the task's images of 1x28x28", "input channels"]),
-    ("mutator=uniform", ["bignas needs the largest subnet first", "sandwich"]),
+    ("mutator=uniform", ["this algorithm needs the largest subnet first", "sandwich"]),
 ])  # fmt: skip
 def test_mistakes_that_need_torch_to_be_seen_are_messages_too(tmp_path, override, texts):
     if "cuda" in override and shutil.which("nvidia-smi"):

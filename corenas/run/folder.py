@@ -136,6 +136,7 @@ def opened(folder: Path, table: Mapping[str, Any], data: Mapping[str, Any], fres
     Raises UserError, in all processes, if another program works in it or it belongs to another spec.
     """
     store = Store()
+    processes = distributed.world()  # what enters is by itself, and would count one
 
     def enter() -> None:
         nonlocal store
@@ -151,7 +152,7 @@ def opened(folder: Path, table: Mapping[str, Any], data: Mapping[str, Any], fres
             store = Store(folder / "run.sqlite")
             after.callback(store.close)
             _begin(store, table, data, folder)
-            _tell_threads(store, emit)
+            _keep_versions(store, processes, emit)
             (folder / "spec.toml.part").write_text(tomli_w.dumps(table), encoding="utf-8")
             os.replace(folder / "spec.toml.part", folder / "spec.toml")
         except OSError as error:
@@ -206,7 +207,7 @@ def _begin(store: Store, table: Mapping[str, Any], data: Mapping[str, Any], fold
     store.set("spec", plain)
 
 
-def _tell_threads(store: Store, emit: Emit) -> None:
+def _keep_versions(store: Store, processes: int, emit: Emit) -> None:
     """Keep the versions that a run computes with; tell if it goes on with another number of threads."""
     threads = torch.get_num_threads()
     before = store.get("versions", {}).get("threads")
@@ -218,7 +219,7 @@ def _tell_threads(store: Store, emit: Emit) -> None:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "threads": threads,
-        "processes": distributed.world(),
+        "processes": processes,
     }
     store.set("versions", versions)
 
