@@ -130,6 +130,11 @@ def is_exclusive(evaluator: Evaluator) -> bool:
     return isinstance(evaluator, Exclusive) and evaluator.exclusive
 
 
+def is_costly(evaluator: Evaluator) -> bool:
+    """Return whether an evaluator is measured last, and may be spread over workers."""
+    return not evaluator.cheap and not is_exclusive(evaluator)
+
+
 def largest_batch(evaluators: Iterable[Evaluator]) -> int:
     """Return how many archs the greediest of some evaluators wants at once."""
     return max((evaluator.batch for evaluator in evaluators if isinstance(evaluator, Batched)), default=1)

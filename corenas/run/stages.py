@@ -20,7 +20,6 @@ from corenas.calibrate import evaluate
 from corenas.contracts import (
     Deriving,
     Emit,
-    Evaluator,
     Exporter,
     Fingerprinted,
     LiveTask,
@@ -33,7 +32,7 @@ from corenas.contracts import (
     StageStarted,
 )
 from corenas.errors import UserError, blaming_plugin
-from corenas.measure import TrialRunner, broken, is_exclusive
+from corenas.measure import TrialRunner, broken, is_costly, is_exclusive
 from corenas.objectives import Constraint, Trial
 from corenas.plugins import Catalogue, file_digest
 from corenas.run.alone import stand_alone
@@ -237,7 +236,7 @@ class _Run:
     def _costly(self, number: int, supernet: nn.Module | None) -> TrialRunner | WorkerRunner:
         """Return what measures an arch that has passed the cheap evaluators, here or in a worker."""
         if self.spec.executor is None:
-            return start_trial_runner(self.prepared, number, supernet, _is_costly, costs=False)
+            return start_trial_runner(self.prepared, number, supernet, is_costly, costs=False)
         weights = None
         if self.prepared.has_supernet:
             source = Path(self.spec.supernet.from_) if self.spec.supernet is not None else self.folder
@@ -320,10 +319,6 @@ def _refuse_without_derive(trainer: Any, stages: Sequence[str]) -> None:
     if "derive" in stages and not isinstance(trainer, Deriving):
         text = "it says that it derives an arch, and what it trains with has no `derive`"
         raise UserError(text, key=("algorithm",))
-
-
-def _is_costly(evaluator: Evaluator) -> bool:
-    return not evaluator.cheap and not is_exclusive(evaluator)
 
 
 def _judged(trial: Trial, constraints: Sequence[Constraint]) -> Trial:

@@ -10,7 +10,7 @@ from pathlib import Path
 from attrs import frozen
 
 from corenas.errors import UserError
-from corenas.measure import TrialRunner, is_exclusive, largest_batch
+from corenas.measure import TrialRunner, is_costly, largest_batch
 from corenas.objectives import Trial
 from corenas.plugins import file_digest, import_file
 from corenas.run.prepare import load_supernet, prepare, start_trial_runner
@@ -64,5 +64,4 @@ class WorkerRunner:
             import_file(Path(file))
         prepared = prepare(pickle.loads(self.spec))
         supernet = load_supernet(prepared, self.folder) if prepared.has_supernet else None
-        costly = [e for e in prepared.spec.evaluators if not e.cheap and not is_exclusive(e)]
-        return start_trial_runner(prepared, self.number, supernet, costly.__contains__, costs=False)
+        return start_trial_runner(prepared, self.number, supernet, is_costly, costs=False)
