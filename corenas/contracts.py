@@ -489,8 +489,14 @@ class Region(Protocol):
     def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
         """Return the arch with each variable drawn again with probability `prob`."""
 
+    def mutated(self, codes: Codes, prob: float, rng: np.random.Generator) -> Codes:
+        """Return a mutant of each arch."""
+
     def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
         """Return an arch with each variable from one of two parents."""
+
+    def crossed(self, first: Codes, second: Codes, rng: np.random.Generator) -> Codes:
+        """Return a child of each pair of archs."""
 
 
 @frozen

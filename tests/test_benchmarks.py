@@ -17,6 +17,7 @@ SMALLEST = {
     "slicing.py": ["--rounds", "1", "--images", "2x32", "fairnas"],
     "startup.py": ["1"],
     "switching.py": ["--rounds", "1"],
+    "windows.py": ["--archs", "100", "--spaces", "bignas"],
     "quickstart.py": ["--archs", "1", "0", *(f"--set={item}" for item in QUICK)],
 }
 
