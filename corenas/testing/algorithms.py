@@ -25,6 +25,7 @@ from corenas.calibrate import statistics_kept
 from corenas.contracts import (
     Algorithm,
     AlgorithmContext,
+    Checking,
     LiveDistiller,
     Mutator,
     MutatorContext,
@@ -336,6 +337,17 @@ def killed_and_resumed_ends_with_the_same_bits(algorithm: Algorithm, mutator: Mu
 
 
 @_where_it_trains
+def checks_a_network_that_has_no_weights(algorithm: Algorithm, mutator: Mutator) -> None:
+    """What it says before there are weights or data (`Checking`) it says of networks that it cannot train alone."""
+    if isinstance(algorithm, Checking):
+        space, data = make_space(), Task()
+        model = supernet(space, data).to("meta")
+        algorithm.check(
+            AlgorithmContext(model, space, Cost(model, space, data.example), data, SETTINGS, torch.device("meta"))
+        )
+
+
+@_where_it_trains
 def trains_what_its_distiller_learns(algorithm: Algorithm, mutator: Mutator) -> None:
     """What a distiller learns itself is trained beside the supernet: its trainer keeps it as `distiller`."""
     uses = {*algorithm.needs, *getattr(algorithm, "uses", ())}
@@ -391,6 +403,7 @@ algorithm_checks = [
     leaves_the_arch_in_force_and_the_mode_as_they_were,
     learns_in_anyones_loop,
     killed_and_resumed_ends_with_the_same_bits,
+    checks_a_network_that_has_no_weights,
     trains_what_its_distiller_learns,
     takes_a_batch_in_parts,
     derives_where_it_says_so,
