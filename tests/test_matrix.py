@@ -1,4 +1,4 @@
-"""Every algorithm on every backbone: two steps, what follows them, and a network; or a reason before anything is trained.
+"""Every algorithm on every backbone: two steps, what follows, and a network; or a reason before anything is trained.
 
 Each run goes through all its stages on sixteen images. Which do not go together stands in `REFUSED`.
 """
@@ -25,12 +25,12 @@ CATALOGUE = load_catalogue()
 SEARCH = {"searcher": "random", "evaluators": ["accuracy"], "search": {"trials": 2, "batch": 2}}
 SCORES = {"evaluators": [{"type": "zen_score", "batch_size": 2}], "search": {"trials": 2, "objectives": ["zen_score"]}}
 HOW = {
-    "attentivenas": {"mutator": {"type": "attentive", "paths": 3, "candidates": 2, "draws": 100}, **SEARCH},
+    "attentivenas": {"mutator": {"type": "attentive", "paths": 3, "candidates": 2, "draws": 50}, **SEARCH},
     "bignas": {"mutator": {"type": "sandwich", "paths": 3}, **SEARCH},
     "cream": {"algorithm": {"type": "cream", "warmup": 0, "meta_every": 1, "images": 2}, "mutator": "uniform"},
     "darts": {},
     "fairnas": {"mutator": "fair", **SEARCH},
-    "ofa": {"mutator": "uniform", **SEARCH},
+    "ofa": {"algorithm": {"type": "ofa", "phases": [{"open": {"*": "all"}}]}, "mutator": "uniform", **SEARCH},
     "plain": {},
     "spos": {"mutator": "uniform", **SEARCH},
     "zennas": {**SEARCH, **SCORES},
@@ -91,7 +91,7 @@ def test_an_algorithm_runs_on_a_backbone_or_says_why_not_before_it_trains(tmp_pa
     steps = {event.stage: event.total for event in events if isinstance(event, StageStarted) and event.unit == "steps"}
     phases = len(Store(run / "run.sqlite", readonly=True).curve("train")) or 1  # of an epoch each
     assert steps == {stage: 2 * (phases if stage == "train" else 1) for stage in steps}
-    assert steps or algorithm == "zennas"
+    assert steps, "something is trained"
     if "train" in spec.algorithm.stages:
         before = prepare(spec).supernet.state_dict()
         after = torch.load(run / "supernet.pt", weights_only=True)["model"]
@@ -104,10 +104,7 @@ def test_an_algorithm_runs_on_a_backbone_or_says_why_not_before_it_trains(tmp_pa
     network = load_file(run / "best" / "network.safetensors")
     assert all(tensor.isfinite().all() for tensor in network.values())
     card = json.loads((run / "best" / "cost.json").read_text())
-    kept = sum(t.numel() for name, t in network.items() if not name.endswith(("running_mean", "running_var", "tracked")))
+    kept = sum(
+        t.numel() for name, t in network.items() if not name.endswith(("running_mean", "running_var", "tracked"))
+    )
     assert card["params"] == kept
-
-
-def test_what_is_said_to_be_refused_is_there():
-    assert {*HOW} == {*CATALOGUE.names("algorithms")}
-    assert {backbone for _, backbone in REFUSED} < {*CATALOGUE.names("backbones")}
