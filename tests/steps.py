@@ -1,4 +1,4 @@
-"""Twenty steps of trainings in double precision, alone or under torchrun: steps.py FILE {"name": ["KEY=VALUE", …], …}."""
+"""Twenty steps of trainings in double precision, alone or under torchrun: steps.py FILE {"name": ["KEY=VALUE", …]}."""
 
 import json
 import sys

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from corenas.contracts import StageStarted
+from corenas.contracts import Progress, StageStarted, TrialDone
 from corenas.errors import UserError
 from corenas.plugins import load_catalogue
 from corenas.run.prepare import prepare
 from corenas.run.spec import load_spec
 from corenas.run.stages import run_spec
 from corenas.store import Store
+from corenas.testing.small import same
 
 pytestmark = pytest.mark.slow
 CATALOGUE = load_catalogue()
@@ -60,7 +61,7 @@ def images(tmp_path_factory):
     return root
 
 
-def read_spec(folder, images, algorithm, backbone):
+def read_spec(folder, images, algorithm, backbone, overrides=()):
     """A spec of two steps in each of an algorithm's trainings, of the space with which a backbone is tried."""
     example = CATALOGUE.find("backbones", backbone).cls.example
     table = {
@@ -71,7 +72,7 @@ def read_spec(folder, images, algorithm, backbone):
         "device": {"type": "cpu"}, **HOW[algorithm],
     }  # fmt: skip
     (folder / "spec.toml").write_text(tomli_w.dumps(table))
-    return load_spec(folder / "spec.toml", CATALOGUE)[0]
+    return load_spec(folder / "spec.toml", CATALOGUE, overrides)[0]
 
 
 @pytest.mark.parametrize("backbone", CATALOGUE.names("backbones"))
@@ -108,3 +109,33 @@ def test_an_algorithm_runs_on_a_backbone_or_says_why_not_before_it_trains(tmp_pa
         t.numel() for name, t in network.items() if not name.endswith(("running_mean", "running_var", "tracked"))
     )
     assert card["params"] == kept
+
+
+def outcome(run):
+    """What a run ends with, times apart."""
+    store = Store(run / "run.sqlite", readonly=True)
+    trials = [(trial.arch, dict(trial.metrics), trial.state) for trial in store.trials()]
+    network = (run / "best" / "network.safetensors").read_bytes()
+    curves = [store.curve(stage) for stage in ("train", "retrain")]
+    supernet = torch.load(run / "supernet.pt", weights_only=True)
+    return trials, store.get("result")["table"], curves, network, supernet
+
+
+@pytest.mark.parametrize("algorithm", ["attentivenas", "bignas", "cream", "fairnas", "ofa", "spos"])
+def test_killed_in_every_one_of_its_stages_a_run_ends_with_the_same_bits(tmp_path, images, algorithm):
+    spec = read_spec(tmp_path, images, algorithm, "mobilenetv3", ["train.epochs=2", "train.ema=0.9", "search.trials=4"])
+    run_spec(spec, CATALOGUE, tmp_path / "whole", lambda event: None)
+    stages = [stage for stage in spec.algorithm.stages if stage != "derive"]
+    for stage in stages:
+
+        def kill(event, stage=stage):
+            trained = isinstance(event, Progress) and event.point and event.stage == stage
+            if trained or (isinstance(event, TrialDone) and stage == "search"):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run_spec(spec, CATALOGUE, tmp_path / "killed", kill)
+        assert not (tmp_path / "killed" / "best").exists()
+    run_spec(spec, CATALOGUE, tmp_path / "killed", lambda event: None)
+    for ours, theirs in zip(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"), strict=True):
+        assert same(ours, theirs)

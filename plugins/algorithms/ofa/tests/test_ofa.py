@@ -381,7 +381,7 @@ def test_a_check_of_a_spec_finds_what_is_wrong_with_its_phases(capsys):
     wrong = ["--set", 'algorithm.phases.0.open={"*kernl" = "all"}', "--set", "search.constraints.flops=1"]
     assert main(["check", "--no-data", str(SPEC / "ofa.toml"), *wrong]) == 2
     told = capsys.readouterr().err
-    assert "algorithm.phases[0].open: no variable '*kernl'" in told
+    assert "algorithm.phases.0.open: no variable '*kernl'" in told
     assert "search.constraints" in told, "what else is wrong is told as well"
 
 
