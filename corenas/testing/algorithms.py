@@ -36,6 +36,7 @@ from corenas.contracts import (
     Trainer,
 )
 from corenas.cost import Cost
+from corenas.errors import UserError
 from corenas.mutable import apply
 from corenas.optim import Schedule
 from corenas.settings import Train
@@ -360,13 +361,16 @@ def _learning_teaching(algorithm: Algorithm) -> dict[str, Any]:
 
 @_where_it_trains
 def checks_a_network_that_has_no_weights(algorithm: Algorithm, mutator: Mutator) -> None:
-    """What it says before there are weights or data (`Checking`) it says of networks that it cannot train alone."""
-    if isinstance(algorithm, Checking):
-        space, data = make_space(), Task()
-        model = supernet(space, data).to("meta")
-        algorithm.check(
-            AlgorithmContext(model, space, Cost(model, space, data.example), data, SETTINGS, torch.device("meta"))
-        )
+    """What it says before there are weights and data (`Checking`) refuses no network that it trains."""
+    if not isinstance(algorithm, Checking):
+        return
+    space, data = make_space(), Task()
+    model = supernet(space, data).to("meta")
+    cost = Cost(model, space, data.example)
+    try:
+        algorithm.check(AlgorithmContext(model, space, cost, data, SETTINGS, torch.device("meta")))
+    except UserError as error:
+        raise AssertionError(f"refuses a network that it trains: {error}") from error
 
 
 @_where_it_trains
