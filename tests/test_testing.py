@@ -21,8 +21,8 @@ from torch import nn
 
 from corenas import contracts, plugins
 from corenas.contracts import Failure, Metric, Phase, Progress, Proposal, RunDone
-from corenas.hookspecs import hookimpl
 from corenas.errors import UserError
+from corenas.hookspecs import hookimpl
 from corenas.mutable import Elastic, apply
 from corenas.objectives import Trial
 from corenas.space import Arch
