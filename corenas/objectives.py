@@ -184,7 +184,7 @@ class Objectives:
         return distance
 
 
-def hypervolume(gains: np.ndarray, reference: Sequence[float]) -> float:
+def hypervolume(gains: np.ndarray, reference: Sequence[float] | np.ndarray) -> float:
     """Return how much of the space of gains is beaten by some points and better than a reference point.
 
     gains: (points, objectives), more is better (`Objective.gain`); a point that is not better in all counts nothing

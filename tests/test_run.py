@@ -17,7 +17,7 @@ from attrs import evolve, frozen
 from corenas import calibrate
 from corenas.contracts import Metric, Note, RunDone, RunStarted, StageDone, StageStarted, TrialDone
 from corenas.errors import UserError
-from corenas.objectives import Trial
+from corenas.objectives import Trial, amount
 from corenas.run.folder import opened
 from corenas.run.prepare import load_supernet, prepare
 from corenas.run.result import cost_card, exported, write_folder
@@ -127,13 +127,13 @@ def test_pareto_mode_gives_a_front_that_no_trial_beats(spec, catalogue, tmp_path
 
 
 def test_every_network_of_a_front_is_exported_the_best_by_the_first_objective_first(spec, catalogue, tmp_path):
-    search = {"trials": 20, "objectives": ["letters", "flops"], "pareto": True}
+    search = {"trials": 20, "objectives": [{"metric": "params", "direction": "max"}, "flops"], "pareto": True}
     chosen = spec(search=search, export={"formats": ["toy"], "front": True})
     folder = tmp_path / "run"
     result = run_spec(chosen, catalogue, folder, lambda event: None)
-    ranked = sorted(result["front"], key=lambda row: -row["metrics"]["letters"])
+    ranked = sorted(result["front"], key=lambda row: -row["metrics"]["params"])
     assert len(ranked) > 1
-    names = [f"{i}-letters-{row['metrics']['letters']:.0f}-flops-" for i, row in enumerate(ranked, 1)]
+    names = [f"{i}-params-{amount(row['metrics']['params'])}-flops-" for i, row in enumerate(ranked, 1)]
     assert all(row["folder"].startswith(f"front/{name}") for row, name in zip(ranked, names, strict=True))
     assert {path.name for path in (folder / "front").iterdir()} == {row["folder"][6:] for row in ranked}
     for row in ranked:
@@ -162,7 +162,7 @@ def test_a_front_is_trained_from_scratch_where_the_best_is(tmp_path):
         tmp_path,
         catalogue,
         mutator=None,
-        search={"trials": 12, "objectives": ["letters", "flops"], "pareto": True},
+        search={"trials": 12, "objectives": [{"metric": "params", "direction": "max"}, "flops"], "pareto": True},
         export={"formats": ["toy"], "front": True},
         train={"epochs": 1, "batch_size": 32},
     )

@@ -113,7 +113,6 @@ def nevergrad(name: str, array: bool) -> Callable[[int, int], float]:
 def pymoo_nsga2(trials: int, batch: int) -> float:
     """NSGA-II over integers, two objectives, generations of 50."""
     from pymoo.algorithms.moo.nsga2 import NSGA2
-    from pymoo.core.evaluator import Evaluator
     from pymoo.core.problem import Problem as PymooProblem
     from pymoo.operators.crossover.ux import UniformCrossover
     from pymoo.operators.mutation.pm import PM
@@ -133,7 +132,7 @@ def pymoo_nsga2(trials: int, batch: int) -> float:
     while algorithm.has_next():
         asked = algorithm.ask()
         values = np.array([value(row) for row in asked.get("X").astype(int)]) * [-1, 1]
-        Evaluator().eval(StaticProblem(problem, F=values), asked)
+        algorithm.evaluator.eval(StaticProblem(problem, F=values), asked)
         algorithm.tell(infills=asked)
     return (time.process_time() - start) / trials
 
