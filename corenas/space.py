@@ -212,10 +212,32 @@ class SearchSpace:
     def active(self, codes: Codes) -> np.ndarray:
         """Return which variables of which archs are active: a boolean matrix of the same shape."""
         active = np.ones(codes.shape, bool)
-        for column, parents in enumerate(self._masks):
-            for parent, allowed in parents:
-                active[:, column] &= active[:, parent] & allowed[codes[:, parent].astype(np.int64)]
+        for columns, starts, parents, allowed in self._levels:
+            met = allowed[np.arange(len(parents)), codes[:, parents].astype(np.int64)] & active[:, parents]
+            active[:, columns] = np.logical_and.reduceat(met, starts, axis=1)
         return active
+
+    @cached_property
+    def _levels(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """The conditions in portions, each on parents of earlier portions.
+
+        Of a portion the columns that have conditions and where those of each begin; of each condition its parent's
+        column and which of the parent's codes it allows.
+        """
+        depths: list[int] = []
+        for parents in self._masks:
+            depths.append(max((1 + depths[parent] for parent, _ in parents), default=0))
+        levels = []
+        for depth in range(1, max(depths, default=0) + 1):
+            columns = [column for column, own in enumerate(depths) if own == depth]
+            each = [self._masks[column] for column in columns]
+            flat = [*itertools.chain(*each)]
+            allowed = np.zeros((len(flat), max(len(mask) for _, mask in flat)), bool)
+            for row, (_, mask) in enumerate(flat):
+                allowed[row, : len(mask)] = mask
+            starts = np.cumsum([0, *map(len, each)])[:-1]
+            levels.append((np.array(columns), starts, np.array([parent for parent, _ in flat]), allowed))
+        return levels
 
     def canonical(self, codes: Codes) -> Codes:
         """Return the same archs with inactive variables at their defaults."""
@@ -226,8 +248,25 @@ class SearchSpace:
         return self.canonical(codes)
 
     def _raw(self, rng: np.random.Generator, n: int) -> Codes:
-        columns = [variable.draw(rng, n) for variable in self.variables]
-        return np.array(columns, self._dtype).reshape(len(columns), n).T
+        columns = [
+            rng.integers(bounds.repeat(n)).reshape(len(bounds), n) if variable is None else variable.draw(rng, n)[None]
+            for variable, bounds in self._runs
+        ]
+        return np.concatenate([np.zeros((0, n), self._dtype), *columns]).T
+
+    @cached_property
+    def _runs(self) -> list[tuple[Variable | None, np.ndarray]]:
+        """What is drawn together: the bounds of variables with lists of choices, or one variable of another kind.
+
+        numpy consumes its generator for an array of bounds as for one bound after the other.
+        """
+        runs: list[tuple[Variable | None, np.ndarray]] = []
+        for listed, run in itertools.groupby(self.variables, _is_drawn_by_index):
+            if listed:
+                runs.append((None, np.array([len(variable.choices) for variable in run])))
+            else:
+                runs.extend((variable, np.zeros(0)) for variable in run)
+        return runs
 
     def draw(self, rng: np.random.Generator, n: int) -> Codes:
         """Return n archs, each variable uniform, made canonical (`uniform`: SPOS, Once-for-All)."""
@@ -237,6 +276,53 @@ class SearchSpace:
         """Return archs with each variable drawn again with probability `prob`, and where it was not active before."""
         again = (rng.random(codes.shape) < prob) | ~self.active(codes)
         return self.canonical(np.where(again, self._raw(rng, len(codes)), codes))
+
+    def moves(self, arch: Mapping[str, Any], step: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Return all ways to change one active variable of an arch: columns, and codes for `with_codes`.
+
+        Of a continuous variable there is one, -1: any other number.
+        step: of numbers only those to the next smaller and the next larger choice
+        """
+        codes = self.encode([arch])[0]
+        columns = np.flatnonzero(self.active(codes[None])[0] & (self._counts > 1))
+        pairs = []
+        for column in columns.tolist():
+            variable, own = self.variables[column], codes[column]
+            if variable.continuous:
+                pairs.append((column, -1))
+            elif step and not isinstance(variable.choices[0], str | bool):
+                ordered = [variable.code_of(choice) for choice in variable.possible]
+                at = ordered.index(own)
+                pairs += [(column, code) for code in (*ordered[max(at - 1, 0) : at], *ordered[at + 1 : at + 2])]
+            else:
+                pairs += [(column, code) for code in range(len(variable.choices)) if code != own]
+        found = np.array(pairs, np.int64).reshape(-1, 2)
+        return found[:, 0], found[:, 1]
+
+    def with_codes(self, codes: Codes, columns: np.ndarray, new: np.ndarray, rng: np.random.Generator) -> Codes:
+        """Return archs with another code in one column of each, -1 for any other; what that opens is drawn afresh."""
+        rows, before, fresh, moved = np.arange(len(codes)), self.active(codes), self._raw(rng, len(codes)), codes.copy()
+        own, counts = codes[rows, columns], self._counts[columns]
+        others = (own + 1 + (rng.random(len(codes)) * (counts - 1)).astype(np.int64)) % counts
+        endless = np.array([variable.continuous for variable in self.variables], bool)[columns]
+        moved[rows, columns] = np.where(new >= 0, new, np.where(endless, fresh[rows, columns], others))
+        return self.canonical(np.where(before, moved, fresh))
+
+    def moved(self, codes: Codes, rng: np.random.Generator) -> Codes:
+        """Return archs with the choice of one active variable of each changed (`with_codes`), all of them as likely.
+
+        One that has no variable with another choice is left out.
+        """
+        free = self.active(codes) & (self._counts > 1)
+        codes, free = codes[free.any(axis=1)], free[free.any(axis=1)]
+        if not len(codes):
+            return codes
+        columns = np.where(free, rng.random(free.shape), -1.0).argmax(axis=1)
+        return self.with_codes(codes, columns, np.full(len(codes), -1), rng)
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        return np.array([len(variable.choices) for variable in self.variables], np.int64)
 
     def crossed(self, first: Codes, second: Codes, rng: np.random.Generator) -> Codes:
         """Return archs with each variable from one of two parents, of those in which it is active.
@@ -256,7 +342,7 @@ class SearchSpace:
 
     @cached_property
     def _sampler(self) -> _Sampler:
-        return _Sampler(self.variables, self._masks)
+        return _Sampler(self.variables, self._masks, self._runs)
 
     def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
         """Return the arch with each variable drawn again with probability `prob` (`mutated` for many)."""
@@ -295,21 +381,19 @@ _INACTIVE = -1
 
 
 class _Sampler:
-    """Draws archs one by one, without matrices: bit for bit those of `decode(draw(rng, 1))`, some ten times as fast.
+    """Draws archs one by one, without matrices: bit for bit those of `decode(draw(rng, 1))`, some times as fast.
 
-    numpy consumes its generator for an array of bounds as for one bound after the other, so that variables with lists
-    of choices are drawn together.
+    runs: which variables are drawn together
     """
 
-    def __init__(self, variables: Sequence[Variable], masks: Sequence[Sequence[tuple[int, np.ndarray]]]) -> None:
+    def __init__(
+        self,
+        variables: Sequence[Variable],
+        masks: Sequence[Sequence[tuple[int, np.ndarray]]],
+        runs: Sequence[tuple[Variable | None, np.ndarray]],
+    ) -> None:
         self._keys = [variable.key for variable in variables]
-        # What is drawn together: the bounds of variables with lists of choices, or one variable of another kind.
-        self._runs: list[tuple[Variable | None, np.ndarray]] = []
-        for listed, run in itertools.groupby(variables, _is_drawn_by_index):
-            if listed:
-                self._runs.append((None, np.array([len(variable.choices) for variable in run])))
-            else:
-                self._runs.extend((variable, np.zeros(0)) for variable in run)
+        self._runs = runs
         # The last one, of code -1, is what an inactive variable holds.
         self._choices = [_ContinuousChoices(v) if v.continuous else (*v.choices, v.default) for v in variables]
         self._conditions = [

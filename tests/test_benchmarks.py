@@ -14,6 +14,9 @@ QUICK = (
 )  # fmt: skip
 SMALLEST = {
     "cost.py": ["--archs", "200", "spec/space/mobilenetv3-small-images.toml"],
+    "make_table.py": ["--check"],
+    "searcher_overhead.py": ["--trials", "20", "random", "nsga2"],
+    "searchers.py": ["--seeds", "2", "--trials", "10", "20", "--landscapes", "table", "--searchers", "local"],
     "slicing.py": ["--rounds", "1", "--images", "2x32", "fairnas"],
     "reference.py": ["spec/quickstart.toml", *(f"--set={item}" for item in QUICK)],
     "startup.py": ["1"],

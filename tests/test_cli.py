@@ -19,6 +19,7 @@ import tomli
 import tomli_w
 
 from corenas.cli import main
+from corenas.objectives import amount
 from corenas.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -221,6 +222,26 @@ sys.exit(corenas.cli.main(["run"]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 143
     assert done.stderr == "terminated; the same command goes on from here\n"
+def test_the_networks_of_a_front_are_exported_each_into_a_folder_of_its_own(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    store = Store(tmp_path / "run/run.sqlite")
+    trials = sorted((t for t in store.trials() if t.ok), key=lambda t: t.metrics["flops"])[:2]
+    front = [{"arch": dict(trial.arch), "metrics": dict(trial.metrics)} for trial in trials]
+    store.set("result", {**store.get("result"), "front": front})
+    store.close()
+    done = corenas("export", tmp_path / "run", "--front", "--to", tmp_path / "nets", "--format=python", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["front"]
+    places = sorted(trials, key=lambda trial: -trial.metrics["top1"])
+    assert [Path(row["folder"]).name for row in rows] == [
+        f"{i}-top1-{amount(trial.metrics['top1'])}" for i, trial in enumerate(places, 1)
+    ]
+    for row, trial in zip(rows, places, strict=True):
+        assert tomli.loads((Path(row["folder"]) / "arch.toml").read_text()) == row["arch"] == dict(trial.arch)
+        assert (Path(row["folder"]) / "network.py").exists()
+    both = corenas("export", tmp_path / "run", "--front", "--arch", "min", "--to", tmp_path / "other")
+    assert both.returncode == 2
+    assert "a front is that of a run" in both.stderr
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(finished, tmp_path):
@@ -381,7 +402,7 @@ def test_these_answer_at_once_and_without_torch(tmp_path, arguments):
     ["show", "serchers"], ["show", "searchers", "evolutoin"], ["run", str(QUICKSTART), "--frsh"],
     ["cost", str(QUICKSTART), "--n", "0"], ["cost", str(QUICKSTART), "--arch", str(QUICKSTART)],
     ["export", str(QUICKSTART), "--to", str(ROOT / "spec")],
-    ["export", str(QUICKSTART), "--to", "x", "--format", "onx"],
+    ["export", str(QUICKSTART), "--to", "x", "--format", "onx"], ["export", str(QUICKSTART), "--to", "x", "--front"],
     ["run", str(QUICKSTART), "--set", "nonsense"], ["run", str(QUICKSTART), "--set", "train.epochs=many"],
 ], ids=" ".join)  # fmt: skip
 def test_a_users_mistake_is_a_message_and_status_2(arguments, tmp_path):

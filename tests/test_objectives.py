@@ -1,5 +1,6 @@
 """Objectives: what is allowed, what is better, which trade-offs are left."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corenas.objectives import Constraint, Objective, Objectives, Trial, amount, parse_amount
+from corenas.objectives import Constraint, Objective, Objectives, Trial, amount, hypervolume, parse_amount
 from corenas.space import Arch
 
 BOTH = (Objective("top1"), Objective("flops", "min"))
@@ -143,3 +144,20 @@ def test_thousands_of_trials_are_ranked_in_a_moment():
     front = Objectives(BOTH, pareto=True).front(trials)
     order = sorted(front, key=lambda t: t.metrics["flops"])
     assert [t.metrics["top1"] for t in order] == sorted(t.metrics["top1"] for t in order)
+
+
+def union_of_boxes(points, reference):
+    """By inclusion and exclusion over all subsets."""
+    edges = np.maximum(np.array(points) - reference, 0)
+    subsets = itertools.chain(*(itertools.combinations(edges, k) for k in range(1, len(edges) + 1)))
+    return sum((-1) ** (len(some) + 1) * np.prod(np.min(some, axis=0)) for some in subsets)
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_hypervolume_is_that_of_the_union_of_boxes(objectives):
+    rng = np.random.default_rng(objectives)
+    for n in (1, 3, 8):
+        points = rng.integers(0, 6, (n, objectives)).astype(float)  # with ties, and some not above the reference
+        reference = np.ones(objectives)
+        assert hypervolume(points, reference) == pytest.approx(union_of_boxes(points, reference))
+    assert hypervolume(np.zeros((0, objectives)), reference) == 0

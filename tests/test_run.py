@@ -9,6 +9,7 @@ from concurrent import futures
 from typing import ClassVar
 
 import pytest
+import tomli
 import torch
 import toys
 from attrs import evolve, frozen
@@ -16,7 +17,7 @@ from attrs import evolve, frozen
 from corenas import calibrate
 from corenas.contracts import Metric, Note, RunDone, RunStarted, StageDone, StageStarted, TrialDone
 from corenas.errors import UserError
-from corenas.objectives import Trial
+from corenas.objectives import Trial, amount
 from corenas.run.folder import opened
 from corenas.run.prepare import load_supernet, prepare
 from corenas.run.result import cost_card, exported, write_folder
@@ -123,6 +124,54 @@ def test_pareto_mode_gives_a_front_that_no_trial_beats(spec, catalogue, tmp_path
     pairs = [(t.metrics["letters"], -t.metrics["flops"]) for t in trials]
     best = {pair for pair in pairs if not [p for p in pairs if p != pair and p[0] >= pair[0] and p[1] >= pair[1]]}
     assert {(row["metrics"]["letters"], -row["metrics"]["flops"]) for row in result["front"]} == best
+
+
+def test_every_network_of_a_front_is_exported_the_best_by_the_first_objective_first(spec, catalogue, tmp_path):
+    search = {"trials": 20, "objectives": [{"metric": "params", "direction": "max"}, "flops"], "pareto": True}
+    chosen = spec(search=search, export={"formats": ["toy"], "front": True})
+    folder = tmp_path / "run"
+    result = run_spec(chosen, catalogue, folder, lambda event: None)
+    ranked = sorted(result["front"], key=lambda row: -row["metrics"]["params"])
+    assert len(ranked) > 1
+    names = [f"{i}-params-{amount(row['metrics']['params'])}-flops-" for i, row in enumerate(ranked, 1)]
+    assert all(row["folder"].startswith(f"front/{name}") for row, name in zip(ranked, names, strict=True))
+    assert {path.name for path in (folder / "front").iterdir()} == {row["folder"][6:] for row in ranked}
+    for row in ranked:
+        inside = folder / row["folder"]
+        assert chosen.space.arch(tomli.loads((inside / "arch.toml").read_text())) == row["arch"]
+        card = json.loads((inside / "cost.json").read_text())
+        assert card["flops"] == row["metrics"]["flops"]
+        assert card["test"] == {}  # test data is touched once, for the best
+        assert (inside / "names.txt").exists()
+    shutil.rmtree(folder / ranked[1]["folder"])  # what is gone is written again
+    assert run_spec(chosen, catalogue, folder, lambda event: None)["front"] == result["front"]
+    assert (folder / ranked[1]["folder"]).is_dir()
+
+
+@frozen
+class Retraining(toys.AlgorithmOptions):
+    """Trains what it has found from scratch."""
+
+    stages: ClassVar = ("search", "retrain")
+    needs: ClassVar = ("searcher",)
+
+
+def test_a_front_is_trained_from_scratch_where_the_best_is(tmp_path):
+    catalogue = toys.make_catalogue(evaluators=Letters, algorithms=Retraining)
+    spec = toys.make_spec(
+        tmp_path,
+        catalogue,
+        mutator=None,
+        search={"trials": 12, "objectives": [{"metric": "params", "direction": "max"}, "flops"], "pareto": True},
+        export={"formats": ["toy"], "front": True},
+        train={"epochs": 1, "batch_size": 32},
+    )
+    events = []
+    result = run_spec(spec, catalogue, tmp_path / "run", events.append)
+    stages = [e.stage for e in events if isinstance(e, StageStarted) and e.stage.startswith("retrain")]
+    assert len(result["front"]) > 1
+    assert {*stages} == {"retrain", *(f"retrain-front-{i}" for i in range(2, len(result["front"]) + 1))}
+    assert (tmp_path / "run/retrain-front-2.pt").exists()
 
 
 def test_the_resolved_spec_in_the_run_directory_gives_the_same_run(spec, catalogue, tmp_path):

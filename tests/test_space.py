@@ -447,6 +447,75 @@ def test_a_space_larger_than_any_float_is_drawn_from_too():
     assert space.sample_uniform_archs(rng())["root"] == 1
 
 
+@given(spaces(6), st.integers(0, 40))
+@settings(derandomize=True, deadline=None, max_examples=60)
+def test_many_archs_are_drawn_as_one_variable_after_the_other(space, n):
+    ours, theirs = rng(3), rng(3)
+    codes = space.draw(ours, n)
+    raw = [variable.draw(theirs, n) for variable in space.variables]
+    assert (codes == space.canonical(np.array(raw).reshape(len(raw), n).T)).all()
+    assert ours.bit_generator.state == theirs.bit_generator.state
+
+
+@given(spaces(6))
+@settings(derandomize=True, deadline=None, max_examples=60)
+def test_a_variable_is_active_where_its_parents_are_and_hold_what_its_conditions_name(space):
+    codes = space.draw(rng(), 20)
+    for arch, row in zip(space.decode(codes), space.active(codes), strict=True):
+        active = {}
+        for variable in space.variables:
+            active[variable.key] = all(active[c.key] and arch[c.key] in c.choices for c in variable.when)
+        assert [*active.values()] == row.tolist()
+
+
+@given(spaces(5))
+@settings(derandomize=True, deadline=None, max_examples=60)
+def test_moves_change_one_active_variable_to_each_of_its_other_choices(space):
+    arch = space.sample(rng())
+    (codes,), (active,) = space.encode([arch]), space.active(space.encode([arch]))
+    columns, new = space.moves(arch)
+    wanted = [
+        (column, code)
+        for column, (variable, on) in enumerate(zip(space.variables, active, strict=True))
+        if on
+        for code in range(len(variable.choices))
+        if code != codes[column]
+    ]
+    assert [*zip(columns.tolist(), new.tolist(), strict=True)] == wanted
+    moved = space.with_codes(codes[None].repeat(len(columns), axis=0), columns, new, rng(1))
+    assert (moved == space.canonical(moved)).all()
+    both = space.active(moved) & active
+    assert [np.flatnonzero((row != codes) & on).tolist() for row, on in zip(moved, both, strict=True)] == [
+        [column] for column, _ in wanted
+    ]
+    assert (moved[np.arange(len(columns)), columns] == new).all()
+
+
+def test_steps_are_to_the_next_numbers_and_strings_have_none():
+    space = SearchSpace(
+        [Categorical("n", (7, 3, 5)), Int("i", 1, 9), Categorical("s", ("a", "b", "c")), Float("f", 0, 1)]
+    )
+    arch = space.arch({"n": 5, "i": 9, "s": "b", "f": 0.5})
+    columns, codes = space.moves(arch, step=True)
+    assert [*zip(columns.tolist(), codes.tolist(), strict=True)] == [(0, 1), (0, 0), (1, 7), (2, 0), (2, 2), (3, -1)]
+
+
+def test_a_moved_arch_differs_in_one_variable_all_and_all_choices_as_likely():
+    space = SearchSpace(
+        [Categorical("a", (0, 1, 2, 3)), Categorical("b", (0, 1)), Categorical("one", (1,)), Float("f", 0, 1)]
+    )
+    start = space.encode([space.arch({"a": 2, "b": 0, "f": 0.25})])
+    moved = space.moved(start.repeat(6000, axis=0), rng())
+    changed = moved != start
+    assert (changed.sum(axis=1) == 1).all()
+    counts = [*np.bincount(moved[changed[:, 0], 0].astype(int), minlength=4), *changed[:, 1:].sum(axis=0)]
+    assert counts[2] == counts[5] == 0
+    places = chi_square(dict(enumerate(changed.sum(axis=0))), {0: 2000, 1: 2000, 3: 2000})
+    choices = chi_square(dict(enumerate(counts)), dict.fromkeys((0, 1, 3), sum(counts[:4]) / 3))
+    assert max(places, choices) < 13.8  # 0.1% with 2 degrees of freedom
+    assert len(SearchSpace([Categorical("one", (1,))]).moved(np.zeros((5, 1), int), rng())) == 0
+
+
 def test_sampling_is_uniform_for_each_variable():
     space = read(NESTED)
     archs = space.decode(space.draw(rng(), 9000))

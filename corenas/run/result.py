@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import corenas
 from corenas.contracts import Exporter, Preprocessing
 from corenas.errors import UserError
 from corenas.export import export_active, export_subnet
-from corenas.objectives import Trial
+from corenas.objectives import Objectives, Trial, amount
 from corenas.plugins import Catalogue
 from corenas.run.alone import subnet
 from corenas.run.folder import OwnFiles
@@ -58,6 +59,22 @@ def cost_card(prepared: Prepared, trial: Trial, test: Mapping[str, float]) -> di
         "splits": dict(task.splits),
         "seed": prepared.spec.seed,
     }
+
+
+def front_folders(front: Sequence[Trial], objectives: Objectives) -> list[tuple[str, Trial]]:
+    """Return the trials of a front, the best by the first objective first, each with the name of its folder.
+
+    A name is a place in this order and the figures of the objectives: `02-top1-96.4-flops-1.21M`.
+    """
+    first = objectives.objectives[0]
+    ranked = sorted(front, key=lambda trial: first.gain(trial.metrics), reverse=True)
+    digits = len(str(len(ranked)))
+
+    def name(place: int, trial: Trial) -> str:
+        figures = [f"{goal.metric}-{amount(trial.metrics[goal.metric])}" for goal in objectives.objectives]
+        return re.sub(r"[^\w.+-]", "_", "-".join([f"{place:0{digits}}", *figures]))
+
+    return [(name(place, trial), trial) for place, trial in enumerate(ranked, 1)]
 
 
 def write_folder(

@@ -174,9 +174,11 @@ class Export:
     """What is written into `best/` beside arch.toml and the cost card.
 
     formats: names of exporters; `corenas show exporters` lists them
+    front: whether every network of the Pareto front is written, each into a folder of its own in `front/`
     """
 
     formats: tuple[str, ...] = ("safetensors", "python", "pt2")
+    front: bool = False
 
 
 @frozen

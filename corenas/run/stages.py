@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from corenas.plugins import Catalogue, file_digest
 from corenas.run.alone import stand_alone
 from corenas.run.folder import OwnFiles, check_checkpoint, check_folder, opened
 from corenas.run.prepare import Prepared, load_supernet, prepare, start_trainer, start_trial_runner
-from corenas.run.result import cost_card, exported, read_exporters, write_folder
+from corenas.run.result import cost_card, exported, front_folders, read_exporters, write_folder
 from corenas.run.spec import Spec, parse_duration
 from corenas.run.workers import WorkerRunner
 from corenas.search import run_search
@@ -145,7 +146,10 @@ class _Run:
     def _finished_result(self) -> dict[str, Any] | None:
         """Return the result, if there is one and all that it tells of is there."""
         result = self.store.get("result")
-        return result if result and all((self.folder / row["folder"]).is_dir() for row in result["table"]) else None
+        if result is None:
+            return None
+        names = [name for row in result["table"] for name in (row["folder"], *row.get("front", ()))]
+        return result if all((self.folder / name).is_dir() for name in names) else None
 
     def _run_stages(self) -> dict[str, Any]:
         prepared = self.prepared
@@ -157,10 +161,15 @@ class _Run:
             arch = derived or self.spec.space.default()
             searches, fronts = [], [[Trial(arch, prepared.cost.of([arch])[0])]]
         table = [self._finish(number, front[0], supernet) for number, front in enumerate(fronts)]
-        front = sorted(fronts[0], key=lambda trial: trial.metrics["flops"])
+        front = [{"arch": dict(trial.arch), "metrics": dict(trial.metrics)} for trial in fronts[0]]
+        if self.spec.export.front and searches:
+            for number, trials in enumerate(fronts):
+                table[number]["front"] = self._finish_front(number, trials, supernet)
+            for row, folder in zip(front, table[0]["front"], strict=True):
+                row["folder"] = folder
         return {
             "best": {key: table[0][key] for key in ("arch", "metrics", "test")},
-            "front": [{"arch": dict(trial.arch), "metrics": dict(trial.metrics)} for trial in front],
+            "front": sorted(front, key=lambda row: row["metrics"]["flops"]),
             "trials": sum(map(len, searches)),
             "seconds": self.store.get("seconds"),
             "table": table,
@@ -206,7 +215,7 @@ class _Run:
     def _run_search(self, number: int, supernet: nn.Module | None) -> list[Trial]:
         """Return the trials of one search."""
         spec, prepared, target = self.spec, self.prepared, self.prepared.targets[number]
-        problem = Problem(target.region, prepared.objectives, spec.search.trials, prepared.cost)
+        problem = Problem(target.region, prepared.objectives, spec.search.trials, prepared.cost, target.constraints)
         with blaming_plugin(f"searcher {self.catalogue.name_of(spec.searcher)}"):
             searcher = spec.searcher.start(problem, seeding.generator(spec.seed, "searcher"))
         screen = start_trial_runner(prepared, number, supernet, lambda evaluator: evaluator.cheap)
@@ -259,27 +268,50 @@ class _Run:
     def _finish(self, number: int, best: Trial, supernet: nn.Module | None) -> dict[str, Any]:
         """Retrain an arch, if the algorithm asks for it, export and test it. Returns a row of the run's result."""
         suffix = f"-{number + 1}" if number else ""
-        network, prepared, folder = supernet, self.prepared, self.folder / f"best{suffix}"
-        if "retrain" in prepared.stages:
-            stage = f"retrain{suffix}"
-            every = (self.spec.retrain.train or self.spec.train).checkpoint_every
-            checkpoint = self._checkpoint(f"{stage}.pt", stage, every)
-            prepared, network = retrain(prepared, best.arch, checkpoint, stage, self.emit)
+        folder = self.folder / f"best{suffix}"
+        prepared, network = self._trained(best, f"retrain{suffix}", supernet)
         test = distributed.on_rank_zero(lambda: self._export(prepared, network, best, folder))
         return {
-            "constraints": str(prepared.targets[number]) if "search" in prepared.stages else "",
+            "constraints": str(self.prepared.targets[number]) if "search" in prepared.stages else "",
             "arch": dict(best.arch),
             "metrics": dict(best.metrics),
             "test": test,
             "folder": folder.name,
         }
 
-    def _export(self, prepared: Prepared, network: nn.Module | None, best: Trial, folder: Path) -> dict[str, float]:
+    def _finish_front(self, number: int, front: Sequence[Trial], supernet: nn.Module | None) -> list[str]:
+        """Retrain, if the algorithm asks for it, and export all networks of a front. Returns their folders.
+
+        Test data is not touched again: the best one's figures are in `best`, and none of the others is chosen by them.
+        """
+        suffix = f"-{number + 1}" if number else ""
+        named = front_folders(front, self.prepared.objectives)
+        for place, (name, trial) in enumerate(named, 1):
+            # The first is what is in `best`, so it has been trained.
+            stage = f"retrain{suffix}" if place == 1 else f"retrain{suffix}-front-{place}"
+            prepared, network = self._trained(trial, stage, supernet)
+            folder = self.folder / f"front{suffix}" / name
+            distributed.on_rank_zero(partial(self._export, prepared, network, trial, folder, test_too=False))
+        return [f"front{suffix}/{name}" for name, _ in named]
+
+    def _trained(self, trial: Trial, stage: str, supernet: nn.Module | None) -> tuple[Prepared, nn.Module | None]:
+        """Return an arch's network, trained from scratch if the algorithm asks for it, and what is then prepared."""
+        if "retrain" not in self.prepared.stages:
+            return self.prepared, supernet
+        every = (self.spec.retrain.train or self.spec.train).checkpoint_every
+        checkpoint = self._checkpoint(f"{stage}.pt", stage, every)
+        return retrain(self.prepared, trial.arch, checkpoint, stage, self.emit)
+
+    def _export(
+        self, prepared: Prepared, network: nn.Module | None, best: Trial, folder: Path, test_too: bool = True
+    ) -> dict[str, float]:
         """Export a network, measure it on test data, and write it with its cost card."""
         start = time.perf_counter()
         self.emit(StageStarted("export", 1, "networks"))
         plain = exported(prepared, best.arch, network, calibrated="retrain" not in prepared.stages)
-        test = {} if network is None else evaluate(plain, prepared.task, prepared.evaluation(plain).split("test"))
+        test: dict[str, float] = {}
+        if test_too and network is not None:
+            test = dict(evaluate(plain, prepared.task, prepared.evaluation(plain).split("test")))
         card = cost_card(prepared, best, test)
         write_folder(plain, best.arch, card, prepared, folder, self.exporters, self.files)
         self.emit(StageDone("export", time.perf_counter() - start, test))

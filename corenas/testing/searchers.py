@@ -13,8 +13,9 @@ import attrs
 import numpy as np
 
 from corenas.contracts import Problem, Proposal, Search, Searcher
-from corenas.objectives import Objective, Objectives, Trial
-from corenas.space import Arch, SearchSpace
+from corenas.errors import UserError
+from corenas.objectives import Constraint, Objective, Objectives, Trial
+from corenas.space import Arch, Codes, SearchSpace
 from corenas.testing.components import component_checks, global_generators_untouched
 from corenas.variables import Categorical, Condition, Int
 from corenas.variables import Float as Steps
@@ -37,22 +38,76 @@ def tiny_space() -> SearchSpace:
     return SearchSpace([Categorical("a", (1, 2, 3)), Categorical("b", ("x", "y"))])
 
 
+def flat_space(endless: bool = False) -> SearchSpace:
+    """Ten variables that are all active always; `endless`: with two more that can be any number."""
+    variables = [Categorical(f"x.{i}", (0, 1, 2, 3)) for i in range(10)]
+    return SearchSpace([*variables, *([Steps("lr", 1e-3, 1.0, log=True), Steps("ratio", 0.0, 1.0)] if endless else [])])
+
+
+class Inside:
+    """The part of a space that a predicate of codes leaves, and nothing else than a region promises."""
+
+    def __init__(self, space: SearchSpace, holds: Callable[[Codes], np.ndarray]) -> None:
+        self._space, self._holds = space, holds
+        self.variables, self.encode, self.decode = space.variables, space.encode, space.decode
+
+    def admit(self, codes: Codes) -> Codes:
+        """Those that are inside."""
+        codes = self._space.canonical(codes)
+        return codes[self._holds(codes)]
+
+    def draw(self, rng: np.random.Generator, n: int) -> Codes:
+        """Draws of the space, those outside thrown away."""
+        found = self._space.draw(rng, 0)
+        while len(found) < n:
+            found = np.concatenate([found, self.admit(self._space.draw(rng, 64))])
+        return found[:n]
+
+    def mutated(self, codes: Codes, prob: float, rng: np.random.Generator) -> Codes:
+        """A mutant of each inside, or a draw."""
+        return self._each(self._space.mutated(codes.repeat(16, axis=0), prob, rng), rng)
+
+    def crossed(self, first: Codes, second: Codes, rng: np.random.Generator) -> Codes:
+        """A child of each pair inside, or a draw."""
+        return self._each(self._space.crossed(first.repeat(16, axis=0), second.repeat(16, axis=0), rng), rng)
+
+    def sample(self, rng: np.random.Generator) -> Arch:
+        """One draw."""
+        return self.decode(self.draw(rng, 1))[0]
+
+    def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
+        """One mutant."""
+        return self.decode(self.mutated(self.encode([arch]), prob, rng))[0]
+
+    def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
+        """One child."""
+        return self.decode(self.crossed(self.encode([first]), self.encode([second]), rng))[0]
+
+    def _each(self, codes: Codes, rng: np.random.Generator) -> Codes:
+        rows = []
+        for at in range(0, len(codes), 16):
+            inside = self.admit(codes[at : at + 16])
+            rows.append((inside if len(inside) else self.draw(rng, 1))[:1])
+        return np.concatenate(rows)
+
+
 def simple_problem(space: SearchSpace | None = None, budget: int = 400, pareto: bool = False) -> Problem:
     """Make `gain` of `additive` large; in Pareto mode make `cost` small at the same time."""
     objectives = (Objective("gain"), Objective("cost", "min")) if pareto else (Objective("gain"),)
     return Problem(space or large_space(), Objectives(objectives, pareto=pareto), budget)
 
 
-def additive(space: SearchSpace) -> Callable[[Arch], Trial]:
+def additive(space: SearchSpace) -> Callable[..., Trial]:
     """A measure in which each variable counts for itself: `gain`, the mean place of the choices, each between 0 and 1.
 
     `cost` is the same over the second half of the variables, so that the two are at odds.
     """
     reach = np.array([max(len(variable.choices) - 1, 1) for variable in space.variables])
 
-    def measure(arch: Arch) -> Trial:
+    def measure(arch: Arch, fidelity: float = 1.0) -> Trial:
         places = space.encode([arch])[0] / reach
-        return Trial(arch, {"gain": float(places.mean()), "cost": float(places[len(places) // 2 :].mean())})
+        metrics = {"gain": float(places.mean()), "cost": float(places[len(places) // 2 :].mean())}
+        return Trial(arch, metrics, fidelity=fidelity)
 
     return measure
 
@@ -82,6 +137,11 @@ def drive(
 def archs(trials: Sequence[Trial]) -> list[Arch]:
     """The archs of trials, in order."""
     return [trial.arch for trial in trials]
+
+
+def wasted(arch: Arch) -> Trial:
+    """A trial that failed."""
+    return Trial(arch, state="failed", error="no luck")
 
 
 def _run(searcher: Searcher, seed: int = 0, problem: Problem | None = None) -> list[Arch]:
@@ -140,12 +200,28 @@ def touches_no_global_generator(searcher: Searcher) -> None:
 def resumed_run_asks_what_the_first_would_have_asked(searcher: Searcher) -> None:
     """The state is plain JSON and holds everything, the generator too; wherever the run was when it was saved."""
     problem, measure = simple_problem(), additive(large_space())
-    for rounds in (0, 1, 7):
+    for rounds, batch in ((0, 20), (1, 20), (7, 20), (33, 1), (5, 7)):
         first = searcher.start(problem, np.random.default_rng(0))
         second = searcher.start(problem, np.random.default_rng(1))
-        drive(first, problem, measure, rounds=rounds)
+        drive(first, problem, measure, rounds, batch)
         second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-        assert drive(first, problem, measure, rounds=10) == drive(second, problem, measure, rounds=10)
+        assert drive(first, problem, measure, 10, batch) == drive(second, problem, measure, 10, batch)
+
+
+def what_was_asked_when_a_run_was_killed_is_asked_again(searcher: Searcher) -> None:
+    """From the state before an `ask` whose results never came, the same is asked, in the middle of a generation too."""
+    problem, measure = simple_problem(), additive(large_space())
+    for rounds, batch in ((2, 7), (11, 7), (40, 1)):
+        first = searcher.start(problem, np.random.default_rng(0))
+        drive(first, problem, measure, rounds, batch)
+        state = json.loads(json.dumps(first.state_dict()))
+        lost = [*first.ask(batch)]
+        second = searcher.start(problem, np.random.default_rng(1))
+        second.load_state_dict(state)
+        assert [*second.ask(batch)] == lost
+        for search in (first, second):
+            search.tell(measured(lost, measure))
+        assert drive(first, problem, measure, 5, batch) == drive(second, problem, measure, 5, batch)
 
 
 def state_does_not_change_under_its_reader(searcher: Searcher) -> None:
@@ -160,44 +236,103 @@ def state_does_not_change_under_its_reader(searcher: Searcher) -> None:
 
 
 def survives_failed_and_infeasible_trials(searcher: Searcher) -> None:
-    """Trials of all states and figures that are no numbers are heard, and the search goes on in the space."""
-    problem, measure = simple_problem(), additive(large_space())
-    search = searcher.start(problem, np.random.default_rng(0))
-    told = 0
+    """Trials of all states and figures that are no finite numbers are heard, and the search goes on in the space."""
+    for pareto in (False, True):
+        problem, measure = simple_problem(pareto=pareto), additive(large_space())
+        search = searcher.start(problem, np.random.default_rng(0))
+        told = 0
 
-    def unlucky(arch: Arch) -> Trial:
-        nonlocal told
-        told += 1
-        kinds = (
-            measure(arch),
-            Trial(arch, state="failed", error="out of memory"),
-            Trial(arch, {"cost": 1.0}, "infeasible"),
-            Trial(arch, {"gain": math.nan, "cost": math.nan}),
-            Trial(arch, {"gain": math.inf, "cost": math.inf}, "stopped"),
-        )
-        return kinds[told % len(kinds)]
+        def unlucky(arch: Arch, measure: Callable[[Arch], Trial] = measure) -> Trial:
+            nonlocal told
+            told += 1
+            kinds = (
+                measure(arch),
+                Trial(arch, state="failed", error="out of memory"),
+                Trial(arch, {"cost": 1.0}, "infeasible"),
+                Trial(arch, {"gain": math.nan, "cost": math.nan}),
+                Trial(arch, {"gain": math.inf, "cost": -math.inf}),
+                Trial(arch, {"gain": -math.inf, "cost": 0.5}),
+                Trial(arch, {"gain": math.inf, "cost": math.inf}, "stopped"),
+            )
+            return kinds[told % len(kinds)]
 
-    asked = archs(drive(search, problem, unlucky))
-    assert len(asked) > 80, "gave up early"
-    assert all(arch in large_space() for arch in asked)
+        asked = archs(drive(search, problem, unlucky))
+        assert len(asked) > 80, "gave up early"
+        assert all(arch in large_space() for arch in asked)
 
 
 def goes_on_when_every_trial_fails(searcher: Searcher) -> None:
     """With nothing to learn from, it still asks something new."""
     problem = simple_problem(budget=150)
     search = searcher.start(problem, np.random.default_rng(0))
-    told = drive(search, problem, lambda arch: Trial(arch, state="failed", error="no luck"))
+    assert len(drive(search, problem, wasted)) >= 150
+
+
+def goes_on_when_no_arch_is_feasible(searcher: Searcher) -> None:
+    """Bounds on what is measured that no arch meets end no search early."""
+    problem = attrs.evolve(simple_problem(budget=150), constraints=(Constraint("cost", high=-1.0),))
+    search, measure = searcher.start(problem, np.random.default_rng(0)), additive(large_space())
+    told = drive(search, problem, lambda arch: attrs.evolve(measure(arch), state="infeasible", error="not cheap"))
     assert len(told) >= 150
+
+
+def goes_on_when_all_trials_are_equal(searcher: Searcher) -> None:
+    """Ties are no reason to stop, nor to ask anything twice; not when a predictor has nothing to tell apart either."""
+    for pareto in (False, True):
+        problem = simple_problem(budget=150, pareto=pareto)
+        search = searcher.start(problem, np.random.default_rng(0))
+        told = drive(search, problem, lambda arch: Trial(arch, {"gain": 0.5, "cost": 0.5}))
+        assert math.fsum(trial.fidelity for trial in told) > 30
+        assert len({(trial.arch, trial.fidelity) for trial in told}) == len(told)
 
 
 def ends_on_a_tiny_space(searcher: Searcher) -> None:
     """When nothing new is to be found it asks nothing, soon; what is there is found before, each arch once."""
     problem = simple_problem(tiny_space())
-    search = searcher.start(problem, np.random.default_rng(0))
-    told = drive(search, problem, additive(tiny_space()), rounds=50, batch=4)
-    assert [*search.ask(4)] == []
-    assert len({(trial.arch, trial.fidelity) for trial in told}) == len(told)
-    assert {*archs(told)} == {*tiny_space()}
+    for batch in (1, 4, 20):
+        search = searcher.start(problem, np.random.default_rng(0))
+        told = drive(search, problem, additive(tiny_space()), rounds=50, batch=batch)
+        assert [*search.ask(4)] == []
+        assert len({(trial.arch, trial.fidelity) for trial in told}) == len(told)
+        assert {*archs(told)} == {*tiny_space()}
+
+
+def ends_on_a_space_of_one_arch(searcher: Searcher) -> None:
+    """One choice for each variable, or no variable at all: one arch is asked."""
+    for space in (SearchSpace([Categorical("a", (1,))]), SearchSpace([])):
+        problem = simple_problem(space)
+        search = searcher.start(problem, np.random.default_rng(0))
+        told = drive(search, problem, lambda arch: Trial(arch, {"gain": 1.0}), rounds=10, batch=4)
+        assert {*archs(told)} == {space.default()}
+        assert [*search.ask(4)] == []
+
+
+def searches_spaces_without_conditions(searcher: Searcher) -> None:
+    """Variables that are all active; with continuous ones as well, or it says at its start that it cannot."""
+    for endless in (False, True):
+        space = flat_space(endless)
+        problem = simple_problem(space, budget=60)
+        try:
+            search = searcher.start(problem, np.random.default_rng(0))
+        except UserError:
+            assert endless
+            continue
+        told = drive(search, problem, lambda arch: Trial(arch, {"gain": sum(map(float, arch.values()))}))
+        assert math.fsum(trial.fidelity for trial in told) > 30
+        assert all(trial.arch in space for trial in told)
+
+
+def stays_inside_the_region_that_it_was_given(searcher: Searcher) -> None:
+    """It asks nothing outside `problem.space`, and needs no more of it than the contract says."""
+    space = large_space()
+
+    def holds(codes: Codes) -> np.ndarray:
+        return codes[:, -9:-1].sum(axis=1) % 3 == 1
+
+    problem = attrs.evolve(simple_problem(budget=100), space=Inside(space, holds))
+    told = drive(searcher.start(problem, np.random.default_rng(0)), problem, additive(space))
+    assert math.fsum(trial.fidelity for trial in told) > 30
+    assert holds(space.encode(archs(told))).all()
 
 
 def handles_several_objectives(searcher: Searcher) -> None:
@@ -230,10 +365,16 @@ searcher_checks = [
     same_seed_same_archs,
     touches_no_global_generator,
     resumed_run_asks_what_the_first_would_have_asked,
+    what_was_asked_when_a_run_was_killed_is_asked_again,
     state_does_not_change_under_its_reader,
     survives_failed_and_infeasible_trials,
     goes_on_when_every_trial_fails,
+    goes_on_when_no_arch_is_feasible,
+    goes_on_when_all_trials_are_equal,
     ends_on_a_tiny_space,
+    ends_on_a_space_of_one_arch,
+    searches_spaces_without_conditions,
+    stays_inside_the_region_that_it_was_given,
     handles_several_objectives,
 ]
 """What every searcher keeps to."""

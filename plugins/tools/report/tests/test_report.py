@@ -139,6 +139,37 @@ def test_curves_have_one_plot_for_each_figure_over_epochs(run_writer):
     assert {e["id"] for e in page.all("div", role="img")} == page.plots.keys()
 
 
+def test_a_run_for_trade_offs_shows_its_fronts_and_how_they_grew(run_writer):
+    folder = run_writer("fronts", limits=(2e6, 1.6e6))
+    store = Store(folder / "run.sqlite")
+    goals = [{"metric": m, "direction": d, "weight": 1.0} for m, d in (("top1", "max"), ("flops", "min"))]
+    store.set("objectives", {"objectives": goals, "pareto": True, "bin_metric": None, "bin_width": 0.0})
+    searches = [[t for t in store.trials(i) if t.state == "done"] for i in range(2)]
+    sizes = [len(store.trials(i)) for i in range(2)]
+    store.close()
+    page = page_of(folder)
+    points = [(t.metrics["top1"], t.metrics["flops"]) for some in searches for t in some]
+    (low, most), (high, least) = (
+        (pick(p[0] for p in points), other(p[1] for p in points)) for pick, other in ((min, max), (max, min))
+    )
+    caption = next(text for text in page.texts("figcaption") if "Hypervolume" in text)
+    assert f"reference point (top1 {measured(low, '%')}, flops {number(most)}: the worst" in caption
+    for trace, some, n in zip(page.plots["hypervolume"]["traces"], searches, sizes, strict=True):
+        # The union of rectangles, column by column.
+        corners = sorted({t.metrics["top1"] for t in some})
+        area, before = 0.0, low
+        for top1 in corners:
+            area += (top1 - before) * (most - min(t.metrics["flops"] for t in some if t.metrics["top1"] >= top1))
+            before = top1
+        assert trace["y"][-1] == pytest.approx(100 * area / ((high - low) * (most - least)))
+        assert trace["x"][-1] == n
+        assert trace["y"] == sorted(trace["y"])
+    rows = page.rows("The front of top1, flops under flops at most 2M")
+    beaten = [[q for q in points[: len(searches[0])] if q != p and q[0] >= p[0] and q[1] <= p[1]] for p in points]
+    front = {p for p, better in zip(points[: len(searches[0])], beaten, strict=False) if not better}
+    assert [row[2] for row in rows[1:]] == [measured(p[0], "%") for p in sorted(front, reverse=True)]
+
+
 def test_every_part_of_the_page_can_be_read_out(run_writer):
     page = page_of(run_writer("digits"), run_writer("other", seed=1), out=run_writer("third") / "page.html")
     for path in [page, page_of(run_writer("fourth"))]:

@@ -71,7 +71,8 @@ def mutate(
     """
     mutant = dict(choices)
     present = [i for i, block in enumerate(blocks) if block.layers(choices) > 0]
-    for i in {present[at]: None for at in rng.integers(len(present), size=replaced)}:
+    drawn = rng.integers(len(present), size=replaced) if present else ()  # a space may have nothing to choose
+    for i in {present[at]: None for at in drawn}:
         mutant |= blocks[i].mutated(mutant, rng)
     for i in reversed(present):  # from the end: what is moved for one that comes later has been split already
         if blocks[i].depth is not None and blocks[i].layers(mutant) >= split:

@@ -62,6 +62,7 @@ def add_export(parser: ArgumentParser) -> Command:
     parser.add_argument(
         "--arch", metavar="ARCH", help="as of `cost`; of a run also a trial's digest, or best, its default"
     )
+    parser.add_argument("--front", action="store_true", help="of a run: every network of its front, a folder each")
     parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="the folder to write")
     parser.add_argument(
         "--format", metavar="NAME", action="append", default=[], help="an exporter (default: those of the spec)"

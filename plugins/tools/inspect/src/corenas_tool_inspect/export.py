@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from corenas_tool_inspect.table import print_json
 if TYPE_CHECKING:
     from torch import nn
 
+    from corenas.contracts import Exporter
     from corenas.run.prepare import Prepared
 
 
@@ -29,10 +31,16 @@ def command(options: Namespace) -> None:
     if options.to.exists() and (not options.to.is_dir() or any(options.to.iterdir())):
         raise UserError("this is no empty folder", file=str(options.to), hint="another one: --to DIR")
     spec, sources, catalogue = open_spec(path, options.set, options.plugin)
+    if options.front and (options.arch or not folder.is_dir()):
+        raise UserError("a front is that of a run, with all its archs", key=("--front",), hint="RUN --front, no --arch")
     from corenas.run.prepare import prepare
     from corenas.run.result import cost_card, exported, read_exporters, write_folder
 
     exporters = read_exporters(options.format or spec.export.formats, catalogue)
+    if options.front:
+        with sources.locating():
+            _write_front(prepare(spec), folder, exporters, options)
+        return
     with sources.locating():
         if folder.is_dir():
             prepared, trial, network, calibrated = network_of_run(prepare(spec), folder, options.arch or "best")
@@ -46,6 +54,39 @@ def command(options: Namespace) -> None:
         print_json({"arch": dict(trial.arch), **prepared.cost.of([trial.arch])[0], "files": files})
     else:
         print("\n".join(files))
+
+
+def _write_front(prepared: Prepared, folder: Path, exporters: Sequence[Exporter], options: Namespace) -> None:
+    """Write every network of a run's front into a folder of its own, and print these folders.
+
+    Raises UserError if the run has not come so far, or if retraining has left weights for some of them only.
+    """
+    from corenas.run.prepare import load_supernet
+    from corenas.run.result import cost_card, exported, front_folders, write_folder
+    from corenas.run.stages import retrain
+
+    result = Store(folder / "run.sqlite", readonly=True).get("result")
+    if result is None:
+        raise UserError("this run has no front yet", file=str(folder), hint="finish it: corenas run")
+    front = [Trial(prepared.spec.space.arch(row["arch"]), row["metrics"]) for row in result["front"]]
+    supernet = load_supernet(prepared, folder) if prepared.has_supernet else None
+    retrained = "retrain" in prepared.stages
+    rows = []
+    for place, (name, trial) in enumerate(front_folders(front, prepared.objectives), 1):
+        own, network = prepared, supernet
+        if retrained:
+            file = folder / ("retrain.pt" if place == 1 else f"retrain-front-{place}.pt")
+            if not file.exists():
+                text = "this run has retrained the best of its front alone"
+                raise UserError(text, file=str(folder), hint="run it with export.front = true to train them all")
+            own, network = retrain(prepared, trial.arch, file)
+        plain = exported(own, trial.arch, network, calibrated=not retrained)
+        write_folder(plain, trial.arch, cost_card(own, trial, test={}), own, options.to / name, exporters)
+        rows.append({"arch": dict(trial.arch), "metrics": dict(trial.metrics), "folder": str(options.to / name)})
+    if options.json:
+        print_json({"front": rows})
+    else:
+        print("\n".join(row["folder"] for row in rows))
 
 
 def network_of_run(prepared: Prepared, folder: Path, name: str) -> tuple[Prepared, Trial, nn.Module | None, bool]:

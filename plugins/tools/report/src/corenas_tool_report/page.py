@@ -19,7 +19,7 @@ from corenas.errors import UserError
 from corenas.run.folder import OwnFiles
 from corenas_tool_report import drawing, plots
 from corenas_tool_report.plots import Plot
-from corenas_tool_report.reading import COSTS, Found, Run, read_runs, trade_off
+from corenas_tool_report.reading import COSTS, Found, Growth, Run, counting, growth, read_runs, trade_off
 from corenas_tool_report.words import Html, duration, esc, exact, join, measured, number, plural, table, tag
 
 MOST_DIFFERENCES = 200
@@ -52,13 +52,18 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 def run_page(run: Run) -> str:
     """The page of a run."""
     training = {stage: plots.curves(run, stage) for stage in run.curves}
-    cloud = plots.trials(run)
+    cloud, grown = plots.trials(run), growth(run)
+    volume = plots.hypervolume(run, grown) if grown else None
     body = [
         tag("header", tag("h1", run.name), tag("p", _subtitle(run), class_="soft"), _notice(run), _tiles(run)),
-        tag("main", _result(run), _trials(run, cloud), _training(training), _asked(run), _data(run), _time(run)),
+        tag("main", _result(run), _trials(run, cloud), _fronts(run, grown, volume), _training(training), *_rest(run)),
     ]
     shown = [plot for some in training.values() for plot in some]
-    return _document(run.name, body, [*shown, *([cloud] if cloud else [])])
+    return _document(run.name, body, [*shown, *(plot for plot in (cloud, volume) if plot)])
+
+
+def _rest(run: Run) -> list[Html]:
+    return [_asked(run), _data(run), _time(run)]
 
 
 def _subtitle(run: Run) -> str:
@@ -299,6 +304,36 @@ def _trials(run: Run, cloud: Plot | None) -> Html:
         text = f"Why {plural(len(failed), 'trial')} failed"
         parts.append(_details(text, table(text, ["arch", "error"], rows, seen=False)))
     return _section("Trials", *parts)
+
+
+def _fronts(run: Run, grown: Growth | None, volume: Plot | None) -> Html:
+    """The fronts of all objectives, as tables, and how they grew."""
+    if grown is None or volume is None:
+        return Html()
+    named = {goal.metric: goal.direction for goal in run.objectives.objectives}
+    reference = ", ".join(f"{name} {_text(run, name, x)}" for name, x in grown.reference.items())
+    ideal = ", ".join(f"{name} {_text(run, name, x)}" for name, x in grown.ideal.items())
+    caption = (
+        f"Hypervolume: what the front beats of the box between the reference point ({reference}: the worst of each "
+        f"objective among the trials that count) and the best of each ({ideal})."
+    )
+    parts: list[Any] = [volume.html(caption)]
+    for text, trials in zip(run.searches, run.trials, strict=True):
+        front = run.objectives.front(counting(run.objectives, trials))
+        front.sort(key=lambda trial: run.objectives.objectives[0].gain(trial.metrics), reverse=True)
+        names = [*named, *(name for name in plots.metrics_of([run], str(run.objective)) if name not in named)]
+        rows = [
+            [n, tag("code", trial.arch.digest), *(_cell(run, name, trial.metrics) for name in names)]
+            for n, trial in enumerate(front, 1)
+        ]
+        what = f"The front of {', '.join(named)}{f' under {text}' if len(run.searches) > 1 and text else ''}"
+        title = f"{what} ({plural(len(rows), 'trial')})"
+        parts.append(_details(title, table(title, ["", "arch", *names], rows, "wide", seen=False)))
+    return _section("Front", *parts)
+
+
+def _text(run: Run, name: str, value: float) -> str:
+    return measured(value, "%") if run.unit(name) == "%" else number(value)
 
 
 def _cell(run: Run, name: str, metrics: Mapping[str, float]) -> Any:

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from corenas.objectives import Trial
 from corenas_tool_report import drawing
-from corenas_tool_report.reading import COSTS, Run, trade_off
+from corenas_tool_report.reading import COSTS, Growth, Run, trade_off
 from corenas_tool_report.words import Html, duration, esc, join, measured, plural, tag
 
 COLOURS = ("#2f7fd6", "#c2559d", "#12936f", "#8a6fe0", "#9a7a10", "#c94f4f")
@@ -164,6 +164,25 @@ def trials(run: Run) -> Plot | None:
     done = Counter(trial.state for trial in run.all_trials)["done"]
     label = f"{y} of {plural(done, 'trial')} against {menu[0]['label']}, with the Pareto front"
     return Plot("trials", label, traces, _layout(440, menu[0]["label"], titled(run, y)), menu)
+
+
+def hypervolume(run: Run, grown: Growth) -> Plot:
+    """How much of the box between the worst and the best figures the front of each search beats, over trials."""
+    several = len(run.searches) > 1
+    traces = [
+        {
+            "x": [n for n, _ in points],
+            "y": [share for _, share in points],
+            "mode": "lines",
+            "name": html.escape((run.searches[i] or "without constraints") if several else "hypervolume"),
+            "line": {"width": 2, "color": COLOURS[i % len(COLOURS)], "shape": "hv"},
+            "hovertemplate": "after %{x} trials: %{y:.4g} %<extra></extra>",
+        }
+        for i, points in enumerate(grown.points)
+    ]
+    ends = ", ".join(f"{points[-1][1]:.4g} % after {plural(points[-1][0], 'trial')}" for points in grown.points)
+    layout = _layout(280, "trials", "hypervolume (%)", showlegend=several)
+    return Plot("hypervolume", f"hypervolume of the front over trials: {ends}", traces, layout)
 
 
 def fronts(runs: Sequence[Run], names: Sequence[str], objective: str) -> Plot | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from attrs import field, frozen
 
 from corenas.errors import Fault, UserError
-from corenas.objectives import Objective, Objectives, Trial
+from corenas.objectives import Objective, Objectives, Trial, hypervolume
 from corenas.space import Arch, SearchSpace
 from corenas.store import Store
 
@@ -230,3 +232,46 @@ def trade_off(run: Run, trials: Sequence[Trial], metric: str) -> list[Trial]:
     some = [trial for trial in counting(run.objectives, trials) if metric in trial.metrics]
     front = Objectives((Objective(first.metric, first.direction), other), pareto=True).front(some)
     return sorted(front, key=lambda trial: trial.metrics[metric])
+
+
+@frozen
+class Growth:
+    """How the hypervolume of each search's front grew, in percent of the box between two points.
+
+    reference, ideal: the worst and the best of each objective among the trials that count, of all searches
+    points: of each search, after how many trials it was how much; where it changed, and at the end
+    """
+
+    reference: Mapping[str, float]
+    ideal: Mapping[str, float]
+    points: Sequence[Sequence[tuple[int, float]]]
+
+
+def growth(run: Run) -> Growth | None:
+    """How the fronts of a run that searches for trade-offs grew; None where there is nothing to compare."""
+    goals = run.objectives.objectives
+    if not run.objectives.pareto or len(goals) < 2:
+        return None
+    counted = [set(map(id, counting(run.objectives, trials))) for trials in run.trials]
+    gains = [
+        [[goal.gain(trial.metrics) if id(trial) in some else -math.inf for goal in goals] for trial in trials]
+        for trials, some in zip(run.trials, counted, strict=True)
+    ]
+    rows = np.array([row for some in gains for row in some if all(map(math.isfinite, row))]).reshape(-1, len(goals))
+    if len(rows) < 2 or (np.ptp(rows, axis=0) == 0).any():
+        return None
+    worst, best = rows.min(axis=0), rows.max(axis=0)
+    points = [_grown(np.array(some).reshape(-1, len(goals)), worst, best) for some in gains]
+    signs = [1 if goal.direction == "max" else -1 for goal in goals]
+    ends = [{goal.metric: sign * x for goal, sign, x in zip(goals, signs, end, strict=True)} for end in (worst, best)]
+    return Growth(*ends, points)
+
+
+def _grown(gains: np.ndarray, worst: np.ndarray, best: np.ndarray) -> list[tuple[int, float]]:
+    scaled = (gains - worst) / (best - worst)
+    front, points = np.zeros((0, gains.shape[1])), [(0, 0.0)]
+    for n, row in enumerate(scaled, 1):
+        if np.isfinite(row).all() and not (front >= row).all(axis=1).any():
+            front = np.vstack([front[~(row >= front).all(axis=1)], row])
+            points.append((n, 100 * hypervolume(front, np.zeros(len(row)))))
+    return [*points, (len(gains), points[-1][1])] if points[-1][0] < len(gains) else points
