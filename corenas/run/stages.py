@@ -61,7 +61,7 @@ def run_spec(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: 
         if distributed.rank() > 0:
             emit = _silent
         prepared = prepare(spec, device=device)
-        exporters = read_exporters(spec.export.formats, catalogue)
+        exporters = read_exporters(spec.export.formats if prepared.has_network else (), catalogue)
         data = {"splits": dict(prepared.task.splits), "data": _fingerprint(prepared.task)}
         if spec.supernet is not None:
             data["supernet"] = _digest(Path(spec.supernet.from_) / "supernet.pt")
@@ -157,7 +157,7 @@ class _Run:
             arch = derived or self.spec.space.default()
             searches, fronts = [], [[Trial(arch, prepared.cost.of([arch])[0])]]
         table = [self._finish(number, front[0], supernet) for number, front in enumerate(fronts)]
-        front = sorted(fronts[0], key=lambda trial: trial.metrics["flops"])
+        front = sorted(fronts[0], key=lambda trial: trial.metrics.get("flops", 0))
         return {
             "best": {key: table[0][key] for key in ("arch", "metrics", "test")},
             "front": [{"arch": dict(trial.arch), "metrics": dict(trial.metrics)} for trial in front],
@@ -278,8 +278,14 @@ class _Run:
         """Export a network, measure it on test data, and write it with its cost card."""
         start = time.perf_counter()
         self.emit(StageStarted("export", 1, "networks"))
-        plain = exported(prepared, best.arch, network, calibrated="retrain" not in prepared.stages)
-        test = {} if network is None else evaluate(plain, prepared.task, prepared.evaluation(plain).split("test"))
+        plain = None
+        if prepared.has_network:
+            plain = exported(prepared, best.arch, network, calibrated="retrain" not in prepared.stages)
+        test = (
+            {}
+            if plain is None or network is None
+            else evaluate(plain, prepared.task, prepared.evaluation(plain).split("test"))
+        )
         card = cost_card(prepared, best, test)
         write_folder(plain, best.arch, card, prepared, folder, self.exporters, self.files)
         self.emit(StageDone("export", time.perf_counter() - start, test))
