@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, r
 
 from attrs import field, frozen
 
-from corenas.objectives import Objectives, Trial
+from corenas.objectives import Constraint, Objectives, Trial
 from corenas.settings import Train
 from corenas.space import Arch, Codes, SearchSpace
 from corenas.value import Dimension
@@ -502,12 +502,16 @@ class Problem:
     budget: how many trials there will be, those of a lower fidelity counted as the share that they are
     cost: codes of the space -> a column of whole numbers for each of flops, params and activations; None where archs
         are none of a network
+    constraints: what makes a trial infeasible: those that the space obeys, and those on what is measured
+    known: what earlier searches of the run have measured, under other constraints
     """
 
     space: Region
     objectives: Objectives
     budget: int
     cost: Callable[[Codes], Mapping[str, np.ndarray]] | None = None
+    constraints: Sequence[Constraint] = ()
+    known: Sequence[Trial] = ()
 
 
 @frozen

@@ -108,7 +108,7 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
     device = device or pick_device(spec.device.type)
     if spec.device.threads is not None:
         torch.set_num_threads(spec.device.threads)
-    task = NoTask() if spec.task is None else _start_task(spec.task, spec.seed, data, ("task",))
+    task: Any = NoTask() if spec.task is None else _start_task(spec.task, spec.seed, data, ("task",))
     retrain_task = task if spec.retrain.task is None else _start_retrain_task(spec, data, task)
     whole = spec.space if spec.supernet is None else _trained_space(spec, Path(spec.supernet.from_))
     trains = "train" in spec.stages or spec.supernet is not None

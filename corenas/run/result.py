@@ -83,7 +83,8 @@ def write_folder(
         if files is not None:
             files.claim(f"{temporary.relative_to(files.folder)}/")
         temporary.mkdir(parents=True)
-        for exporter in exporters if plain is not None else ():
+        for exporter in exporters:
+            assert plain is not None
             exporter.write(plain.cpu().eval(), prepared.task.example, temporary, title)
         (temporary / "arch.toml").write_text(tomli_w.dumps(dict(arch)), encoding="utf-8")
         (temporary / "cost.json").write_text(strict_json(card, indent=2) + "\n", encoding="utf-8")

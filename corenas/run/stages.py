@@ -206,7 +206,16 @@ class _Run:
     def _run_search(self, number: int, supernet: nn.Module | None) -> list[Trial]:
         """Return the trials of one search."""
         spec, prepared, target = self.spec, self.prepared, self.prepared.targets[number]
-        problem = Problem(target.region, prepared.objectives, spec.search.trials, prepared.cost)
+        cost = prepared.cost if prepared.has_network else None
+        before = distributed.on_rank_zero(lambda: [self.store.trials(earlier) for earlier in range(number)])
+        problem = Problem(
+            target.region,
+            prepared.objectives,
+            spec.search.trials,
+            cost,
+            target.constraints,
+            [trial for trial in itertools.chain(*before) if trial.ok],
+        )
         with blaming_plugin(f"searcher {self.catalogue.name_of(spec.searcher)}"):
             searcher = spec.searcher.start(problem, seeding.generator(spec.seed, "searcher"))
         screen = start_trial_runner(prepared, number, supernet, lambda evaluator: evaluator.cheap)
