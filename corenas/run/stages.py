@@ -214,7 +214,7 @@ class _Run:
             spec.search.trials,
             cost,
             target.constraints,
-            [trial for trial in itertools.chain(*before) if trial.ok],
+            [*{(t.arch, t.fidelity): t for t in itertools.chain(*before) if t.ok}.values()],
         )
         with blaming_plugin(f"searcher {self.catalogue.name_of(spec.searcher)}"):
             searcher = spec.searcher.start(problem, seeding.generator(spec.seed, "searcher"))

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from corenas.cli import main
 from corenas.constrained import FeasibleSpace
 from corenas.contracts import Problem, Proposal
 from corenas.objectives import Constraint, Objective, Objectives, Trial
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
+from corenas.store import Store
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.searchers import additive, drive, large_space, learning_searcher_checks, simple_problem
@@ -141,6 +143,37 @@ def test_in_pareto_mode_solutions_spread_over_the_front():
     assert max(costs) > 0.6
     ahead = itertools.pairwise(sorted(problem.objectives.front(told), key=lambda trial: trial.metrics["cost"]))
     assert all(a.metrics["gain"] <= b.metrics["gain"] for a, b in ahead)
+
+
+SPEC = """
+evaluators = [{ type = "table", file = "%s", metrics = ["top1", { metric = "ms", direction = "min" }] }]
+searcher = { type = "additive", initial = 30, per_round = 5 }
+[space]
+a = [0, 1, 2, 3]
+b = [0, 1, 2, 3]
+c = [0, 1, 2, 3]
+d = [0, 1, 2, 3]
+[search]
+trials = 40
+objectives = ["top1"]
+constraints = [{ ms = 8 }, { ms = 4 }]
+"""
+
+
+def test_in_a_run_the_second_budget_is_answered_from_what_the_first_has_measured(tmp_path):
+    space = SearchSpace([Categorical(key, (0, 1, 2, 3)) for key in "abcd"])
+    rows = [{**arch, "top1": 1 + 2 * arch["a"] + arch["b"] + 3 * arch["c"], "ms": sum(arch.values())} for arch in space]
+    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    (tmp_path / "spec.toml").write_text(SPEC % (tmp_path / "t.csv").as_posix())
+    assert main(["run", str(tmp_path / "spec.toml"), "--out", str(tmp_path / "run"), "--json"]) == 0
+    store = Store(tmp_path / "run" / "run.sqlite", readonly=True)
+    for number, budget in enumerate((8, 4)):
+        best = max(row["top1"] for row in rows if row["ms"] <= budget)
+        assert max(trial.metrics["top1"] for trial in store.trials(number) if trial.ok) == best
+    first = store.trials(1)[0]
+    assert first.extra["round"] == 1
+    assert first.metrics["ms"] <= 4
 
 
 def test_the_readme_shows_a_spec_that_is_right():

@@ -5,14 +5,17 @@ import numpy as np
 import pytest
 
 from corenas.contracts import Problem, Proposal
+from corenas.errors import UserError
 from corenas.objectives import Constraint, Objective, Objectives, Trial
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
+from corenas.testing.evaluators import evaluator_checks
 from corenas.testing.searchers import additive, drive, large_space, learning_searcher_checks, simple_problem
+from corenas.testing.small import make_space
 from corenas.variables import Categorical
-from corenas_searcher_predictor import Predictor
+from corenas_searcher_predictor import Predicted, Predictor, Target
 from corenas_searcher_predictor.regression import MODELS, Regression, agreement, features, held_out
 
 SMALL = Predictor(initial=60, per_round=40, population=30, generations=4)
@@ -169,7 +172,52 @@ def test_another_budget_begins_with_what_earlier_searches_have_measured():
     assert min(gains) > np.median([trial.metrics["gain"] for trial in known])
 
 
+@pytest.fixture(scope="module")
+def measured_file(tmp_path_factory):
+    """200 archs of the small network as CSV: `top1` is the sum of their codes, `ms` is there for half of them."""
+    space = make_space()
+    archs = space.decode(np.unique(space.draw(np.random.default_rng(0), 200), axis=0))
+    totals = space.encode(archs).sum(axis=1)
+    lines = [",".join([*space.keys, "top1", "ms"])]
+    for at, (arch, total) in enumerate(zip(archs, totals, strict=True)):
+        lines.append(",".join(map(str, [*arch.values(), total, at if at % 2 else ""])))
+    file = tmp_path_factory.mktemp("measured") / "m.csv"
+    file.write_text("\n".join(lines))
+    return file
+
+
+@pytest.mark.parametrize("check", evaluator_checks)
+def test_the_evaluator_conforms(check, measured_file):
+    check(Predicted(str(measured_file), ("top1", Target("ms", "ms", "min"))))
+
+
+class Context:
+    space = make_space()
+
+
+def test_the_evaluator_predicts_what_it_was_fitted_to_and_says_how_well(measured_file):
+    space = Context.space
+    archs = space.decode(space.draw(np.random.default_rng(9), 50))
+    found = Predicted(str(measured_file), ("top1",)).start(Context())(archs, 1.0)
+    told = agreement([one.metrics["predicted_top1"] for one in found], space.encode(archs).sum(axis=1))
+    assert told["spearman"] > 0.9
+    assert found[0].extra["predicted_top1_spearman"] > 0.9
+
+
+def test_the_evaluator_refuses_what_it_cannot_be_fitted_to(measured_file, tmp_path):
+    for source, metric, text in [
+        (str(measured_file), "top5", "0 of .* rows are archs of this space with a number for 'top5'"),
+        (str(tmp_path / "no.csv"), "top1", "cannot read this"),
+        (str(tmp_path), "top1", "run.sqlite"),
+    ]:
+        with pytest.raises(UserError, match=text):
+            Predicted(source, (metric,)).start(Context())
+
+
 def test_the_readme_shows_a_spec_that_is_right():
     fragments = spec_fragments(Path(__file__).parents[1] / "README.md")
-    found = [load_catalogue().options("searchers", spec["searcher"]) for spec in fragments]
+    catalogue = load_catalogue()
+    found = [catalogue.options("searchers", spec["searcher"]) for spec in fragments if "searcher" in spec]
     assert found == [Predictor(initial=100)]
+    found = [catalogue.options("evaluators", spec["evaluators"][0]) for spec in fragments if "evaluators" in spec]
+    assert found == [Predicted("runs/ofa", (Target("top1", "%"),))]

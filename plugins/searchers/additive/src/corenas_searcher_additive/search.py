@@ -34,7 +34,7 @@ _NEAR = 0.2
 class AdditiveSearch:
     """Random archs first, then one round of solutions at a time: all of it is told before gains are fitted again.
 
-    told: codes and metrics of the trials that it learns from, in order
+    told: codes -> metrics of the trials that it learns from, in order
     pending, waiting: what of the round is yet to be asked, and (digests) what was asked and is yet to be told
     """
 
@@ -43,7 +43,7 @@ class AdditiveSearch:
         self.space = SearchSpace(problem.space.variables)
         self.programme = Programme(self.space)
         self.round = 0
-        self.told: list[tuple[list[float], Mapping[str, float]]] = []
+        self.told: dict[tuple[float, ...], Mapping[str, float]] = {}
         self.pending: list[Proposal] = []
         self.waiting: set[str] = set()
         self.seen: set[str] = set()
@@ -67,7 +67,7 @@ class AdditiveSearch:
         """Return everything that later rounds depend on; gains are fitted again, to the same trials."""
         return {
             "round": self.round,
-            "told": [[[*codes], dict(metrics)] for codes, metrics in self.told],
+            "told": [[[*codes], dict(metrics)] for codes, metrics in self.told.items()],
             "pending": [[dict(proposal.arch), dict(proposal.extra)] for proposal in self.pending],
             "waiting": sorted(self.waiting),
             "seen": sorted(self.seen),
@@ -77,7 +77,7 @@ class AdditiveSearch:
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Go on from a state that `state_dict` gave."""
         self.round = state["round"]
-        self.told = [(codes, metrics) for codes, metrics in state["told"]]
+        self.told = {tuple(codes): metrics for codes, metrics in state["told"]}
         self.pending = [Proposal(Arch(arch), extra=extra) for arch, extra in state["pending"]]
         self.waiting, self.seen = set(state["waiting"]), set(state["seen"])
         self.rng.bit_generator.state = state["rng"]
@@ -85,7 +85,7 @@ class AdditiveSearch:
     def _learn(self, trials: Sequence[Trial]) -> None:
         whole = [trial for trial in trials if trial.fidelity == 1 and trial.state != "failed"]
         for codes, trial in zip(self.space.encode(t.arch for t in whole).tolist(), whole, strict=True):
-            self.told.append((codes, {m: number for m, number in trial.metrics.items() if math.isfinite(number)}))
+            self.told[tuple(codes)] = {m: number for m, number in trial.metrics.items() if math.isfinite(number)}
 
     def _next_round(self) -> list[Proposal]:
         initial = self.options.initial or max(2, self.problem.budget // 2)
@@ -113,7 +113,7 @@ class AdditiveSearch:
 
     def _linear(self, metric: str) -> tuple[np.ndarray, float] | None:
         """Return what each choice adds to a metric, and what all archs have; None where too little is known."""
-        known = [(codes, metrics[metric]) for codes, metrics in self.told if metric in metrics]
+        known = [(codes, metrics[metric]) for codes, metrics in self.told.items() if metric in metrics]
         if len(known) < _FEWEST:
             return None
         targets = np.array([target for _, target in known])
@@ -127,16 +127,15 @@ class AdditiveSearch:
         if model is None:
             return None
         gains, base = model
-        slack = _SLACK * np.std(
-            [metrics[constraint.metric] for _, metrics in self.told if constraint.metric in metrics]
-        )
+        measured = [metrics[constraint.metric] for metrics in self.told.values() if constraint.metric in metrics]
+        slack = _SLACK * np.std(measured)
         return gains, float(constraint.low - base - slack), float(constraint.high - base + slack)
 
     def _solutions(
         self, models: Sequence[tuple[np.ndarray, float]], rows: Sequence[tuple[np.ndarray, float, float]]
     ) -> list[Proposal]:
         """Return the best archs that are new, one after the other."""
-        told = self._matrix([codes for codes, _ in self.told])
+        told = self._matrix([*self.told])
         without: list[np.ndarray] = []
         proposals: list[Proposal] = []
         for _ in range(_TRIES * self.options.per_round):

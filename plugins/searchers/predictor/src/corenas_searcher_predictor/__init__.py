@@ -1,15 +1,15 @@
-"""Evolution on an accuracy predictor."""
+"""An accuracy predictor: evolution on it as a searcher, and by itself as an evaluator."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from attrs import field, frozen
-from attrs.validators import ge, gt, le, optional
+from attrs.validators import ge, gt, le, min_len, optional
 
-from corenas.contracts import Problem
+from corenas.contracts import EvaluatorContext, LiveEvaluator, LiveTask, Metric, Problem
 from corenas.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -48,6 +48,57 @@ class Predictor:
         from corenas_searcher_predictor.search import PredictorSearch
 
         return PredictorSearch(self, problem, rng)
+
+
+@frozen
+class Target:
+    """A metric that is predicted.
+
+    metric: its name among what was measured
+    unit: as it is printed, "%" for instance
+    direction: whether more is better, "max", or less, "min"
+    """
+
+    metric: str
+    unit: str = ""
+    direction: Literal["max", "min"] = "max"
+
+
+@frozen
+class Predicted:
+    """Predicts metrics from what was measured before, `predicted_top1` for `top1`: thousands of archs a second.
+
+    from: what was measured: a run directory, or a CSV file with a column for each variable's key and for each metric
+    metrics: which are predicted: a name, or a table with `metric`, `unit` and `direction`
+    model: as the searcher "predictor" has them: "ridge", "boosting", "forest" or "mlp"
+    """
+
+    from_: str
+    metrics: tuple[str | Target, ...] = field(validator=min_len(1))
+    model: Literal["ridge", "boosting", "forest", "mlp"] = "ridge"
+
+    cheap: ClassVar[bool] = True
+
+    @property
+    def targets(self) -> list[Target]:
+        """The metrics in their long form."""
+        return [Target(target) if isinstance(target, str) else target for target in self.metrics]
+
+    def provides(self, task: LiveTask) -> Mapping[str, Metric]:
+        """Return the predictions of what is named."""
+        return {f"predicted_{target.metric}": Metric(target.unit, target.direction) for target in self.targets}
+
+    def start(self, context: EvaluatorContext) -> LiveEvaluator:
+        """Fit to what was measured. Raises UserError if that cannot be read or is too little."""
+        from corenas_searcher_predictor.measured import LivePredicted
+
+        return LivePredicted(self, context.space)
+
+
+@hookimpl
+def corenas_evaluators() -> Mapping[str, type]:
+    """Offer the evaluator "predictor"."""
+    return {"predictor": Predicted}
 
 
 @hookimpl

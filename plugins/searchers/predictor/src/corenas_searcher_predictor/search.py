@@ -25,7 +25,7 @@ _SPARE = 4
 class PredictorSearch:
     """Random archs first, then one round at a time: all of it is told before the predictor is fitted again.
 
-    told: codes and metrics of the trials that it learns from, in order
+    told: codes -> metrics of the trials that it learns from, in order
     pending, waiting: what of the round is yet to be asked, and (digests) what was asked and is yet to be told
     expected: digest -> what was predicted, of what was asked; newest: those of the last round that were told
     """
@@ -35,7 +35,7 @@ class PredictorSearch:
         self.space = SearchSpace(problem.space.variables)
         self.seed = int(rng.integers(1 << 31))
         self.round = 0
-        self.told: list[tuple[list[float], Mapping[str, float]]] = []
+        self.told: dict[tuple[float, ...], Mapping[str, float]] = {}
         self.pending: list[Proposal] = []
         self.waiting: set[str] = set()
         self.seen: set[str] = set()
@@ -73,7 +73,7 @@ class PredictorSearch:
         return {
             "seed": self.seed,
             "round": self.round,
-            "told": [[[*codes], dict(metrics)] for codes, metrics in self.told],
+            "told": [[[*codes], dict(metrics)] for codes, metrics in self.told.items()],
             "pending": pending,
             "waiting": sorted(self.waiting),
             "seen": sorted(self.seen),
@@ -85,7 +85,7 @@ class PredictorSearch:
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Go on from a state that `state_dict` gave."""
         self.seed, self.round = state["seed"], state["round"]
-        self.told = [(codes, metrics) for codes, metrics in state["told"]]
+        self.told = {tuple(codes): metrics for codes, metrics in state["told"]}
         self.pending = [Proposal(Arch(arch), extra=extra) for arch, extra in state["pending"]]
         self.waiting, self.seen = set(state["waiting"]), set(state["seen"])
         self.expected = {digest: dict(predicted) for digest, predicted in state["expected"].items()}
@@ -95,7 +95,7 @@ class PredictorSearch:
     def _learn(self, trials: Sequence[Trial]) -> None:
         whole = [trial for trial in trials if trial.fidelity == 1 and trial.state != "failed"]
         codes = self.space.encode(trial.arch for trial in whole).tolist()
-        self.told += [(row, _finite(trial.metrics)) for row, trial in zip(codes, whole, strict=True)]
+        self.told |= {tuple(row): _finite(trial.metrics) for row, trial in zip(codes, whole, strict=True)}
 
     def _next_round(self) -> list[Proposal]:
         options = self.options
@@ -132,13 +132,13 @@ class PredictorSearch:
         """Return a predictor of each costly metric and how well they do; None where too little is known."""
         predictors: dict[str, Regression] = {}
         facts: dict[str, float] = {}
-        codes = np.array([row for row, _ in self.told]).reshape(len(self.told), len(self.space.variables))
+        codes = np.array([*self.told]).reshape(len(self.told), len(self.space.variables))
         rows = features(self.space, codes)
         for metric in self.costly:
-            known = [at for at, (_, metrics) in enumerate(self.told) if metric in metrics]
+            known = [at for at, metrics in enumerate(self.told.values()) if metric in metrics]
             if len(known) < _FEWEST:
                 return None
-            targets = np.array([self.told[at][1][metric] for at in known])
+            targets = np.array([metrics[metric] for metrics in self.told.values() if metric in metrics])
             seed = self.seed ^ self.round
             predictors[metric] = Regression(self.options.model, rows[known], targets, seed)
             told = held_out(self.options.model, rows[known], targets, seed)
@@ -152,7 +152,7 @@ class PredictorSearch:
     def _evolved(self, predictors: Mapping[str, Regression]) -> list[Trial]:
         """Return the best archs that are new, as what is expected of them."""
         options, objectives = self.options, self.problem.objectives
-        ranked = objectives.best([self._measured(row) for row in self.told], options.population)
+        ranked = objectives.best([self._measured(*told) for told in self.told.items()], options.population)
         population = self._expected(self.problem.space.encode(trial.arch for trial in ranked), predictors)
         population += self._expected(self._drawn(options.population), predictors)
         best: list[Trial] = []
@@ -165,8 +165,7 @@ class PredictorSearch:
                 children = self._expected(self._children(population), predictors)
         return best
 
-    def _measured(self, told: tuple[Sequence[float], Mapping[str, float]]) -> Trial:
-        codes, metrics = told
+    def _measured(self, codes: Sequence[float], metrics: Mapping[str, float]) -> Trial:
         (arch,) = self.space.decode(np.array([codes]))
         return self._judged(arch, {metric: metrics.get(metric, math.nan) for metric in (*self.costly, *self.cheap)})
 
