@@ -116,10 +116,10 @@ def test_it_asks_only_what_obeys_the_constraints_and_learns_from_failures():
 
 
 def test_a_front_is_better_than_a_random_one():
-    problem, space = simple_problem(budget=50, pareto=True), large_space()
+    problem, space = simple_problem(budget=40, pareto=True), large_space()
     measure = additive(space)
     told = drive(SMALL.start(problem, np.random.default_rng(0)), problem, measure, batch=10)
-    drawn = [measure(arch) for arch in space.decode(space.draw(np.random.default_rng(5), 50))]
+    drawn = [measure(arch) for arch in space.decode(space.draw(np.random.default_rng(5), 40))]
 
     def volume(trials):
         front = sorted(problem.objectives.front(trials), key=lambda trial: trial.metrics["cost"])

@@ -51,7 +51,7 @@ class AdditiveSearch:
 
     def ask(self, n: int) -> list[Arch | Proposal]:
         """Return up to n archs of the round; none while some of it is untold, or where nothing new is left."""
-        if not self.pending and not self.waiting:
+        if n > 0 and not self.pending and not self.waiting:
             self.pending = self._next_round()
         asked, self.pending = self.pending[:n], self.pending[n:]
         self.waiting.update(proposal.arch.digest for proposal in asked)
@@ -135,7 +135,8 @@ class AdditiveSearch:
         self, models: Sequence[tuple[np.ndarray, float]], rows: Sequence[tuple[np.ndarray, float, float]]
     ) -> list[Proposal]:
         """Return the best archs that are new, one after the other."""
-        told = self._matrix([*self.told])
+        archs = self.space.decode(np.array([*self.told]).reshape(len(self.told), len(self.space.variables)))
+        told = self._matrix([codes for codes, arch in zip(self.told, archs, strict=True) if arch.digest in self.seen])
         without: list[np.ndarray] = []
         proposals: list[Proposal] = []
         for _ in range(_TRIES * self.options.per_round):

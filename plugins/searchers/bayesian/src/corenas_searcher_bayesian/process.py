@@ -19,7 +19,7 @@ from torch import Tensor
 
 _STEPS = 60
 """Of the optimizer of a process's length scales; one for each feature, with a prior that suits many of them."""
-_SAMPLES = 64
+_SAMPLES = 32
 """Of the posterior, for the improvement of several archs together."""
 
 
@@ -43,7 +43,8 @@ class Process:
         spread = gains.std(axis=0)
         self.gains = torch.tensor((gains - gains.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
         self.rows = torch.tensor(rows, dtype=torch.double)
-        self.models = [SingleTaskGP(self.rows, self.gains[:, [at]]) for at in range(gains.shape[1])]
+        columns = [self.gains[:, [at]] for at in range(gains.shape[1])]
+        self.models = [SingleTaskGP(self.rows, column, outcome_transform=None) for column in columns]
         for model in self.models:
             mll = ExactMarginalLogLikelihood(model.likelihood, model)
             fit_gpytorch_mll(mll, optimizer_kwargs={"options": {"maxiter": _STEPS}})

@@ -46,6 +46,8 @@ class BayesianSearch:
 
     def ask(self, n: int) -> list[Arch]:
         """Return up to n archs that are new; none where nothing new is left."""
+        if n < 1:
+            return []
         counting = sum(gains is not None for _, gains in self.told)
         archs: list[Arch] = []
         if len(self.told) >= self.options.initial and counting >= _FEWEST:

@@ -36,6 +36,7 @@ class NevergradSearch:
     candidates: number of an ask -> what the optimizer made, as long as it is untold
     waiting: digest of an arch that was asked -> the asks that it answers
     losses: digest -> what was told
+    alone: whether the optimizer wants to hear of each arch before it asks the next
     """
 
     def __init__(self, options: Nevergrad, problem: Problem, rng: np.random.Generator) -> None:
@@ -55,24 +56,28 @@ class NevergradSearch:
         """Make the optimizer anew."""
         self.log: list[Any] = []
         self.asks = 0
+        self.alone = False
         self.candidates: dict[int, Any] = {}
         self.waiting: dict[str, list[int]] = {}
         self.losses: dict[str, Loss] = {}
-        parts = []
-        if self.whole:
-            most = np.array([len(self.space.variables[at].choices) - 1.0 for at in self.whole])
-            array = ng.p.Array(init=most / 2, lower=np.full(len(most), -0.499), upper=most + 0.499)
-            parts.append(array.set_integer_casting())
-        if self.shares:
-            n = len(self.shares)
-            parts.append(ng.p.Array(init=np.full(n, 0.5), lower=np.zeros(n), upper=np.ones(n)))
         self.optimizer = None
-        if parts:
-            with self._seeded():
-                parameter = parts[0] if len(parts) == 1 else ng.p.Tuple(*parts)
-                made = ng.optimizers.registry[self.options.optimizer]
-                self.optimizer = made(parameter, budget=self.problem.budget, num_workers=self.options.workers)
-                self.optimizer.parametrization.random_state = np.random.RandomState(self.seed)
+        if not self.whole and not self.shares:
+            return
+        with self._seeded():
+            parts = []
+            if self.whole:
+                most = np.array([len(self.space.variables[at].choices) - 1.0 for at in self.whole])
+                array = ng.p.Array(init=most / 2, lower=np.full(len(most), -0.499), upper=most + 0.499)
+                parts.append(array.set_integer_casting())
+            if self.shares:
+                n = len(self.shares)
+                parts.append(ng.p.Array(init=np.full(n, 0.5), lower=np.zeros(n), upper=np.ones(n)))
+            parameter = parts[0] if len(parts) == 1 else ng.p.Tuple(*parts)
+            parameter.random_state = np.random.RandomState(self.seed)
+            made = ng.optimizers.registry[self.options.optimizer]
+            self.alone = bool(getattr(made, "no_parallelization", False))
+            workers = 1 if self.alone else self.options.workers
+            self.optimizer = made(parameter, budget=self.problem.budget, num_workers=workers)
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
@@ -90,8 +95,13 @@ class NevergradSearch:
             np.random.set_state(before[1])
 
     def ask(self, n: int) -> list[Arch]:
-        """Return up to n new archs: what the optimizer asks, or what is nearest to it inside the constraints."""
+        """Return up to n new archs: what the optimizer asks, or what is nearest to it inside the constraints.
+
+        One at a time, and none while that is untold, where the optimizer wants it so.
+        """
         archs: list[Arch] = []
+        if self.alone:
+            n = min(n, 0 if self.waiting else 1)
         known = 0
         while len(archs) < n and known <= _KNOWN:
             if self.optimizer is None:
@@ -164,11 +174,12 @@ class NevergradSearch:
         assert self.optimizer is not None
         with self._seeded():
             candidate = self.optimizer.ask()
+            value = candidate.value
         self.log.append(None)
         number, self.asks = self.asks, self.asks + 1
         self.candidates[number] = candidate
         codes = self.space.encode([self.space.default()])
-        parts = candidate.value if self.whole and self.shares else (candidate.value,)
+        parts = value if self.whole and self.shares else (value,)
         for columns, part in zip(filter(None, (self.whole, self.shares)), parts, strict=True):
             codes[0, columns] = part
         return number, codes

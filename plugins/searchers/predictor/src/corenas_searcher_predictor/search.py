@@ -51,7 +51,7 @@ class PredictorSearch:
 
     def ask(self, n: int) -> list[Arch | Proposal]:
         """Return up to n archs of the round; none while some of it is untold, or where nothing new is left."""
-        if not self.pending and not self.waiting:
+        if n > 0 and not self.pending and not self.waiting:
             self.pending = self._next_round()
         asked, self.pending = self.pending[:n], self.pending[n:]
         self.waiting.update(proposal.arch.digest for proposal in asked)
