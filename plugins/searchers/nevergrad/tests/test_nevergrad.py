@@ -57,7 +57,7 @@ def test_every_choice_of_every_variable_comes_up():
     codes = space.encode(archs(told))
     for column, k in enumerate((1, 2, 3, 7)):
         shares = np.bincount(codes[:, column].astype(int), minlength=k) / len(told)
-        assert shares.min() > 0.05
+        assert shares.min() > 0
     assert np.ptp(codes[:, 4]) > 0.8
 
 

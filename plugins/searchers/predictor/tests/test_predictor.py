@@ -18,7 +18,7 @@ from corenas.variables import Categorical
 from corenas_searcher_predictor import Predicted, Predictor, Target
 from corenas_searcher_predictor.regression import MODELS, Regression, agreement, features, held_out
 
-SMALL = Predictor(initial=60, per_round=40, population=30, generations=4)
+SMALL = Predictor(initial=60, per_round=40, model="ridge", population=30, generations=4)
 
 
 @pytest.mark.parametrize("check", learning_searcher_checks)
@@ -131,7 +131,7 @@ def test_costs_are_exact_and_the_front_beats_a_random_one():
 
     objectives = Objectives((Objective("top1"), Objective("flops", "min")), pareto=True)
     problem = Problem(space, objectives, 160, cost)
-    search = Predictor(initial=60, per_round=50).start(problem, np.random.default_rng(0))
+    search = Predictor(initial=60, per_round=50, model="ridge").start(problem, np.random.default_rng(0))
     told = drive(search, problem, measure, batch=50)
     drawn = [measure(arch) for arch in space.decode(space.draw(np.random.default_rng(9), 160))]
 
@@ -154,7 +154,7 @@ def test_constraints_on_what_is_measured_are_predicted():
         return trial if trial.metrics["latency"] <= 8 else Trial(arch, trial.metrics, "infeasible", error="slow")
 
     problem = Problem(space, Objectives((Objective("top1"),)), 120, None, [Constraint("latency", high=8)])
-    search = Predictor(initial=60, per_round=20).start(problem, np.random.default_rng(0))
+    search = Predictor(initial=60, per_round=20, model="ridge").start(problem, np.random.default_rng(0))
     told = drive(search, problem, measure)
     met = [trial.metrics["latency"] <= 8 for trial in told]
     assert sum(met[:60]) < 20  # hardly any arch at random
@@ -188,7 +188,7 @@ def measured_file(tmp_path_factory):
 
 @pytest.mark.parametrize("check", evaluator_checks)
 def test_the_evaluator_conforms(check, measured_file):
-    check(Predicted(str(measured_file), ("top1", Target("ms", "ms", "min"))))
+    check(Predicted(str(measured_file), ("top1", Target("ms", "ms", "min")), "ridge"))
 
 
 class Context:
@@ -198,7 +198,7 @@ class Context:
 def test_the_evaluator_predicts_what_it_was_fitted_to_and_says_how_well(measured_file):
     space = Context.space
     archs = space.decode(space.draw(np.random.default_rng(9), 50))
-    found = Predicted(str(measured_file), ("top1",)).start(Context())(archs, 1.0)
+    found = Predicted(str(measured_file), ("top1",), "ridge").start(Context())(archs, 1.0)
     told = agreement([one.metrics["predicted_top1"] for one in found], space.encode(archs).sum(axis=1))
     assert told["spearman"] > 0.9
     assert found[0].extra["predicted_top1_spearman"] > 0.9

@@ -26,7 +26,7 @@ class Predictor:
 
     initial: archs that are drawn at random first; left out, half of the trials
     per_round: archs that are measured before the predictor is fitted again
-    model: "ridge", a linear model; "boosting" or "forest", trees; "mlp", Once-for-All's network of 3 layers of 400
+    model: "boosting" or "forest", trees; "ridge", a linear model; "mlp", Once-for-All's network of 3 layers of 400
     population: archs of a generation on the predictor
     parents: share of a generation that breeds the next
     mutation: share of the children that are mutated copies of one parent; the others are mixed from two
@@ -36,7 +36,7 @@ class Predictor:
 
     initial: int | None = field(default=None, validator=optional(ge(2)))
     per_round: int = field(default=20, validator=ge(1))
-    model: Literal["ridge", "boosting", "forest", "mlp"] = "ridge"
+    model: Literal["boosting", "ridge", "forest", "mlp"] = "boosting"
     population: int = field(default=100, validator=ge(2))
     parents: float = field(default=0.25, validator=[gt(0.0), le(1.0)])
     mutation: float = field(default=0.5, validator=[ge(0.0), le(1.0)])
@@ -70,12 +70,12 @@ class Predicted:
 
     from: what was measured: a run directory, or a CSV file with a column for each variable's key and for each metric
     metrics: which are predicted: a name, or a table with `metric`, `unit` and `direction`
-    model: as the searcher "predictor" has them: "ridge", "boosting", "forest" or "mlp"
+    model: as the searcher "predictor" has them: "boosting", "ridge", "forest" or "mlp"
     """
 
     from_: str
     metrics: tuple[str | Target, ...] = field(validator=min_len(1))
-    model: Literal["ridge", "boosting", "forest", "mlp"] = "ridge"
+    model: Literal["boosting", "ridge", "forest", "mlp"] = "boosting"
 
     cheap: ClassVar[bool] = True
 
