@@ -521,6 +521,7 @@ class Problem:
     cost: codes of the space -> a column of whole numbers for each of flops, params and activations; None where archs
         are none of a network
     constraints: what makes a trial infeasible: those that the space obeys, and those on what is measured
+    known: what earlier searches of the run have measured, under other constraints
     """
 
     space: Region
@@ -528,6 +529,7 @@ class Problem:
     budget: int
     cost: Callable[[Codes], Mapping[str, np.ndarray]] | None = None
     constraints: Sequence[Constraint] = ()
+    known: Sequence[Trial] = ()
 
 
 @frozen

@@ -15,9 +15,14 @@ COST_METRICS: Mapping[str, Metric] = dict.fromkeys(METRICS, Metric("", "min"))
 """What is known of every arch without measuring it."""
 
 
-def metrics_of(evaluators: Sequence[Evaluator], task: LiveTask) -> dict[str, Metric]:
-    """Return all metrics that a search can speak of. Raises UserError for one that two evaluators give."""
-    found, faults = dict(COST_METRICS), []
+def metrics_of(
+    evaluators: Sequence[Evaluator], task: LiveTask, costs: Mapping[str, Metric] = COST_METRICS
+) -> dict[str, Metric]:
+    """Return all metrics that a search can speak of. Raises UserError for one that two evaluators give.
+
+    costs: what is known without them; nothing where archs are none of a network
+    """
+    found, faults = dict(costs), []
     for i, evaluator in enumerate(evaluators):
         with blaming_plugin(f"evaluators[{i}] ({type(evaluator).__name__})"):
             given = dict(evaluator.provides(task))
@@ -51,10 +56,11 @@ def read_objectives(settings: SearchSettings, metrics: Mapping[str, Metric]) -> 
 
 
 def read_constraints(
-    bounds_of: Bounds, metrics: Mapping[str, Metric], largest: Callable[[str], float]
+    bounds_of: Bounds, metrics: Mapping[str, Metric], largest: Callable[[str], float] | None
 ) -> list[Constraint]:
     """Return constraints in plain numbers; `largest` gives what "60%" of a cost is of, and is asked for that alone.
 
+    largest: None where no cost is known
     Raises UserError, keys relative to their table, with all mistakes.
     """
     faults, constraints = [], []
@@ -64,11 +70,11 @@ def read_constraints(
             continue
         ends = _ends(bounds, metrics[metric].direction)
         relative = [end for end in ends if str(end).strip().endswith("%")]
-        if relative and metric not in METRICS:
+        if relative and (largest is None or metric not in METRICS):
             hint = f"relative amounts are for {', '.join(METRICS)}"
             faults.append(Fault(f"{relative[0]!r}: {metric} is not known before the search", (metric,), hint=hint))
             continue
-        most = largest(metric) if relative else None
+        most = largest(metric) if relative and largest is not None else None
         low, high = (parse_amount(end, most) if isinstance(end, str) else end for end in ends)
         if low > high:
             faults.append(Fault(f"the range {ends[0]} to {ends[1]} is empty", (metric,)))

@@ -59,7 +59,7 @@ class SearchTarget:
 class Prepared:
     """A spec brought to life: everything that a run needs, checked.
 
-    supernet: on the meta device where nothing trains it
+    supernet: on the meta device where nothing trains it; a spec without a network has one of no layers
     targets: one for each of the run's searches
     retrain_task: `task`, or what `[retrain]` has of its own
     """
@@ -77,12 +77,17 @@ class Prepared:
     @property
     def stages(self) -> list[str]:
         """What the algorithm asks for; a supernet that was trained before is not trained again."""
-        return [stage for stage in self.spec.algorithm.stages if stage != "train" or self.spec.supernet is None]
+        return [stage for stage in self.spec.stages if stage != "train" or self.spec.supernet is None]
 
     @property
     def has_supernet(self) -> bool:
         """Whether there is a trained supernet, of this run or of another."""
-        return "train" in self.spec.algorithm.stages or self.spec.supernet is not None
+        return "train" in self.spec.stages or self.spec.supernet is not None
+
+    @property
+    def has_network(self) -> bool:
+        """Whether archs are those of a network, which has costs and can be exported."""
+        return self.spec.backbone is not None
 
     def evaluator_context(self, supernet: nn.Module | None) -> EvaluatorContext:
         """Return what evaluators measure with."""
@@ -94,8 +99,8 @@ class Prepared:
             device,
             supernet,
             self.evaluation(supernet) if supernet else None,
-            subnet=lambda arch: subnet(spec.overridden(arch), task, arch).to(device),
-            alone=lambda arch, fidelity: stand_alone(spec, task, arch, fidelity=fidelity, device=device),
+            subnet=lambda arch: subnet(_with_network(spec).overridden(arch), task, arch).to(device),
+            alone=lambda arch, fidelity: stand_alone(_with_network(spec), task, arch, fidelity=fidelity, device=device),
             rng=lambda arch: seeding.generator(spec.seed, f"measure:{arch.digest}"),
         )
 
@@ -114,18 +119,19 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
     device = device or pick_device(spec.device.type)
     if spec.device.threads is not None:
         torch.set_num_threads(spec.device.threads)
-    task = _start_task(spec.task, spec.seed, data, ("task",))
+    task: Any = NoTask() if spec.task is None else _start_task(spec.task, spec.seed, data, ("task",))
     retrain_task = task if spec.retrain.task is None else _start_retrain_task(spec, data, task)
     whole = spec.space if spec.supernet is None else _trained_space(spec, Path(spec.supernet.from_))
-    trains = "train" in spec.algorithm.stages or spec.supernet is not None
-    supernet = _build(spec, whole, task, meta=not (weights and trains))
+    trains = "train" in spec.stages or spec.supernet is not None
+    networks = spec.backbone is not None
+    supernet = _build(spec, whole, task, meta=not (weights and trains)) if networks else nn.Identity()
     cost = supernet_cost(supernet, whole, task).on(spec.space)
     faults = _faults_of_unused_tables(spec)
     metrics: dict[str, Metric] = {}
     objectives = Objectives(())
     with collecting(faults):
-        metrics = goals.metrics_of(spec.evaluators, task)
-        if "search" in spec.algorithm.stages:
+        metrics = goals.metrics_of(spec.evaluators, task, goals.COST_METRICS if networks else {})
+        if "search" in spec.stages:
             objectives = goals.read_objectives(spec.search, metrics)
     targets = _read_targets(spec, cost, metrics, faults) if metrics else []
     prepared = Prepared(spec, task, supernet, cost, metrics, objectives, targets, device, retrain_task)
@@ -134,6 +140,27 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
             spec.algorithm.check(_algorithm_context(prepared))
     raise_if_any(faults)
     return prepared
+
+
+class NoTask:
+    """The task of a spec that names none: it has no data and measures nothing."""
+
+    example = torch.empty(1)
+    metrics: Mapping[str, Metric] = {}
+    splits: Mapping[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise UserError for what only a task could give."""
+        if name.startswith("__") or name in ("fingerprint", "preprocessing"):
+            raise AttributeError(name)
+        raise UserError("something here wants data", hint="say task, backbone and algorithm")
+
+
+def _with_network(spec: Spec) -> Spec:
+    """Return a spec. Raises UserError if it names no network."""
+    if spec.backbone is None:
+        raise UserError("an evaluator wants a network, and this spec has none", hint="say task, backbone and algorithm")
+    return spec
 
 
 def _start_task(options: Task, seed: int, data: bool, key: KeyPath) -> LiveTask:
@@ -172,9 +199,9 @@ def _build(spec: Spec, space: SearchSpace, task: LiveTask, meta: bool) -> nn.Mod
 def _faults_of_unused_tables(spec: Spec) -> list[Fault]:
     """Return which tables of a spec its algorithm would not look at."""
     faults: list[Fault] = []
-    if "retrain" not in spec.algorithm.stages and spec.retrain != Retrain():
+    if "retrain" not in spec.stages and spec.retrain != Retrain():
         faults.append(Fault("this algorithm has no retraining", ("retrain",), hint="leave this table out"))
-    if "search" not in spec.algorithm.stages and any(spec.search.bounds):
+    if "search" not in spec.stages and any(spec.search.bounds):
         text = "this algorithm has no search, which would hold to these"
         faults.append(Fault(text, ("search", "constraints"), hint="leave them out"))
     return faults
@@ -187,8 +214,9 @@ def _read_targets(spec: Spec, cost: Cost, metrics: Mapping[str, Metric], faults:
     for i, bounds in enumerate(spec.search.bounds):
         key = ("search", "constraints", i) if several else ("search", "constraints")
         with collecting(faults, *key):
-            constraints = goals.read_constraints(bounds, metrics, lambda metric: reachable(cost, metric)[1])
-            cheap = [constraint for constraint in constraints if constraint.metric in METRICS]
+            largest = None if spec.backbone is None else lambda metric: reachable(cost, metric)[1]
+            constraints = goals.read_constraints(bounds, metrics, largest)
+            cheap = [constraint for constraint in constraints if largest and constraint.metric in METRICS]
             targets.append(SearchTarget(constraints, FeasibleSpace(spec.space, cost, cheap)))
     return targets
 
@@ -238,6 +266,7 @@ def start_trial_runner(
     spec = prepared.spec
     evaluators = {f"{type(e).__name__} (evaluators[{i}])": e for i, e in enumerate(spec.evaluators)}
     constraints = prepared.targets[number].constraints
+    costs = costs and prepared.has_network
     return trial_runner(evaluators, prepared.evaluator_context(supernet), constraints, spec.seed, where, costs)
 
 

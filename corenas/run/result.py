@@ -49,6 +49,8 @@ def cost_card(prepared: Prepared, trial: Trial, test: Mapping[str, float]) -> di
     """Return what is known of a network: its cost, its metrics and on what data they were measured, its input."""
     task = prepared.task
     shapes = [list(leaf.shape[1:]) for leaf in tree_leaves(task.example) if isinstance(leaf, Tensor)]
+    if not prepared.has_network:
+        return {"metrics": dict(trial.metrics), "seed": prepared.spec.seed}
     return {
         **prepared.cost.of([trial.arch])[0],
         "convention": "one input; a multiply-add counts once; bias, norms, activations and pooling count nothing",
@@ -78,7 +80,7 @@ def front_folders(front: Sequence[Trial], objectives: Objectives) -> list[tuple[
 
 
 def write_folder(
-    plain: fx.GraphModule,
+    plain: fx.GraphModule | None,
     arch: Arch,
     card: Mapping[str, Any],
     prepared: Prepared,
@@ -88,6 +90,7 @@ def write_folder(
 ) -> None:
     """Write a network into a folder, with arch.toml and its cost card.
 
+    plain: None where archs are none of a network; there are no exporters then
     files: those of the run directory that the folder is in; without them the folder is empty or not there
     Raises UserError if it cannot be written; there is nothing of it then.
     """
@@ -98,6 +101,7 @@ def write_folder(
             files.claim(f"{temporary.relative_to(files.folder)}/")
         temporary.mkdir(parents=True)
         for exporter in exporters:
+            assert plain is not None
             exporter.write(plain.cpu().eval(), prepared.task.example, temporary, title)
         (temporary / "arch.toml").write_text(tomli_w.dumps(dict(arch)), encoding="utf-8")
         (temporary / "cost.json").write_text(strict_json(card, indent=2) + "\n", encoding="utf-8")

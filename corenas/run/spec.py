@@ -18,7 +18,7 @@ from attrs.validators import ge, gt, le, lt, optional
 from corenas.contracts import LaidOut
 from corenas.errors import Fault, KeyPath, UserError, collecting, did_you_mean, raise_if_any
 from corenas.objectives import parse_amount
-from corenas.options import structure, to_table
+from corenas.options import explanations, structure, to_table
 from corenas.plugins import Catalogue, load_catalogue
 from corenas.run.toml import Sources, read_toml
 from corenas.settings import Calibration, Train
@@ -204,7 +204,8 @@ class Spec:
 
     task: the data and what is learnt from it
     backbone: the network
-    algorithm: how the supernet is trained, and which stages a run has
+    algorithm: how the supernet is trained, and which stages a run has; without it, and without task and backbone, a run
+        is a search alone, in what evaluators know of archs that are none of a network
     name: of the run, and of its folder in runs/
     seed: of everything that is random
     device: where the run computes
@@ -226,10 +227,10 @@ class Spec:
     plugins: Python files with components of your own, relative to the spec
     """
 
-    task: Any = field(metadata={"kind": "tasks"})
-    backbone: Any = field(metadata={"kind": "backbones"})
     space: Any
-    algorithm: Any = field(metadata={"kind": "algorithms"})
+    task: Any = field(default=None, metadata={"kind": "tasks"})
+    backbone: Any = field(default=None, metadata={"kind": "backbones"})
+    algorithm: Any = field(default=None, metadata={"kind": "algorithms"})
     supernet: Source | None = None
     mutator: Any = field(default=None, metadata={"kind": "mutators"})
     distiller: Any = field(default=None, metadata={"kind": "distillers"})
@@ -246,6 +247,11 @@ class Spec:
     retrain: Retrain = Retrain()
     export: Export = Export()
     plugins: tuple[str, ...] = ()
+
+    @property
+    def stages(self) -> Sequence[str]:
+        """What the algorithm asks for."""
+        return ("search",) if self.algorithm is None else self.algorithm.stages
 
     def to_table(self, catalogue: Catalogue) -> dict[str, Any]:
         """Return the spec with every default written out, as TOML: what a run directory keeps."""
@@ -371,6 +377,7 @@ def _read_spec(
         with collecting(faults, "space"):
             table["space"] = _read_space(raw, folder, sources)
             _check_layout(table["space"], table.get("backbone"), catalogue)
+    faults += _network_faults(table)
     try:
         spec = structure(table, Spec, catalogue.options)
     except UserError as error:
@@ -387,10 +394,27 @@ def _read_spec(
     return spec
 
 
+_NETWORK = ("task", "backbone", "algorithm")
+"""What goes together: with all of them a network is searched, without any of them what evaluators know of archs."""
+_OF_NETWORKS = ("supernet", "mutator", "distiller", "teacher", "train", "calibration", "retrain", "export")
+
+
+def _network_faults(table: Mapping[str, Any]) -> list[Fault]:
+    """Return what a spec lacks that a network needs; of one without a network, what would be for nothing."""
+    missing = [key for key in _NETWORK if key not in table]
+    if len(missing) == len(_NETWORK) and table.get("evaluators") and table.get("searcher"):
+        text, hint = "nothing here has a network", "leave it out, or say task, backbone and algorithm"
+        return [Fault(text, (key,), hint=hint) for key in _OF_NETWORKS if key in table]
+    meant = explanations(Spec)
+    return [Fault("required key is missing", (key,), hint=f"{key}: {meant[key]}") for key in missing]
+
+
 def _algorithm_faults(spec: Spec, catalogue: Catalogue) -> list[Fault]:
     """Return what is wrong with an algorithm's stages, and which tables it needs that the spec lacks."""
+    if spec.algorithm is None:
+        return []
     faults: list[Fault] = []
-    stages, needs = spec.algorithm.stages, {*spec.algorithm.needs}
+    stages, needs = spec.stages, {*spec.algorithm.needs}
     in_order = [*stages] == [stage for stage in _STAGES if stage in stages]
     derives_untrained = "derive" in stages and ("train" not in stages or "search" in stages)
     if not in_order or derives_untrained:
@@ -421,7 +445,7 @@ def _with_defaults(spec: Spec, catalogue: Catalogue) -> Spec:
 def _teaching_faults(spec: Spec) -> list[Fault]:
     """Return which tables about teaching nobody would look at, and which lack the other one."""
     faults: list[Fault] = []
-    needs = {*spec.algorithm.needs}
+    needs = {*getattr(spec.algorithm, "needs", ())}
     uses = needs | {*getattr(spec.algorithm, "uses", ())}
     for key in ("distiller", "teacher"):
         if getattr(spec, key) is not None and key not in uses:
@@ -469,7 +493,7 @@ def _base_faults(spec: Spec, base: Mapping[str, Any], catalogue: Catalogue) -> l
         for key in ("task", "backbone", "seed")  # data cut by another seed would be seen in training
         if getattr(spec, key) != getattr(trained, key)
     ]
-    if "derive" in spec.algorithm.stages:
+    if "derive" in spec.stages:
         text = "this algorithm finds its arch while it trains"
         faults.append(Fault(text, ("algorithm",), hint="leave `supernet` out"))
     return faults

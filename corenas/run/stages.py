@@ -62,7 +62,7 @@ def run_spec(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: 
         if distributed.rank() > 0:
             emit = _silent
         prepared = prepare(spec, device=device)
-        exporters = read_exporters(spec.export.formats, catalogue)
+        exporters = read_exporters(spec.export.formats if prepared.has_network else (), catalogue)
         data = {"splits": dict(prepared.task.splits), "data": _fingerprint(prepared.task)}
         if spec.supernet is not None:
             data["supernet"] = _digest(Path(spec.supernet.from_) / "supernet.pt")
@@ -169,7 +169,7 @@ class _Run:
                 row["folder"] = folder
         return {
             "best": {key: table[0][key] for key in ("arch", "metrics", "test")},
-            "front": sorted(front, key=lambda row: row["metrics"]["flops"]),
+            "front": sorted(front, key=lambda row: row["metrics"].get("flops", 0)),
             "trials": sum(map(len, searches)),
             "seconds": self.store.get("seconds"),
             "table": table,
@@ -215,7 +215,16 @@ class _Run:
     def _run_search(self, number: int, supernet: nn.Module | None) -> list[Trial]:
         """Return the trials of one search."""
         spec, prepared, target = self.spec, self.prepared, self.prepared.targets[number]
-        problem = Problem(target.region, prepared.objectives, spec.search.trials, prepared.cost, target.constraints)
+        cost = prepared.cost if prepared.has_network else None
+        before = distributed.on_rank_zero(lambda: [self.store.trials(earlier) for earlier in range(number)])
+        problem = Problem(
+            target.region,
+            prepared.objectives,
+            spec.search.trials,
+            cost,
+            target.constraints,
+            [*{(t.arch, t.fidelity): t for t in itertools.chain(*before) if t.ok}.values()],
+        )
         with blaming_plugin(f"searcher {self.catalogue.name_of(spec.searcher)}"):
             searcher = spec.searcher.start(problem, seeding.generator(spec.seed, "searcher"))
         screen = start_trial_runner(prepared, number, supernet, lambda evaluator: evaluator.cheap)
@@ -308,10 +317,11 @@ class _Run:
         """Export a network, measure it on test data, and write it with its cost card."""
         start = time.perf_counter()
         self.emit(StageStarted("export", 1, "networks"))
-        plain = exported(prepared, best.arch, network, calibrated="retrain" not in prepared.stages)
-        test: dict[str, float] = {}
-        if test_too and network is not None:
-            test = dict(evaluate(plain, prepared.task, prepared.evaluation(plain).split("test")))
+        plain, test = None, {}
+        if prepared.has_network:
+            plain = exported(prepared, best.arch, network, calibrated="retrain" not in prepared.stages)
+            if test_too and network is not None:
+                test = dict(evaluate(plain, prepared.task, prepared.evaluation(plain).split("test")))
         card = cost_card(prepared, best, test)
         write_folder(plain, best.arch, card, prepared, folder, self.exporters, self.files)
         self.emit(StageDone("export", time.perf_counter() - start, test))

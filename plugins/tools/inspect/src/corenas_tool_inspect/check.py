@@ -24,7 +24,8 @@ def command(options: Namespace) -> None:
     with sources.locating():
         prepared = prepare(spec, data=not options.no_data, weights=False)
         needs = None if options.no_data else estimate(prepared, limit=2.0)
-    archs = {name: named_arch(prepared.cost, name) for name in ("min", "default", "max")}
+    named = ("min", "default", "max") if prepared.has_network else ()
+    archs = {name: named_arch(prepared.cost, name) for name in named}
     costs = dict(zip(archs, prepared.cost.of(archs.values()), strict=True))
     size = spec.space.size if spec.space.finite else None
     if options.json:
@@ -37,7 +38,8 @@ def command(options: Namespace) -> None:
     print(f"space      {number}, {len(spec.space.variables)} variables")
     if prepared.task.splits:
         print("data       " + ", ".join(f"{name} {n:,}" for name, n in prepared.task.splits.items()))
-    print_table([{"arch": name, **cost} for name, cost in costs.items()])
+    if costs:
+        print_table([{"arch": name, **cost} for name, cost in costs.items()])
     for target in prepared.targets:
         if target.constraints:
             print(f"constraints {target}")

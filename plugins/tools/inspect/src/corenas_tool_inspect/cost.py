@@ -22,6 +22,8 @@ def command(options: Namespace) -> None:
         raise UserError(f"--n {options.n}: expected at least 1")
     with sources.locating():
         prepared = prepare(spec, data=False, weights=False)
+    if not prepared.has_network:
+        raise UserError("nothing here has a network, which would have costs", file=options.spec)
     archs = []
     for name in options.arch or ["min", "default", "max"]:
         kind, _, seed = name.partition(":")

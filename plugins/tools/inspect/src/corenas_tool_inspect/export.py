@@ -36,6 +36,8 @@ def command(options: Namespace) -> None:
     from corenas.run.prepare import prepare
     from corenas.run.result import cost_card, exported, read_exporters, write_folder
 
+    if spec.backbone is None:
+        raise UserError("nothing here has a network, which could be exported", file=str(path))
     exporters = read_exporters(options.format or spec.export.formats, catalogue)
     if options.front:
         with sources.locating():

@@ -25,7 +25,8 @@ def command(options: Namespace) -> None:
         if asked is None:
             raise UserError("this run has not begun to search", file=str(options.run))
         objectives = [Objective(**goal) for goal in asked["objectives"]]
-        if not asked["pareto"] and len(objectives) == 1:  # one goal has no trade-off: cost is the other side
+        known = any("flops" in trial.metrics for _, trial in listed)
+        if not asked["pareto"] and len(objectives) == 1 and known:  # one goal has no trade-off: cost is the other side
             objectives.append(Objective("flops", "min"))
         best = Objectives(tuple(objectives), True, asked["bin_metric"], asked["bin_width"])
         listed = [("", trial) for trial in best.front(trial for _, trial in listed if trial.fidelity == 1)]

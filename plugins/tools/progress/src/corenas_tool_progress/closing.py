@@ -20,16 +20,17 @@ def closing_lines(event: RunDone) -> list[str]:
     lines = []
     if result["trials"]:
         which = f"of {front} on the front the " if front > 1 else ""
-        figures = figure_text(best["metrics"], event.metrics, splits["valid"])
+        valid = splits.get("valid", 0)
+        figures = figure_text(best["metrics"], event.metrics, valid)
         several = (
             f"with {table[0]['constraints'] or 'no constraint'}" if len(table) > 1 else f"of {result['trials']} trials"
         )
-        lines.append(f"{which}best {several}: {figures} on {splits['valid']} validation images")
+        lines.append(f"{which}best {several}: {figures}" + (f" on {valid} validation images" if valid else ""))
     if best["test"]:
         figures = figure_text(best["test"], event.metrics, splits["test"])
         lines.append(f"on {splits['test']} test images, touched once: {figures}")
     for row in table if len(table) > 1 else ():
-        figures = figure_text({**row["metrics"], **row["test"]}, event.metrics, splits["test"])
+        figures = figure_text({**row["metrics"], **row["test"]}, event.metrics, splits.get("test", 0))
         lines.append(f"{row['constraints'] or 'no constraint'}: {figures}, in {folder}/{row['folder']}/")
     files = sorted(path.name for path in (folder / "best").glob("*") if path.is_file())
     lines.append(f"network:   {folder}/best/ ({', '.join(files)})")

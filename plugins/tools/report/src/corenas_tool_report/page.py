@@ -16,6 +16,7 @@ import tomli_w
 
 import corenas
 from corenas.errors import UserError
+from corenas.objectives import Trial
 from corenas.run.folder import OwnFiles
 from corenas_tool_report import drawing, plots
 from corenas_tool_report.plots import Plot
@@ -298,6 +299,9 @@ def _trials(run: Run, cloud: Plot | None) -> Html:
         ]
         text = f"The front against {metric} as a table ({plural(len(rows), 'trial')})"
         parts.append(_details(text, table(text, ["arch", *names, "measured in"], rows, "wide", seen=False)))
+    if told := _rounds(trials):
+        text = "What the searcher said of its predictions, round by round"
+        parts.append(_details(text, table(text, [*told[0]], [[*map(_fact, row.values())] for row in told], seen=False)))
     failed = [trial for trial in trials if trial.state == "failed"]
     if failed:
         rows = [[tag("code", trial.arch.digest), trial.error or "unknown"] for trial in failed]
@@ -334,6 +338,23 @@ def _fronts(run: Run, grown: Growth | None, volume: Plot | None) -> Html:
 
 def _text(run: Run, name: str, value: float) -> str:
     return measured(value, "%") if run.unit(name) == "%" else number(value)
+
+
+def _rounds(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """What the trials of each round of a searcher have in common beside their metrics, a row for each round."""
+    groups: dict[int, list[Mapping[str, Any]]] = {}
+    for trial in trials:
+        if isinstance(trial.extra.get("round"), int):
+            groups.setdefault(trial.extra["round"], []).append(trial.extra)
+    keys = dict.fromkeys(key for group in groups.values() for extra in group for key in extra)
+    shared = [
+        key for key in keys if all(len({repr(extra.get(key)) for extra in group}) == 1 for group in groups.values())
+    ]
+    return [{key: group[0].get(key) for key in shared} for group in groups.values()] if len(shared) > 1 else []
+
+
+def _fact(value: Any) -> str:
+    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _cell(run: Run, name: str, metrics: Mapping[str, float]) -> Any:
