@@ -26,22 +26,16 @@ from corenas.mutable import apply, call_model
 from corenas_mutable_conversion import convert
 from corenas_mutable_conversion.models import build_model, shape_of
 
+TORCHVISION = (
+    "resnet18 resnet50 mobilenet_v2 mobilenet_v3_large efficientnet_b0 densenet121 googlenet inception_v3 "
+    "shufflenet_v2_x1_0 regnet_y_400mf resnext50_32x4d convnext_tiny vit_b_16 swin_t mnasnet1_0 squeezenet1_0 vgg11_bn"
+)
+TIMM = (
+    "deit_tiny_patch16_224 gernet_s mobilenetv4_conv_small resnest14d repvgg_a0 efficientformer_l1 "
+    "tf_efficientnet_lite0 nfnet_f0 mobilevit_s poolformer_s12 mixer_s32_224 levit_128s edgenext_small"
+)
 MODELS = [
-    *(
-        f"torchvision:{name}"
-        for name in (
-            "resnet18 resnet50 mobilenet_v2 mobilenet_v3_large efficientnet_b0 densenet121 googlenet inception_v3 "
-            "shufflenet_v2_x1_0 regnet_y_400mf resnext50_32x4d convnext_tiny vit_b_16 swin_t mnasnet1_0 squeezenet1_0 "
-            "vgg11_bn"
-        ).split()
-    ),
-    *(
-        f"timm:{name}"
-        for name in (
-            "deit_tiny_patch16_224 gernet_s mobilenetv4_conv_small resnest14d repvgg_a0 efficientformer_l1 "
-            "tf_efficientnet_lite0 nfnet_f0 mobilevit_s poolformer_s12 mixer_s32_224 levit_128s edgenext_small"
-        ).split()
-    ),
+    f"{library}:{name}" for library, names in (("torchvision", TORCHVISION), ("timm", TIMM)) for name in names.split()
 ]
 
 

@@ -47,6 +47,7 @@ class Fixed(int):
     why: str
 
     def __new__(cls, n: int, why: str) -> Fixed:
+        """Make one."""
         self = super().__new__(cls, n)
         self.why = why
         return self

@@ -218,14 +218,18 @@ def plain_copy(model: nn.Module, arch: Mapping[str, Any] | None = None, weights:
     weights: False gives shapes alone, on the meta device, in a tree that shares all else with the model
     """
     with nullcontext() if arch is None else apply(model, arch):
-        memo: dict[int, Any] = {}
-        for module in model.modules():
-            if (parts := parts_of(module)) is not None:
-                for name in parts.tensors:
-                    tensor = whole(module, name)
-                    if tensor is not None and id(tensor) not in memo:
-                        memo[id(tensor)] = _part_of(module, name, tensor, weights)
-        network = copy.deepcopy(model, memo) if weights else _same_tree(model, memo)
+        return _plain_copy(model, weights)
+
+
+def _plain_copy(model: nn.Module, weights: bool) -> nn.Module:
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        if (parts := parts_of(module)) is not None:
+            for name in parts.tensors:
+                tensor = whole(module, name)
+                if tensor is not None and id(tensor) not in memo:
+                    memo[id(tensor)] = _part_of(module, name, tensor, weights)
+    network = copy.deepcopy(model, memo) if weights else _same_tree(model, memo)
     skipped: list[str] = []
     for name, module in [*network.named_modules()]:
         elastic = elastic_of(module)

@@ -21,6 +21,7 @@ class Number(int):
     under: tuple[Axis, ...]
 
     def __new__(cls, n: int, over: Sequence[Axis] | None, under: Sequence[Axis] = ()) -> Number:
+        """Make one."""
         self = super().__new__(cls, n)
         self.over, self.under = None if over is None else (*over,), (*under,)
         return self

@@ -1,4 +1,4 @@
-"""What the operations of ATen do to axes: for each a rule that gives the axes of its outputs and unifies those of inputs.
+"""What the operations of ATen do to axes: rules that give the axes of outputs and unify those of inputs.
 
 An operation without a rule fixes all its axes and says so: a new operation costs width, never correctness.
 """
@@ -81,25 +81,30 @@ class Ran:
 Found: TypeAlias = "Sequence[Sequence[Axis]]"
 _RULES: dict[str, Callable[[Ran], Found]] = {}
 
-POINTWISE = (
-    "hardswish hardsigmoid hardtanh silu mish leaky_relu elu celu softplus softshrink hardshrink log_sigmoid threshold "
-    "gelu rrelu logit erf normal sgn isfinite isnan isinf log_sigmoid_forward"
-).split()
+
+def _names(text: str) -> tuple[str, ...]:
+    return (*text.split(),)
+
+
+POINTWISE = _names(
+    "hardswish hardsigmoid hardtanh silu mish leaky_relu elu celu softplus softshrink hardshrink log_sigmoid "
+    "threshold gelu rrelu logit erf normal sgn isfinite isnan isinf log_sigmoid_forward"
+)
 """Operations of single elements that torch does not tag as such."""
 
-VIEWS = "t transpose permute view _unsafe_view expand slice select alias detach unsqueeze squeeze".split()
+VIEWS = _names("t transpose permute view _unsafe_view expand slice select alias detach unsqueeze squeeze")
 """Operations after which a weight still is one."""
 
-RESIDUAL = (
+RESIDUAL = _names(
     "add relu hardtanh clone alias detach view _unsafe_view permute transpose t _to_copy sub native_batch_norm "
     "native_layer_norm _fused_rms_norm silu gelu hardswish mul_scalar roll slice constant_pad_nd"
-).split()
+)
 """Operations after which a residual stream still is one."""
 
-LAYOUT = (
+LAYOUT = _names(
     "clone detach _to_copy lift_fresh view _unsafe_view alias expand squeeze unsqueeze as_strided as_strided_ "
     "contiguous t transpose permute"
-).split()
+)
 """Operations that only say how elements lie: they may differ from subnet to subnet, what is computed may not."""
 
 
@@ -405,7 +410,8 @@ def _matmul(ran: Ran) -> Found:
 
 
 @rule(
-    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math _scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math",
+    "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention _scaled_dot_product_fused_attention_overrideable",
     "_scaled_dot_product_attention_math_for_mps _scaled_dot_product_cudnn_attention",
 )
@@ -486,10 +492,10 @@ def _layer_norm(ran: Ran) -> Found:
 
 # -- shapes in no time ------------------------------------------------------------------------------------------------
 
-_UNARY = (
-    "hardtanh hardswish hardsigmoid gelu silu relu sigmoid tanh leaky_relu elu _softmax _safe_softmax mish exp erf "
-    "softplus clamp_min clamp sqrt rsqrt"
-).split()
+_UNARY = _names(
+    "hardtanh hardswish hardsigmoid gelu silu relu sigmoid tanh leaky_relu elu _softmax _safe_softmax mish exp "
+    "erf softplus clamp_min clamp sqrt rsqrt"
+)
 _BINARY = ("add", "mul", "add_", "mul_", "sub", "div")
 _NORMS = ("native_batch_norm", "native_layer_norm", "_native_batch_norm_legit_no_training", "native_group_norm")
 
@@ -514,9 +520,10 @@ def shaped(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     single = bool(args) and isinstance(args[0], Tensor) and not any(isinstance(x, Tensor) for x in args[1:])
     if single and name.rstrip("_") in _UNARY:
         return args[0] if name.endswith("_") else torch.empty_like(args[0])
-    if name in _BINARY and all(isinstance(x, Tensor) for x in args[:2]) and args[0].dtype == args[1].dtype:
-        if torch.broadcast_shapes(args[0].shape, args[1].shape) == args[0].shape:
-            return args[0] if name.endswith("_") else torch.empty_like(args[0])
+    binary = name in _BINARY and all(isinstance(x, Tensor) for x in args[:2])
+    alike = binary and args[0].dtype == args[1].dtype
+    if alike and torch.broadcast_shapes(args[0].shape, args[1].shape) == args[0].shape:
+        return args[0] if name.endswith("_") else torch.empty_like(args[0])
     return func(*args, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Which sizes of a followed model are variables: widths, kernels, heads, groups; and which runs of blocks have a depth."""
+"""Which sizes of a followed model are variables (widths, kernels, heads, groups), and which blocks have a depth."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import operator
 from collections import defaultdict
@@ -98,6 +97,9 @@ def _parts(axis: Axis, values: Values) -> Sequence[Value]:
 def _merged(parts: Sequence[Value]) -> list[Value]:
     """Return parts with those that are fixed and side by side as one."""
     found: list[Value] = []
-    for fixed, run in itertools.groupby(parts, lambda part: isinstance(part, Constant)):
-        found += [Constant(sum(part.number for part in run))] if fixed else run  # type: ignore[attr-defined]
+    for part in parts:
+        if isinstance(part, Constant) and found and isinstance(found[-1], Constant):
+            found[-1] = Constant(found[-1].number + part.number)
+        else:
+            found.append(part)
     return found
