@@ -103,12 +103,17 @@ def convert(
     and for one that does not compute the same as before, or as its exported subnets. A refused model is as it was.
     """
     _refuse_own_elastic(model)
+    with torch.random.fork_rng(devices=[]):
+        return _converted(model, example, rules or Rules(), space)
+
+
+def _converted(model: nn.Module, example: Any, rules: Rules, space: SearchSpace | None) -> Converted:
     training = model.training
     twin = opened(without_weights(model))  # a model that is refused stays as it is
     twin_example = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), example)
-    reading = Reading(twin, _followed(twin, twin_example), rules or Rules(), space)
+    reading = Reading(twin, _followed(twin, twin_example), rules, space)
     settle(reading, twin, twin_example)
-    if not _is_on_meta(model):
+    if not is_on_meta(model):
         _verify(model, _made(copy.deepcopy(model), reading, example))
     made = _made(model, reading, example)
     model.train(training)
@@ -125,7 +130,8 @@ def without_weights(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _is_on_meta(model: nn.Module) -> bool:
+def is_on_meta(model: nn.Module) -> bool:
+    """Return whether a model has no weights to compute with."""
     return any(tensor.device.type == "meta" for tensor in itertools.chain(model.parameters(), model.buffers()))
 
 
@@ -167,7 +173,7 @@ def _verify(model: nn.Module, made: Converted) -> None:
     device = torch.device("cpu") if parameter is None else parameter.device
     example = tree_map_only(Tensor, lambda tensor: tensor.to(device), made.example)
     rng = np.random.default_rng(0)
-    archs = [made.space.largest(), *(made.space.sample(rng) for _ in range(2))]
+    archs = [made.reading.largest(), *(made.space.sample(rng) for _ in range(2))]
     for i, arch in enumerate(archs):
         other = made.plain(arch).eval() if i else model
         with apply(made.supernet, arch), torch.random.fork_rng(devices=[]):

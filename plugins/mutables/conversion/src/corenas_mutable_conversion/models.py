@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from corenas.errors import UserError, did_you_mean
@@ -105,16 +106,11 @@ def load_weights(model: nn.Module, file: Path) -> None:
     """
     try:
         if file.suffix == ".safetensors":
-            try:
-                state = importlib.import_module("safetensors.torch").load_file(file)
-            except ImportError:
-                raise UserError("safetensors is not installed", hint="pip install safetensors") from None
+            state = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read this file: {error.strerror or error}", file=str(file)) from None
-    except UserError:
-        raise
     except Exception as error:  # a broken file breaks unpickling anywhere
         raise UserError(f"these are no weights: {str(error).splitlines()[0]}", file=str(file)) from error
     for key in ("state_dict", "model"):  # as training scripts nest it

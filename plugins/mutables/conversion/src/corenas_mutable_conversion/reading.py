@@ -81,9 +81,16 @@ class Reading:
         self._refuse_idle_rules()
 
     def searched(self) -> SearchSpace:
-        """Return the space: depths first, since others are active where they reach."""
+        """Return the space: that which was given, else depths first, since others are active where they reach."""
+        if self.space is not None:
+            return self.space
         depths = {run.depth.key: run.depth for run in self.blocks}
         return SearchSpace({**depths, **self.variables}.values())
+
+    def largest(self) -> dict[str, Any]:
+        """Return the choices of the model as it was, whatever the space has."""
+        runs = {run.depth.key: run.depth.largest for run in self.blocks}
+        return runs | {key: variable.largest for key, variable in self.variables.items()}
 
     # -- sizes --------------------------------------------------------------------------------------------------------
 
@@ -200,9 +207,8 @@ class Reading:
             choices = self._choices(key, (key, container), [*range(least, len(run) + 1)], (least_by_need, len(run)))
             if isinstance(choices, str):
                 continue
-            depth = choices if isinstance(choices, Variable) else Int(key, choices[0], choices[-1])
-            if not isinstance(choices, Variable) and [*depth.choices] != choices:
-                depth = Categorical(key, choices)
+            whole = choices == [*range(choices[0], choices[-1] + 1)]
+            depth = Int(key, choices[0], choices[-1]) if whole else Categorical(key, choices)
             self.blocks.append(Run(tuple(run), depth))
             for i, path in enumerate(run):
                 if i >= depth.smallest:
@@ -277,10 +283,7 @@ class Reading:
             for size in own:
                 self.values[size], self.why[size] = Constant(size.n), found
             return
-        variable = found
-        if not isinstance(variable, Variable):
-            variable = Categorical(key, found, when=self._when(places, own))
-        self.variables[key] = variable
+        variable = self.variables[key] = Categorical(key, found, when=self._when(places, own))
         for size in own:
             self.values[size] = variable if size.n == first.n else variable * size.n // first.n
 
@@ -314,10 +317,8 @@ class Reading:
 
     # -- rules --------------------------------------------------------------------------------------------------------
 
-    def _choices(
-        self, key: str, names: Sequence[str], choices: list[int], bounds: tuple[int, ...]
-    ) -> list[int] | Variable | str:
-        """Return the choices of what may become a variable, the variable itself, or why it becomes none.
+    def _choices(self, key: str, names: Sequence[str], choices: list[int], bounds: tuple[int, ...]) -> list[int] | str:
+        """Return the choices of what may become a variable, the largest among them, or why it becomes none.
 
         names: what rules may call it
         bounds: the smallest and the largest number that it may have, and its step
@@ -325,8 +326,9 @@ class Reading:
         if self.space is not None:
             if key not in self.space.keys:
                 return "the space has no variable for it"
-            self._check(self.space[key].choices, ("space", key), bounds)
-            return self.space[key]
+            given = self.space[key].choices
+            self._check(given, ("space", key), bounds)
+            return sorted({*given, bounds[1]})  # the largest is what there are weights for
         if pattern := self.rules.fixing(names):
             self._used.add(pattern)
             return f"fixed by the rule {pattern!r}"

@@ -37,7 +37,7 @@ class Rules:
     depth: bool = True
     keep: float = field(default=0.0, validator=[ge(0.0), le(1.0)])
     fix: tuple[str, ...] = field(default=(), converter=tuple)
-    choices: Mapping[str, tuple[float, ...]] = field(factory=dict)
+    choices: Mapping[str, tuple[float, ...]] = field(factory=dict, hash=False)
 
     def fixing(self, names: Iterable[str]) -> str | None:
         """Return the pattern that holds a variable of these names; None if none does."""
