@@ -1,22 +1,17 @@
-"""Conversion: any model of torch as a supernet, by its own code; the command `convert` and the backbone "converted"."""
+"""Conversion: any model of torch as a supernet, by its own code; the command `convert`."""
 
 from __future__ import annotations
 
 import importlib
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from attrs import field, frozen
+from typing import TYPE_CHECKING, Any
 
 from corenas.hookspecs import hookimpl
-from corenas.space import SearchSpace
 from corenas_mutable_conversion.rules import Rules as Rules
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from corenas_mutable_conversion.conversion import Converted as Converted
     from corenas_mutable_conversion.conversion import Finding as Finding
     from corenas_mutable_conversion.conversion import convert as convert
@@ -31,59 +26,6 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(importlib.import_module(f"corenas_mutable_conversion.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-@frozen
-class ConvertedModel:
-    """A model of torch's world as a backbone: its own layers, its own head, and the space that it gives.
-
-    A spec needs no `space` then; `[space]` may hold `fix` and `narrow`, over the keys that `corenas convert` lists.
-
-    model: `torchvision:NAME`, `timm:NAME`, or `FILE.py:FUNCTION`, a function of no arguments that gives a model
-    options: what the function that builds it is called with, `num_classes` for instance
-    weights: a file of its weights, safetensors or a state dict; left out, fresh ones
-    image: what the task gives: channels, height, width
-    rules: what becomes searchable
-    sort: bring channels into the order of this importance first, so that narrow subnets keep the most important ones:
-        a measure of `corenas_mutable_sorting` ("l1", "l2", "norm_scale"); "" leaves them as they are
-    """
-
-    model: str
-    options: Mapping[str, Any] = field(factory=dict, hash=False)
-    weights: str | None = None
-    image: tuple[int, int, int] = field(default=(3, 224, 224), converter=tuple)
-    rules: Rules = Rules()
-    sort: str = ""
-
-    example: ClassVar[Mapping[str, Any]] = {
-        "backbone": {"model": "torchvision:shufflenet_v2_x0_5", "image": [3, 28, 28]},
-        "space": {},
-    }
-
-    def space(self) -> SearchSpace:
-        """Return all that the model can be. Raises UserError for a model that cannot be converted."""
-        from corenas_mutable_conversion import backbone
-
-        return backbone.space_of(self)
-
-    def build(self, space: SearchSpace) -> nn.Module:
-        """Return the model as a supernet of a space; raises UserError for keys that it has not."""
-        from corenas_mutable_conversion import backbone
-
-        return backbone.build(self, space)
-
-    @property
-    def fingerprint(self) -> str:
-        """What its file of weights is known by."""
-        import hashlib
-
-        return hashlib.sha256(Path(self.weights).read_bytes()).hexdigest() if self.weights else ""
-
-
-@hookimpl
-def corenas_backbones() -> dict[str, type]:
-    """The backbone "converted"."""
-    return {"converted": ConvertedModel}
 
 
 def add_convert(parser: ArgumentParser) -> Callable[[Namespace], int]:

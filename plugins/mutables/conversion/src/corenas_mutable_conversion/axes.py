@@ -52,6 +52,9 @@ class Fixed(int):
         self.why = why
         return self
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return Fixed, (int(self), self.why)
+
 
 @frozen
 class Product:

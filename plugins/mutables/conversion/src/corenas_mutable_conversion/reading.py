@@ -126,7 +126,9 @@ class Reading:
         fits = padding in ("same", module.dilation[i] * (n // 2))
         if not (n % 2 and plain and fits and module.padding_mode == "zeros"):
             return f"a kernel of {n} with padding {padding}"
-        return "" if self.rules.kernels and n > self.rules.smallest_kernel else f"a kernel of {n}"
+        if n <= self.rules.smallest_kernel:
+            return f"a kernel of {n} leaves no smaller choice"
+        return "" if self.rules.kernels else "the rules leave kernels as they are"
 
     def _read_sizes(self) -> None:
         """Find out which sizes are held, which count others, and which change together."""
@@ -276,7 +278,8 @@ class Reading:
         while key in self._named:
             key += "_"
         self._named.add(key)
-        layers = dict.fromkeys(name.rpartition(".")[0] for size in own for name, _ in places[size])
+        written = [place for size in own for place in places[size] if self._writes(place)]
+        layers = dict.fromkeys(name.rpartition(".")[0] for name, _ in written or [writer])
         names = (key, *layers, *(f"{layer}.{kind}" for layer in layers))
         found = self._choices(key, names, choices, (step, first.n, step if kind != "kernel" else 2))
         if isinstance(found, str):

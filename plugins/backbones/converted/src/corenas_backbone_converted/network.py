@@ -16,7 +16,7 @@ from corenas.mutable import LayerCost, apply
 from corenas.space import SearchSpace
 from corenas.value import Dimension
 from corenas.variables import OVERRIDE
-from corenas_mutable_conversion import ConvertedModel
+from corenas_backbone_converted import ConvertedModel
 from corenas_mutable_conversion.conversion import Converted, convert, is_on_meta, without_weights
 from corenas_mutable_conversion.elastic import plain_copy
 from corenas_mutable_conversion.models import build_model, load_weights
