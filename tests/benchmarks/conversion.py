@@ -56,6 +56,7 @@ def alive(model: nn.Module) -> nn.Module:
 
 def counted(network: nn.Module, example: Any) -> tuple[int, int]:
     """Flops and params of a network as torch counts them."""
+    network.requires_grad_(False)  # torch's counter stumbles over parameters that are inputs of modules
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call_model(network, example)
     return counter.get_total_flops() // 2, sum(weight.numel() for weight in network.parameters())

@@ -25,7 +25,8 @@ class ConvertedModel:
 
     model: `torchvision:NAME`, `timm:NAME`, or `FILE.py:FUNCTION`, a function of no arguments that gives a model
     options: what the function that builds it is called with, `num_classes` for instance
-    weights: a file of its weights, safetensors or a state dict; left out, fresh ones
+    weights: a file of its weights, safetensors or a state dict, or the directory of a run whose backbone it was; left
+        out, fresh ones
     image: what the task gives: channels, height, width
     rules: what becomes searchable
     sort: bring channels into the order of this importance first, so that narrow subnets keep the most important ones:
@@ -54,7 +55,11 @@ class ConvertedModel:
     @property
     def fingerprint(self) -> str:
         """What its file of weights is known by."""
-        return hashlib.sha256(Path(self.weights).read_bytes()).hexdigest() if self.weights else ""
+        if self.weights is None:
+            return ""
+        from corenas_mutable_conversion.models import weights_file
+
+        return hashlib.sha256(weights_file(Path(self.weights)).read_bytes()).hexdigest()
 
 
 @hookimpl

@@ -90,7 +90,10 @@ def build(options: ConvertedModel, space: SearchSpace) -> nn.Module:
     if torch.get_default_device().type == "meta":
         model = without_weights(model)
     elif options.weights is not None:
-        _load(model, options.weights)
+        try:
+            load_weights(model, Path(options.weights))
+        except UserError as error:
+            raise UserError(faults=[evolve(f, key=("backbone", "weights")) for f in error.faults]) from None
     try:
         made = _converted(model, options, own)
     except UserError as error:  # keys of the space are relative to it
@@ -114,10 +117,6 @@ def _built(options: ConvertedModel) -> nn.Module:
             return build_model(options.model, options.options)
         except UserError as error:
             raise error.under("backbone", "model") from None
-
-
-def _load(model: nn.Module, weights: str) -> None:
-    load_weights(model, Path(weights))
 
 
 def _example(shape: tuple[int, ...]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from corenas.checkpoint import Checkpoint
 from corenas.errors import UserError, did_you_mean
 
 LIBRARIES = ("torchvision", "timm")
@@ -65,13 +65,8 @@ def _function_of(source: str, model: str) -> Callable[..., Any]:
         raise UserError(f"{source} has no model {model!r}", hint=did_you_mean(model, known, "models"))
     if source == "timm":
         return lambda **options: library.create_model(model, **options)
-    return lambda **options: library.get_model(model, weights=None, **_quick(library, model), **options)
-
-
-def _quick(library: Any, model: str) -> dict[str, Any]:
-    """Return options that spare some of torchvision's models an initialisation of minutes."""
-    taken = inspect.signature(library.get_model_builder(model)).parameters
-    return {"init_weights": True} if "init_weights" in taken else {}
+    quick = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}  # else minutes go by
+    return lambda **options: library.get_model(model, weights=None, **{**quick, **options})
 
 
 def _module_of(file: Path) -> Any:
@@ -99,27 +94,54 @@ def shape_of(model: nn.Module) -> tuple[int, ...]:
     return tuple(config["input_size"]) if isinstance(config, Mapping) and "input_size" in config else SHAPE
 
 
-def load_weights(model: nn.Module, file: Path) -> None:
-    """Load the weights of a model, from safetensors or what `torch.save` wrote of a state dict.
+def load_weights(model: nn.Module, source: Path) -> None:
+    """Load the weights of a model: from safetensors, from what `torch.save` wrote of a state dict, or from a run.
 
+    source: a file, or the directory of a run whose backbone the whole model was
     Raises UserError for a file that is none, or of another model.
     """
+    state = _state_of_run(source) if source.is_dir() else _state_of(source)
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = f"these are weights of another model: {' '.join(lines[1:3] or lines)}"
+        raise UserError(text, file=str(source)) from None
+
+
+def weights_file(source: Path) -> Path:
+    """Return the file that weights are in: of a run what it retrained, else its supernet. Raises UserError."""
+    if not source.is_dir():
+        return source
+    for name in ("retrain.pt", "supernet.pt"):
+        if (source / name).exists():
+            return source / name
+    raise UserError("this run has trained nothing yet", file=str(source), hint="a run directory, or a file of weights")
+
+
+def _state_of_run(folder: Path) -> Mapping[str, Any]:
+    found = Checkpoint(weights_file(folder)).found
+    if not found["done"]:
+        raise UserError("this training has not come to its end", file=str(folder))
+    state = found.get("average", found["model"])
+    own = {key.removeprefix(PREFIX): item for key, item in state.items() if key.startswith(PREFIX)}
+    return own or state
+
+
+PREFIX = "backbone.model."
+"""What a run calls the parameters of a model that is its backbone."""
+
+
+def _state_of(file: Path) -> Mapping[str, Any]:
     try:
         if file.suffix == ".safetensors":
-            state = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read this file: {error.strerror or error}", file=str(file)) from None
     except Exception as error:  # a broken file breaks unpickling anywhere
         raise UserError(f"these are no weights: {str(error).splitlines()[0]}", file=str(file)) from error
     for key in ("state_dict", "model"):  # as training scripts nest it
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(
-            f"these are weights of another model: {' '.join(lines[1:3] or lines)}", file=str(file)
-        ) from None
+            return state[key]
+    return state

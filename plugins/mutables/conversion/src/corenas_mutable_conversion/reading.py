@@ -45,6 +45,7 @@ class Reading:
     space: the variables that there may be; None for all that are found
     least: of a run of blocks, by its first one, how many have to run
 
+    modules: by name, each once; places: also by the other names that some have
     values: the value of every size that has one; runs: of each block that can be passed by, 1 where it runs
     why: of sizes that have no variable the reason
     """
@@ -55,6 +56,7 @@ class Reading:
     space: SearchSpace | None = None
     least: dict[str, int] = field(factory=dict)
     modules: dict[str, nn.Module] = field(init=False)
+    places: dict[str, nn.Module] = field(init=False)
     values: dict[Size, Value] = field(factory=dict, init=False)
     runs: dict[str, Value] = field(factory=dict, init=False)
     blocks: list[Run] = field(factory=list, init=False)
@@ -69,6 +71,7 @@ class Reading:
 
     def __attrs_post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
+        self.places = dict(self.model.named_modules(remove_duplicate=False))
 
     def read(self) -> None:
         """Give every size its value and every block its gate. Raises UserError for rules about nothing."""
@@ -96,7 +99,7 @@ class Reading:
 
     def module_of(self, name: str) -> nn.Module | None:
         """Return the module that a tensor belongs to."""
-        return self.modules.get(name.rpartition(".")[0])
+        return self.places.get(name.rpartition(".")[0])
 
     def _kernel_tensors(self) -> Iterator[tuple[Any, tuple[Axis, ...]]]:
         for name, axes in self.known.tensors.items():

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from corenas.errors import UserError
-from corenas.mutable import call_model
+from corenas.mutable import call_model, elastic_of
 from corenas.value import Dimension, Value
 from corenas_mutable_conversion.axes import Axis, free_sizes
 from corenas_mutable_conversion.elastic import CONV, make_elastic, plain_copy
@@ -29,7 +29,7 @@ MOST_ROUNDS = 60
 
 def make_mutable(model: nn.Module, reading: Reading) -> None:
     """Turn the modules of a model into mutables, in place, as a reading says."""
-    modules, known = dict(model.named_modules()), reading.known
+    modules, known = dict(model.named_modules(remove_duplicate=False)), reading.known
     tensors: dict[str, dict[str, list[Dimension]]] = defaultdict(dict)
     numbers: dict[str, dict[tuple[str, int | None], Value]] = defaultdict(dict)
     caches: dict[str, list[str]] = defaultdict(list)
@@ -46,6 +46,8 @@ def make_mutable(model: nn.Module, reading: Reading) -> None:
         caches[name].append(key)
     for name in dict.fromkeys([*tensors, *numbers, *reading.runs, *caches]):
         module, middle = modules[name], None
+        if elastic_of(module) is not None:  # it stands in two places
+            continue
         if isinstance(module, CONV) and "weight" in tensors[name]:
             middle = 2
             for i, dim in enumerate(tensors[name]["weight"][2:]):
