@@ -377,7 +377,8 @@ def _read_spec(
     except UserError as error:
         raise UserError(faults=[*faults, *error.faults]) from None
     if given:
-        spec = attrs.evolve(spec, space=_given_space(spec.backbone, raw, folder, sources))
+        with collecting(faults):
+            spec = attrs.evolve(spec, space=_given_space(spec.backbone, raw, folder, sources))
     with collecting(faults):
         spec = _with_defaults(spec, catalogue)
     faults += _algorithm_faults(spec, catalogue)

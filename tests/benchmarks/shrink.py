@@ -1,9 +1,10 @@
 """What making a trained network smaller is worth: spec/shrink.toml beside its alternatives; run by hand.
 
-For each seed the original is trained as spec/shrink-original.toml says, and spec/shrink.toml makes networks of 50% and of
-25% of its flops of it. Beside them, on the same data: the network of the same arch trained alone from scratch, for as many
-epochs as the supernet was trained and for as many as original and supernet together; and torch-pruning's, pruned to the same
-flops by the same measure and tuned on the original's answers, for as many forward passes as the supernet had.
+For each seed the original is trained as spec/shrink-original.toml says, and spec/shrink.toml makes networks of 50%
+and of 25% of its flops of it. Beside them, on the same data: the network of the same arch trained alone from
+scratch, for as many epochs as the supernet was and for as many as original and supernet together; and torch-
+pruning's, pruned to the same flops by the same measure and tuned on the original's answers, for as many forward
+passes as the supernet had.
 
     OMP_NUM_THREADS=1 uv run python tests/benchmarks/shrink.py [--data digits] [--seeds 3] [--epochs 8 4] [--trials 40]
 """

@@ -8,18 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch_pruning as tp
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from corenas.calibrate import recalibrate
 from corenas.errors import UserError
 from corenas.export import difference, export_subnet
-from corenas.mutable import apply, call_model
+from corenas.mutable import apply, call_model, channels_last
 from corenas.space import SearchSpace
 from corenas.testing.distributions import distribution_checks
 from corenas_mutable_conversion import Rules, convert, sort_channels
 from corenas_mutable_conversion.attention import opened
+from corenas_mutable_conversion.axes import free_sizes
 from corenas_mutable_conversion.elastic import parts_of, plain_copy, whole
 from corenas_mutable_conversion.models import build_model
 
@@ -367,3 +371,67 @@ def test_a_space_that_is_given_says_what_is_searched():
 def test_a_space_goes_through_toml():
     space = small().space
     assert SearchSpace.from_table(space.to_table()).variables == space.variables
+
+
+# -- beside others ----------------------------------------------------------------------------------------------------
+
+
+def coupled(pairs, names):
+    """Names in sets that pairs of them link."""
+    group = {name: {name} for name in names}
+    for one, two in pairs:
+        if group[one] is not group[two]:
+            group[one] |= group[two]
+            group |= dict.fromkeys(group[two], group[one])
+    return {frozenset(own) for own in group.values()}
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision:resnet18", "torchvision:squeezenet1_1", "torchvision:mobilenet_v3_small"]
+)
+def test_torch_prunings_graph_couples_the_same_layers(name):
+    model = copy.deepcopy(made(name)[0])
+    names = {module: key for key, module in model.named_modules()}
+    reading = made(name)[1].reading
+    layers = {
+        key: [*free_sizes(reading.known.tensors[f"{key}.weight"][0])]
+        for module, key in names.items()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+    free = [key for key, own in layers.items() if own]
+    ours = coupled([(a, b) for a in free for b in free if {*layers[a]} & {*layers[b]}], free)
+    graph = tp.DependencyGraph().build_dependency(model.requires_grad_(True), torch.randn(IMAGE), verbose=False)
+    pairs = []
+    for group in graph.get_all_groups():
+        written = [
+            names[item.dep.target.module]
+            for item in group
+            if graph.is_out_channel_pruning_fn(item.dep.handler) and names.get(item.dep.target.module) in free
+        ]
+        pairs += [(written[0], other) for other in written]
+    assert ours == coupled(pairs, free)
+
+
+def test_the_body_of_a_detector_is_converted_in_its_place():
+    torch.manual_seed(0)
+    body = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+    detector = lively(RetinaNet(body, 3, min_size=64, max_size=64, detections_per_img=5))
+    images = [torch.rand(3, 64, 64)]
+    before = outputs(detector, ([*images],))
+    converted = convert(detector.backbone, torch.randn(IMAGE))
+    assert {"body.layer1.depth", "body.conv1.width"} <= {*converted.space.keys}
+    assert all(map(torch.equal, outputs(detector, ([*images],)), before))
+    detector.backbone = converted.plain(converted.space.smallest())
+    assert len(outputs(detector, ([*images],))) == len(before)
+
+
+def test_a_supernet_goes_through_torch_export_bfloat16_and_channels_last():
+    converted = small()
+    arch, x = archs(converted, 1, seed=4)[1], torch.randn(2, 1, 28, 28)
+    network, supernet = converted.plain(arch).eval(), converted.supernet.eval()
+    with apply(supernet, arch), torch.no_grad():
+        expected = network(x)
+        torch.testing.assert_close(torch.export.export(supernet, (x,)).module()(x), expected)
+        torch.testing.assert_close(channels_last(copy.deepcopy(supernet))(x), expected, rtol=1e-4, atol=1e-5)
+        half = copy.deepcopy(supernet).bfloat16()
+        torch.testing.assert_close(half(x.bfloat16()), network.bfloat16()(x.bfloat16()))
