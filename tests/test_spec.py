@@ -696,7 +696,7 @@ def test_a_backbone_may_give_the_space_that_a_spec_leaves_out_or_narrows(space, 
 @pytest.mark.parametrize(("space", "mult", "message"), [
     ('space = { fix = { "c.width" = 4 } }', "2.0", "spec.toml:5: space.fix.c.width: no variable 'c.width'"),
     ("", "3.0", "spec.toml:4: backbone.mult: this network has no space"),
-    ('space = { file = "nowhere.toml" }', "2.0", "nowhere.toml"),
+    ('space = { file = "nowhere.toml" }', "2.0", "space.file: no such space file"),
 ])  # fmt: skip
 def test_mistakes_about_a_given_space_are_told_with_their_line(space, mult, message, write):
     text = GIVEN.replace('space = "space.toml"', space).replace("2.0", mult)

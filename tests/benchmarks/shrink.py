@@ -1,12 +1,12 @@
 """What making a trained network smaller is worth: spec/shrink.toml beside its alternatives; run by hand.
 
-For each seed the original is trained as spec/shrink-original.toml says, and spec/shrink.toml makes networks of 50%
-and of 25% of its flops of it. Beside them, on the same data: the network of the same arch trained alone from
-scratch, for as many epochs as the supernet was and for as many as original and supernet together; and torch-
-pruning's, pruned to the same flops by the same measure and tuned on the original's answers, for as many forward
-passes as the supernet had.
+For each seed the original is trained as spec/shrink-original.toml says, spec/shrink.toml makes networks of 50% and
+of 30% of its flops of it, and spec/shrink-tune.toml tunes them. Beside them, on the same data: the network of the
+same arch trained alone from scratch, for as many epochs as the supernet was trained and it was tuned, and for those
+of the original as well; and torch-pruning's, pruned to the same flops by the same measure and tuned on the
+original's answers, for as many forward passes.
 
-    OMP_NUM_THREADS=1 uv run python tests/benchmarks/shrink.py [--data digits] [--seeds 3] [--epochs 8 4] [--trials 40]
+    OMP_NUM_THREADS=1 uv run python tests/benchmarks/shrink.py [--data digits] [--seeds 3] [--epochs 8 4 4] [--trials N]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import copy
 import io
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,11 @@ def tuned(model: nn.Module, teacher: nn.Module, task: Any, epochs: int, seed: in
     return model.eval()
 
 
-def measured(folder: Path, data: str, seed: int, epochs: tuple[int, int], trials: int) -> None:
+def measured(folder: Path, data: str, seed: int, epochs: Sequence[int], trials: int) -> None:
     """Print the rows of a seed."""
     side, valid, test = IMAGES[data]
     own: dict[str, Any] = {"seed": seed, "task.data": data, "task.valid": valid, "task.test": test}
-    own |= {"backbone.image": [3, side, side], "export.formats": '["safetensors"]'}
+    own |= {"backbone.image": [3, side, side]}
     before = run(ROOT / "spec/shrink-original.toml", folder / "original", **own, **{"train.epochs": epochs[0]})
     row(seed, "original", 1.0, before["table"][0]["test"]["top1"])
     most = before["table"][0]["metrics"]["flops"]
@@ -96,17 +97,22 @@ def measured(folder: Path, data: str, seed: int, epochs: tuple[int, int], trials
     task = prepare(spec).task
     teacher = build_model("torchvision:resnet18", {"num_classes": 10}).eval()
     load_weights(teacher, folder / "original")
-    for i, (share, found) in enumerate(zip((0.5, 0.25), after["table"], strict=True)):
+    for share, found in zip((0.5, 0.3), after["table"], strict=True):
         row(seed, f"shrunk to {share:.0%}", found["metrics"]["flops"] / most, found["test"]["top1"])
-        arch = folder / f"smaller/{found['folder']}/arch.toml"
-        for n in (epochs[1], sum(epochs)):
-            settings = {**own, "train.epochs": n, "space.fix": arch}
-            alone = run(ROOT / "spec/shrink-original.toml", folder / f"alone-{i}-{n}", **settings)
-            row(seed, f"  alone, {n} epochs", alone["table"][0]["metrics"]["flops"] / most, _top1(alone))
+        best = folder / "smaller" / found["folder"]
+        tune = {"backbone.weights": folder / "smaller", "retrain.teacher.from": folder / "original"}
+        fixed = {**own, "space.fix": best / "arch.toml"}
+        result = run(
+            ROOT / "spec/shrink-tune.toml", folder / f"{share}", **fixed, **tune, **{"train.epochs": epochs[2]}
+        )
+        row(seed, "  and tuned", result["table"][0]["metrics"]["flops"] / most, _top1(result))
+        for n in (epochs[1] + epochs[2], sum(epochs)):
+            result = run(ROOT / "spec/shrink-original.toml", folder / f"{share}-{n}", **fixed, **{"train.epochs": n})
+            row(seed, f"  alone, {n} epochs", result["table"][0]["metrics"]["flops"] / most, _top1(result))
         example = torch.randn(1, 3, side, side)
         network = pruned(teacher, example, share)
         flops = tp.utils.count_ops_and_params(network, example)[0] / tp.utils.count_ops_and_params(teacher, example)[0]
-        network = tuned(network, teacher, task, 4 * epochs[1], seed)  # the sandwich has four paths
+        network = tuned(network, teacher, task, 4 * epochs[1] + epochs[2], seed)  # the sandwich has four paths
         top1 = evaluate(network, _Plain(task), Batches(task, "test", 250, torch.device("cpu"), False, seed))["top1"]
         row(seed, "  torch-pruning, tuned", flops, top1)
 
@@ -132,13 +138,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=IMAGES, default="digits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, nargs=2, default=(8, 4), help="of the original and of the supernet")
+    parser.add_argument("--epochs", type=int, nargs=3, default=(8, 4, 4), help="of original, supernet and tuning")
     parser.add_argument("--trials", type=int, default=40)
     options = parser.parse_args()
     print("| seed | network | flops | top-1 on test, % |\n| --- | --- | --- | --- |")
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder:
-            measured(Path(folder), options.data, seed, tuple(options.epochs), options.trials)
+            measured(Path(folder), options.data, seed, options.epochs, options.trials)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,14 @@ from corenas_mutable_conversion.rules import Rules
 ROOT = Path(__file__).parents[4]
 NETS = ROOT / "plugins/mutables/conversion/tests/nets.py"
 IMAGE = (3, 32, 32)
-RULES = Rules(fix=["stage3.*", "stage4.*", "conv5"])
-BACKBONE = ConvertedModel("torchvision:shufflenet_v2_x0_5", {"num_classes": 10}, image=IMAGE, rules=RULES)
+BACKBONE = ConvertedModel(f"{NETS}:tiny", image=IMAGE, rules=Rules(keep=0.3))
 SMALLEST = (
     "task.data=digits", "task.valid=200", "task.test=200", "train.epochs=1", "train.batch_size=256",
-    "backbone.image=[3, 8, 8]", "backbone.model=torchvision:shufflenet_v2_x0_5",
+    "backbone.image=[3, 8, 8]", "backbone.model=torchvision:shufflenet_v2_x0_5", "backbone.rules.kernels=true",
 )  # fmt: skip
 SEARCH = (
-    "search.trials=2", "search.batch=2", "calibration.batches=1", "mutator.paths=3", "search.constraints.flops=60%",
-    'export.formats=["safetensors"]', "searcher=random", 'space.fix={"conv5.width"=1024}',
+    "search.trials=2", "search.batch=2", "calibration.batches=1", "mutator.paths=3", "searcher=random",
+    'export.formats=["safetensors"]', 'search.constraints={flops="60%"}', 'space.fix={"conv5.0.width"=1024}',
 )  # fmt: skip
 
 
@@ -75,7 +74,7 @@ def test_a_trained_network_is_made_smaller_and_the_run_goes_on_as_if_never_stopp
     after = told(capsys, "run", spec, "--out", tmp_path / "a", *own)
     assert after["best"]["metrics"]["flops"] <= 0.6 * checked["cost"]["max"]["flops"]
     assert 0 <= after["best"]["test"]["top1"] <= 100
-    assert after["best"]["arch"]["conv5.width"] == 1024
+    assert after["best"]["arch"]["conv5.0.width"] == 1024
     # A run that is done once more, from the whole spec that the first has kept, ends with the same.
     again = told(capsys, "run", tmp_path / "a/spec.toml", "--out", tmp_path / "b")
     assert [t["arch"] for t in again["front"]] == [t["arch"] for t in after["front"]]

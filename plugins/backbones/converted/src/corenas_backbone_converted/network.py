@@ -19,7 +19,7 @@ from corenas.variables import OVERRIDE
 from corenas_backbone_converted import ConvertedModel
 from corenas_mutable_conversion.conversion import Converted, convert, is_on_meta, without_weights
 from corenas_mutable_conversion.elastic import plain_copy
-from corenas_mutable_conversion.models import build_model, load_weights
+from corenas_mutable_conversion.models import build_model, load_weights, weights_file
 from corenas_mutable_conversion.rules import Rules
 from corenas_mutable_conversion.sorting import sort_channels
 
@@ -87,13 +87,18 @@ def build(options: ConvertedModel, space: SearchSpace) -> nn.Module:
     """Return the model as a supernet of a space, or as the one network that the space has."""
     own = SearchSpace([v for v in space.variables if not v.key.startswith(OVERRIDE)])
     model = _built(options)
-    if torch.get_default_device().type == "meta":
-        model = without_weights(model)
-    elif options.weights is not None:
+    on_meta = torch.get_default_device().type == "meta"
+    if options.weights is not None:
         try:
-            load_weights(model, Path(options.weights))
+            file = weights_file(Path(options.weights))
+            if not file.is_file():
+                raise UserError(f"no such file of weights: {file}", hint="a file, or a run directory")
+            if not on_meta:
+                load_weights(model, Path(options.weights))
         except UserError as error:
             raise UserError(faults=[evolve(f, key=("backbone", "weights")) for f in error.faults]) from None
+    if on_meta:
+        model = without_weights(model)
     try:
         made = _converted(model, options, own)
     except UserError as error:  # keys of the space are relative to it
