@@ -64,7 +64,7 @@ def test_a_trained_network_is_made_smaller_and_the_run_goes_on_as_if_never_stopp
     """The second job: an original is trained, then converted, sorted, trained as a supernet, searched and exported."""
     monkeypatch.chdir(tmp_path)
     original = tmp_path / "runs/original"
-    shorter = sets([*SMALLEST, 'export.formats=["safetensors"]'])
+    shorter = sets([*SMALLEST, 'export.formats=["pt2"]'])
     before = told(capsys, "run", ROOT / "spec/shrink-original.toml", "--out", original, *shorter)
     spec = ROOT / "spec/shrink.toml"
     own = sets([*SMALLEST, *SEARCH, f"backbone.weights={original}"])
@@ -79,6 +79,11 @@ def test_a_trained_network_is_made_smaller_and_the_run_goes_on_as_if_never_stopp
     again = told(capsys, "run", tmp_path / "a/spec.toml", "--out", tmp_path / "b")
     assert [t["arch"] for t in again["front"]] == [t["arch"] for t in after["front"]]
     assert again["best"]["test"] == after["best"]["test"]
+    # What was found is tuned from the weights that it has in the supernet.
+    found = [f"backbone.weights={tmp_path / 'a'}", f"space.fix={tmp_path / 'a/best/arch.toml'}"]
+    tune = sets([*SMALLEST, *found, "backbone.rules.depth=true", f"retrain.teacher.from={original}"])
+    last = told(capsys, "run", ROOT / "spec/shrink-tune.toml", "--out", tmp_path / "c", *tune)
+    assert last["table"][0]["metrics"]["flops"] == after["best"]["metrics"]["flops"]
     exported = told(capsys, "export", tmp_path / "a", "--arch", "min", "--to", tmp_path / "min")
     assert exported["flops"] == checked["cost"]["min"]["flops"]
     # Other weights are another run.

@@ -340,9 +340,10 @@ class Reading:
             return f"fixed by the rule {pattern!r}"
         if pattern := self.rules.chosen(names):
             self._used.add(pattern)
-            wanted = self.rules.choices[pattern]
-            choices = sorted({_of_share(choice, bounds) for choice in wanted} | {bounds[1]})
-            self._check(choices, ("choices", pattern), bounds)
+            wanted = [_of_share(choice, bounds) for choice in self.rules.choices[pattern]]
+            fitting = [choice for choice in wanted if _fits(choice, bounds)]  # a pattern may be about several
+            self._check(fitting or wanted, ("choices", pattern), bounds)
+            choices = sorted({*fitting, bounds[1]})
         if len(choices) < 2 or choices[0] == choices[-1]:
             return f"{bounds[1]} elements leave no smaller choice"
         return choices
@@ -350,7 +351,7 @@ class Reading:
     def _check(self, choices: Iterable[Any], key: tuple[str, ...], bounds: tuple[int, ...]) -> None:
         low, high, step = (*bounds, 1)[:3]
         for choice in choices:
-            if not isinstance(choice, int) or not low <= choice <= high or (high - choice) % step:
+            if not _fits(choice, bounds):
                 steps = f" in steps of {step}" if step > 1 else ""
                 raise UserError(f"found {choice!r}, expected a whole number from {low} to {high}{steps}", key=key)
 
@@ -373,6 +374,11 @@ class Reading:
 
 def _names_something(pattern: str, names: Iterable[str]) -> bool:
     return Rules(fix=(pattern,)).fixing(names) is not None
+
+
+def _fits(choice: Any, bounds: tuple[int, ...]) -> bool:
+    low, high, step = (*bounds, 1)[:3]
+    return isinstance(choice, int) and low <= choice <= high and (high - choice) % step == 0
 
 
 def _of_share(choice: float, bounds: tuple[int, ...]) -> int:

@@ -23,7 +23,8 @@ class Rules:
     depth: whether residual blocks can be left out
     keep: of a run of blocks, the share that always runs
     fix: patterns of what stays as it is
-    choices: pattern -> the choices of a variable: whole numbers, or shares of the largest below 1
+    choices: pattern -> the choices of a variable: whole numbers, or shares of the largest below 1; the largest is
+        always among them, and what is too large for one of several variables is left out there
     """
 
     ratios: tuple[float, ...] = field(
