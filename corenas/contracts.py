@@ -38,13 +38,13 @@ Json: TypeAlias = Any
 class Backbone(Protocol):
     """Options of a network without its head.
 
-    Its class may be `LaidOut` and `Exemplary`.
+    Its class may be `LaidOut`, `Exemplary` and `SpaceGiving`, its options `Fingerprinted`.
     """
 
     def build(self, space: SearchSpace) -> nn.Module:
         """Return a module with `features(x) -> [Tensor, …]` and `feat_dims`, the dimension of each of these tensors.
 
-        It may be `Segmented`; any module in it `ProgressTracking`, `ZeroInitializing`, `Synchronizable` or
+        It may be `Segmented` and `Headed`; any module in it `ProgressTracking`, `ZeroInitializing`, `Synchronizable` or
         `RunningStatistics`. Raises UserError if the space is none for it.
         """
 
@@ -57,6 +57,21 @@ class LaidOut(Protocol):
     """
 
     layout: type
+
+
+@runtime_checkable
+class SpaceGiving(Protocol):
+    """A backbone that gives the space itself: a spec may then say none, or only `fix` and `narrow`."""
+
+    def space(self) -> SearchSpace:
+        """Return all that it can be. Raises UserError, keys relative to the spec, where there is no such thing."""
+
+
+@runtime_checkable
+class Headed(Protocol):
+    """A network that has a head of its own, which is used in place of the task's."""
+
+    own_head: nn.Module
 
 
 @runtime_checkable
@@ -196,7 +211,7 @@ class RunningStatistics(Protocol):
 
 @runtime_checkable
 class Fingerprinted(Protocol):
-    """A live task that says when its data is other data; a run that was begun with the other is refused."""
+    """A live task, or a backbone, that says when its files are others; a run that was begun with others is refused."""
 
     fingerprint: str
 

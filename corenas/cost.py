@@ -15,14 +15,14 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from corenas.errors import did_you_mean
-from corenas.mutable import Costed, LayerCost, conv_cost, elastic_of, keys_used, linear_cost
+from corenas.mutable import Costed, LayerCost, WhollyCosted, conv_cost, elastic_of, keys_used, linear_cost
 from corenas.positions import occurrences, positions, weightless_twin
 from corenas.space import Codes, SearchSpace
 from corenas.value import LARGEST_TABLE, Constant, Expression, Value, at_least, grid
@@ -72,6 +72,14 @@ class Cost:
             raise ValueError(f"the model depends on {key!r}, which the space lacks: {did_you_mean(key, space.keys)}")
         self._terms = _terms(model, space, example)
         self._tabulate(space)
+
+    @classmethod
+    def adding(cls, costs: Iterable[LayerCost], space: SearchSpace) -> Cost:
+        """Return the cost of the archs of a space from what it is the sum of, by way of no model."""
+        cost = cls.__new__(cls)
+        cost._terms = [*_terms_of_costs(costs)]
+        cost._tabulate(space)
+        return cost
 
     def on(self, space: SearchSpace) -> Cost:
         """Return the same costs for the codes of a space that is narrower than, or the same as, the model's."""
@@ -192,6 +200,12 @@ def _terms(model: nn.Module, space: SearchSpace, example: Any) -> list[tuple[int
     """Return what the costs of all archs are the sums of: numbers of metrics, each with a value."""
     twin = weightless_twin(model)
     gates = _gates_of_layers(twin)
+    whole = [(module, gate) for module, gate in occurrences(twin) if isinstance(module, WhollyCosted)]
+    terms = [
+        (metric, value if gate == Constant(1) else gate * value)
+        for module, gate in whole
+        for metric, value in _terms_of_costs(module.whole_cost(example))
+    ]
     calls = positions(twin, space, example, gates)
     # Layers that cost the same under the same variables, as the blocks of a stage do, are counted, not listed.
     alike: dict[tuple[int, Value, frozenset[str]], list[Value]] = defaultdict(list)
@@ -204,7 +218,15 @@ def _terms(model: nn.Module, space: SearchSpace, example: Any) -> list[tuple[int
             once = _cost(layer, count)
             alike[METRICS.index("flops"), once.flops, shared].append(runs)
             alike[METRICS.index("activations"), once.activations, shared].append(runs)
-    return [(metric, _added(times) * once) for (metric, once, _), times in alike.items() if once != Constant(0)]
+    terms += [(metric, _added(times) * once) for (metric, once, _), times in alike.items() if once != Constant(0)]
+    return terms
+
+
+def _terms_of_costs(costs: Iterable[LayerCost]) -> Iterator[tuple[int, Value]]:
+    for cost in costs:
+        for metric, value in enumerate((cost.flops, cost.params, cost.activations)):
+            if value != Constant(0):
+                yield metric, value
 
 
 def _gates_of_layers(model: nn.Module) -> dict[nn.Module, list[Value]]:
@@ -215,6 +237,8 @@ def _gates_of_layers(model: nn.Module) -> dict[nn.Module, list[Value]]:
     names = {module: name for name, module in model.named_modules()}
     gates: dict[nn.Module, list[Value]] = defaultdict(list)
     for module, gate in occurrences(model):
+        if isinstance(module, WhollyCosted):
+            continue
         owns_parameters = next(module.parameters(recurse=False), None) is not None
         if owns_parameters and elastic_of(module) is not None and not isinstance(module, Costed):
             what = f"{names[module] or 'the model'}, a {type(module).__name__},"

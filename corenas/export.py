@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from corenas.calibrate import statistics_kept
 from corenas.errors import UserError
-from corenas.mutable import Exportable, apply, call_model
+from corenas.mutable import Exportable, Reducible, apply, call_model
 
 TOLERANCE = 1e-5
 """Largest difference to the supernet that is put down to rounding, relative to the largest output."""
@@ -50,7 +50,8 @@ def export_subnet(model: nn.Module, choices: Mapping[str, Any], example: Any) ->
 
 def export_active(model: nn.Module, example: Any) -> fx.GraphModule:
     """Return the subnet of the arch in force as a plain module, as `export_subnet` does."""
-    plain = _exported(model, _traced(model))
+    smaller = _reduced(model)
+    plain = _exported(smaller, _traced(smaller))
     plain.train(model.training)
     alien = [type(part).__name__ for part in plain.modules() if not type(part).__module__.startswith("torch.")]
     if alien:
@@ -63,6 +64,18 @@ def export_active(model: nn.Module, example: Any) -> fx.GraphModule:
         text = f"the exported network differs from the supernet by {error:.1e} of its largest output"
         raise UserError(text, hint="please report this with the spec")
     return plain
+
+
+def _reduced(module: nn.Module) -> nn.Module:
+    """Return a model with the subnets of what is `Reducible` in its place; all else in it is the model's own."""
+    if isinstance(module, Reducible):
+        return module.reduced().train(module.training)
+    children = {name: _reduced(child) for name, child in module.named_children()}
+    if all(child is module._modules[name] for name, child in children.items()):
+        return module
+    shallow = copy.copy(module)
+    shallow._modules = {**module._modules, **children}
+    return shallow
 
 
 def _traced(model: nn.Module) -> fx.Graph:

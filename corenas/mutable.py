@@ -103,6 +103,27 @@ class Costed(Protocol):
         ...
 
 
+@runtime_checkable
+class WhollyCosted(Protocol):
+    """A module that states the cost of itself and of all that is in it, so that nobody looks at its layers."""
+
+    def whole_cost(self, example: Any) -> Iterable[LayerCost]:
+        """Return what its cost is the sum of, gates included, for one input of the model that it is in.
+
+        Raises ValueError for an input that it cannot tell the cost of.
+        """
+        ...
+
+
+@runtime_checkable
+class Reducible(Protocol):
+    """A module that gives its subnet in force itself; on export that is traced in its place."""
+
+    def reduced(self) -> nn.Module:
+        """Return a module that is called in the same way and has no mutable in it, with a copy of the weights."""
+        ...
+
+
 # -- what layers cost -------------------------------------------------------------------------------------------------
 
 

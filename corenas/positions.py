@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from corenas.mutable import Gated, Resizing, apply, call_model, elastic_of, mutables
+from corenas.mutable import Gated, Resizing, WhollyCosted, apply, call_model, elastic_of, mutables
 from corenas.space import SearchSpace
 from corenas.value import LARGEST_TABLE, Constant, Dimension, Value, grid, looked_up
 
@@ -35,9 +35,12 @@ def occurrences(
 ) -> Iterator[tuple[nn.Module, Value]]:
     """Yield every module each time that it stands in a model, with what says under which archs it runs there.
 
+    What is in one that is `WhollyCosted` is left out.
     gate: the product of the gates above it; gated: what has a gate of its own further up
     """
     yield module, gate
+    if isinstance(module, WhollyCosted):
+        return
     own = [*module.gates()] if isinstance(module, Gated) else []
     for child, value in own:
         yield from occurrences(child, gate * value)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from corenas.contracts import Backbone, LiveTask, Segmented, Signals, Tap
+from corenas.contracts import Backbone, Headed, LiveTask, Segmented, Signals, Tap
 from corenas.cost import Cost
 from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.mutable import keys_used
@@ -45,7 +45,8 @@ def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Su
         raise UserError(faults=[f if f.key[:1] == ("backbone",) else f.under("space") for f in error.faults]) from None
     except TooManyCombinationsError as error:
         raise UserError(str(error), key=("space",), hint="larger steps, or fewer choices") from None
-    supernet = Supernet(body, task.head(body.feat_dims))  # type: ignore[arg-type]
+    head = body.own_head if isinstance(body, Headed) else task.head(body.feat_dims)  # type: ignore[arg-type]
+    supernet = Supernet(body, head)
     used = keys_used(supernet)
     parents = {condition.key for variable in space.variables for condition in variable.when}
     # No layer need use what is held at one choice, nor, as narrowing a depth leaves them, variables of blocks that no

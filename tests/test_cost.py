@@ -426,3 +426,42 @@ def test_an_example_may_be_any_tree_of_inputs():
     wanted = [25 * 3 * width + 36 * 4 * 6 for width in (4, 8)]
     for example in ((image, clip), [image, clip, 2], {"clip": clip, "image": image}):
         assert [cost["flops"] for cost in Cost(model, space, example).of([{"width": 4}, {"width": 8}])] == wanted
+
+
+class Whole(nn.Module):
+    """A module that says what all of it costs; its layers would say something else."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.layer = width, Conv(3, width)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def whole_cost(self, example):
+        yield LayerCost(flops=self.width * example.numel(), params=self.width)
+        yield LayerCost(activations=self.width * 2, params=as_value(5))
+
+
+def test_a_module_that_says_what_all_of_it_costs_is_taken_by_its_word_behind_gates_too():
+    space = SearchSpace([Int("depth", 0, 1), Categorical("width", (4, 8))])
+    width, image = space.value("width"), torch.zeros(1, 3, 2, 2)
+
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.whole, self.elastic = Whole(width), Elastic({"depth": space.value("depth")})
+
+        def forward(self, x):
+            return self.whole(x) if self.elastic.choice["depth"] else x
+
+        def gates(self):
+            return [(self.whole, at_least(space.value("depth"), 1))]
+
+    archs = [{"depth": 0, "width": 8}, {"depth": 1, "width": 4}, {"depth": 1, "width": 8}]
+    wanted = [(0, 0, 0), (48, 9, 8), (96, 13, 16)]
+    assert [(*cost.values(),) for cost in Cost(Gate(), space, image).of(archs)] == wanted
+    free = Cost(nn.Sequential(Whole(width), Conv(width, 2)), space, image).of(archs[2:])
+    assert free == [{"flops": 96 + 8 * 2 * 4, "params": 13 + 18, "activations": 16 + 8}]
+    added = Cost.adding(Whole(width).whole_cost(image), space)
+    assert [(*cost.values(),) for cost in added.of(archs)] == [wanted[2], *wanted[1:]]

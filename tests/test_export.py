@@ -303,3 +303,26 @@ def test_an_example_may_be_any_tree_of_inputs():
         assert difference(model, TwoInputs(), example) > 0
     clip = nn.Sequential(nn.Conv3d(1, 4, 2))
     assert difference(clip, export_subnet(clip, {}, torch.zeros(1, 1, 3, 3, 3)), torch.zeros(1, 1, 3, 3, 3)) == 0
+
+
+def test_what_can_reduce_itself_is_traced_as_what_it_becomes():
+    class Own(nn.Module):
+        """Layers that tracing as they are would not get through."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv = Conv(1, WIDTH, 3)
+
+        def forward(self, x):
+            return self.conv(x) if self.conv.elastic.choice["kernel"] else float(x.sum())
+
+        def reduced(self):
+            return nn.Sequential(self.conv.export(), nn.Identity())
+
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(Own()), Conv(WIDTH, 2))
+    modules = [*model.modules()]
+    plain = export_subnet(model, {"width": 4}, TASK.example)
+    assert [type(part) for part in plain.children()] == [nn.ReLU, nn.Conv2d, nn.Identity, nn.Conv2d]
+    assert [*model.modules()] == modules
+    with apply(model, {"width": 4}):
+        assert difference(model, plain, TASK.example) == 0

@@ -18,7 +18,9 @@ from corenas.hookspecs import hookimpl
 from corenas.plugins import load_catalogue
 from corenas.run.spec import Export, Goal, Range, load_spec
 from corenas.run.toml import key_lines
+from corenas.space import SearchSpace
 from corenas.value import Value
+from corenas.variables import Categorical
 
 # -- a catalogue of toys ----------------------------------------------------------------------------------------------
 
@@ -118,9 +120,26 @@ class Random(Options):
     """A searcher."""
 
 
+@frozen
+class Giving:
+    """A backbone that gives its space.
+
+    mult: of the width
+    """
+
+    mult: float = 1.0
+
+    def build(self, space): ...
+
+    def space(self):
+        if self.mult > 2:
+            raise UserError("this network has no space", key=("backbone", "mult"))
+        return SearchSpace([Categorical("a.width", (4, 8)), Categorical("b.0.width", (4, 8, round(16 * self.mult)))])
+
+
 class Plugin:
     corenas_tasks = staticmethod(hookimpl(specname="corenas_tasks")(lambda: {"toy": ToyTask}))
-    corenas_backbones = staticmethod(hookimpl(specname="corenas_backbones")(lambda: {"net": Net}))
+    corenas_backbones = staticmethod(hookimpl(specname="corenas_backbones")(lambda: {"net": Net, "giving": Giving}))
     corenas_algorithms = staticmethod(
         hookimpl(specname="corenas_algorithms")(lambda: {"oneshot": OneShot, "scores": Scores})
     )
@@ -655,3 +674,32 @@ sys.exit("torch" in sys.modules)
     path = write(SPEC + "[train.optimizer]\ntype = 'Adan'\n".replace("train.opt", "train . opt"))
     done = subprocess.run([sys.executable, "-c", code, root, str(path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()[0]) == (0, "UserError"), done.stderr
+
+
+GIVEN = SPEC.replace('backbone = "net"', 'backbone = { type = "giving", mult = 2.0 }')
+
+
+@pytest.mark.parametrize(("space", "choices"), [
+    ("", {"a.width": (4, 8), "b.0.width": (4, 8, 32)}),
+    ('space = { narrow = { "*.width" = [4, 8] } }', {"a.width": (4, 8), "b.0.width": (4, 8)}),
+    ('space = { fix = { "b.0.width" = 32 }, "spec:train.epochs" = [1, 2] }',
+     {"a.width": (4, 8), "b.0.width": (32,), "spec:train.epochs": (1, 2)}),
+    ('space = { "a.width" = [4, 8] }', {"a.width": (4, 8)}),
+])  # fmt: skip
+def test_a_backbone_may_give_the_space_that_a_spec_leaves_out_or_narrows(space, choices, write):
+    spec, _ = load_spec(write(GIVEN.replace('space = "space.toml"', space)), CATALOGUE)
+    assert {variable.key: variable.choices for variable in spec.space.variables} == choices
+    again = SearchSpace.from_table(spec.to_table(CATALOGUE)["space"])
+    assert again.variables == spec.space.variables
+
+
+@pytest.mark.parametrize(("space", "mult", "message"), [
+    ('space = { fix = { "c.width" = 4 } }', "2.0", "spec.toml:5: space.fix.c.width: no variable 'c.width'"),
+    ("", "3.0", "spec.toml:4: backbone.mult: this network has no space"),
+    ('space = { file = "nowhere.toml" }', "2.0", "space.file: no such space file"),
+])  # fmt: skip
+def test_mistakes_about_a_given_space_are_told_with_their_line(space, mult, message, write):
+    text = GIVEN.replace('space = "space.toml"', space).replace("2.0", mult)
+    with pytest.raises(UserError) as error:
+        load_spec(write(text), CATALOGUE)
+    assert message in str(error.value)

@@ -15,7 +15,7 @@ import attrs
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, lt, optional
 
-from corenas.contracts import LaidOut
+from corenas.contracts import LaidOut, SpaceGiving
 from corenas.errors import Fault, KeyPath, UserError, collecting, did_you_mean, raise_if_any
 from corenas.objectives import parse_amount
 from corenas.options import explanations, structure, to_table
@@ -372,8 +372,11 @@ def _read_spec(
             names = structure(table["plugins"], tuple[str, ...])
             table["plugins"] = [str((folder / name).resolve()) for name in names]
         faults += _plugin_faults(table["plugins"], catalogue, ("plugins",))
-    if "space" in table:
-        raw, table["space"] = table["space"], None
+    given = _is_given(table, catalogue)
+    raw = table.get("space", {})
+    if "space" in table or given:
+        table["space"] = None
+    if "space" in table and not given:
         with collecting(faults, "space"):
             table["space"] = _read_space(raw, folder, sources)
             _check_layout(table["space"], table.get("backbone"), catalogue)
@@ -382,6 +385,9 @@ def _read_spec(
         spec = structure(table, Spec, catalogue.options)
     except UserError as error:
         raise UserError(faults=[*faults, *error.faults]) from None
+    if given:
+        with collecting(faults):
+            spec = attrs.evolve(spec, space=_given_space(spec.backbone, raw, folder, sources))
     with collecting(faults):
         spec = _with_defaults(spec, catalogue)
     faults += _algorithm_faults(spec, catalogue)
@@ -530,8 +536,29 @@ _CHANGES = {
 """What may stand beside a space: how it changes the space, and the type of its table, keys dotted."""
 
 
-def _read_space(raw: Any, folder: Path, sources: Sources) -> SearchSpace:
-    """Return the space that a spec names or holds. Raises UserError, keys relative to it."""
+def _is_given(table: Mapping[str, Any], catalogue: Catalogue) -> bool:
+    """Return whether the backbone gives the space: it can, and the spec says none, or how it is narrower."""
+    backbone, raw = table.get("backbone"), table.get("space", {})
+    name = backbone.get("type") if isinstance(backbone, dict) else backbone
+    component = catalogue.components.get(("backbones", str(name)))
+    can = component is not None and isinstance(component.cls, SpaceGiving)
+    return can and isinstance(raw, dict) and all(key in _CHANGES or key.startswith(OVERRIDE) for key in raw)
+
+
+def _given_space(backbone: SpaceGiving, raw: dict[str, Any], folder: Path, sources: Sources) -> SearchSpace:
+    """Return the space that a backbone gives, as a spec narrows it. Raises UserError, keys relative to the spec."""
+    space = backbone.space()
+    try:
+        return _read_space(raw, folder, sources, space)
+    except UserError as error:
+        raise error.under("space") from None
+
+
+def _read_space(raw: Any, folder: Path, sources: Sources, given: SearchSpace | None = None) -> SearchSpace:
+    """Return the space that a spec names or holds. Raises UserError, keys relative to it.
+
+    given: what stands for a space where there is only what changes it
+    """
     table = {"file": raw} if isinstance(raw, str) else raw
     if not isinstance(table, dict):
         raise UserError("expected a file name or a table")
@@ -539,6 +566,8 @@ def _read_space(raw: Any, folder: Path, sources: Sources) -> SearchSpace:
     if "file" in table:
         table = _read_space_file(table, folder, sources)
     space, faults = SearchSpace.from_table(table), []
+    if given is not None:
+        space = SearchSpace([*given.variables, *space.variables], given.tree)
     if isinstance(changes["fix"], str):
         with collecting(faults, "fix"):
             space = space.fix(_read_arch(changes["fix"], space, folder, sources))

@@ -64,6 +64,8 @@ def run_spec(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: 
         prepared = prepare(spec, device=device)
         exporters = read_exporters(spec.export.formats if prepared.has_network else (), catalogue)
         data = {"splits": dict(prepared.task.splits), "data": _fingerprint(prepared.task)}
+        if isinstance(spec.backbone, Fingerprinted):
+            data["backbone"] = spec.backbone.fingerprint
         if spec.supernet is not None:
             data["supernet"] = _digest(Path(spec.supernet.from_) / "supernet.pt")
         for name, teacher in (("teacher", spec.teacher), ("retrain teacher", spec.retrain.teacher)):

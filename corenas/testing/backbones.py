@@ -55,7 +55,9 @@ def network(backbone: Backbone, space: SearchSpace, seed: int = 0) -> Any:
     """The supernet of a space, the same for the same seed; its outputs are its features."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return build_supernet(backbone, space, _Headless())  # type: ignore[arg-type]
+        model = build_supernet(backbone, space, _Headless())  # type: ignore[arg-type]
+    model.head = AllFeatures()  # some have a head of their own
+    return model
 
 
 def used_network(backbone: Backbone, space: SearchSpace, image: Shape) -> Any:
