@@ -173,10 +173,10 @@ class Source:
 class Export:
     """What is written into `best/` beside arch.toml and the cost card.
 
-    formats: names of exporters; `corenas show exporters` lists them
+    formats: exporters, by name or as tables of their options with `type`; `corenas show exporters` lists them
     """
 
-    formats: tuple[str, ...] = ("safetensors", "python", "pt2")
+    formats: tuple[str | Mapping[str, Any], ...] = ("safetensors", "python", "pt2")
 
 
 @frozen
@@ -449,13 +449,15 @@ def _override_faults(spec: Spec) -> list[Fault]:
 
 
 def _format_faults(spec: Spec, catalogue: Catalogue) -> list[Fault]:
-    """Return which formats nothing writes."""
+    """Return which formats nothing writes, or not with these options."""
     faults: list[Fault] = []
-    for i, name in enumerate(spec.export.formats):
+    for i, item in enumerate(spec.export.formats):
+        key = ("export", "formats", i)
         try:
-            catalogue.find("exporters", name)
+            catalogue.options("exporters", item)
         except UserError as error:
-            faults += [attrs.evolve(fault, key=("export", "formats", i)) for fault in error.faults]
+            named = isinstance(item, str)
+            faults += [attrs.evolve(fault, key=key if named else (*key, *fault.key)) for fault in error.faults]
     return faults
 
 
