@@ -7,7 +7,6 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -213,25 +212,22 @@ class _Run:
         alone = [e for e in spec.evaluators if not e.cheap and is_exclusive(e)]
         # What another search of this run has measured is judged by the constraints of this one.
         known = {(t.arch, t.fidelity): _judged(t, target.constraints) for t in self.store.trials() if t.ok}
-        with spec.executor.start() if spec.executor else nullcontext() as executor:
-            return run_search(
-                searcher,
-                self._costly(number, supernet),
-                spec.search.trials,
-                screen=screen,
-                alone=start_trial_runner(prepared, number, supernet, alone.__contains__, costs=False)
-                if alone
-                else None,
-                batch=spec.search.batch,
-                space=spec.space,
-                seconds=parse_duration(spec.search.budget or "") or math.inf,
-                store=self.store,
-                number=number,
-                known=distributed.on_rank_zero(lambda: known),
-                objectives=prepared.objectives,
-                executor=executor,
-                emit=self.emit,
-            )
+        return run_search(
+            searcher,
+            self._costly(number, supernet),
+            spec.search.trials,
+            screen=screen,
+            alone=start_trial_runner(prepared, number, supernet, alone.__contains__, costs=False) if alone else None,
+            batch=spec.search.batch,
+            space=spec.space,
+            seconds=parse_duration(spec.search.budget or "") or math.inf,
+            store=self.store,
+            number=number,
+            known=distributed.on_rank_zero(lambda: known),
+            objectives=prepared.objectives,
+            executor=spec.executor,
+            emit=self.emit,
+        )
 
     def _costly(self, number: int, supernet: nn.Module | None) -> TrialRunner | WorkerRunner:
         """Return what measures an arch that has passed the cheap evaluators, here or in a worker."""
