@@ -20,6 +20,7 @@ from corenas.errors import Fault, KeyPath, UserError, collecting, did_you_mean, 
 from corenas.objectives import parse_amount
 from corenas.options import structure, to_table
 from corenas.plugins import Catalogue, load_catalogue
+from corenas.ranking import FEWEST
 from corenas.run.toml import Sources, read_toml
 from corenas.settings import Calibration, Train
 from corenas.space import Arch, Choice, SearchSpace, flatten
@@ -95,6 +96,18 @@ class Bins:
 
 
 @frozen
+class Trust:
+    """A check of what a search went by: some of its archs are trained alone, and the two rankings compared.
+
+    archs: how many, spread over the front, and over what comes after it where that has fewer
+    train: how they are trained; left out, as `retrain` says, or as the supernet
+    """
+
+    archs: int = field(default=20, validator=ge(FEWEST))
+    train: Train | None = None
+
+
+@frozen
 class SearchSettings:
     """What is searched for, and how long.
 
@@ -105,6 +118,7 @@ class SearchSettings:
     constraints: metric -> bounds: the most that is allowed (of what is to be large the least), [least, most], or min
         and max; "60%" is of the largest subnet. A list of such tables is searched under one after the other
     pareto: true keeps every trade-off that no other beats; a table keeps the best of each bin of a metric
+    trust: how many archs are trained alone in the end, to see whether the search ranks them as they are
     """
 
     trials: int = field(default=100, validator=ge(1))
@@ -113,6 +127,7 @@ class SearchSettings:
     objectives: tuple[str | Goal, ...] | str = ("top1",)
     constraints: Bounds | tuple[Bounds, ...] = field(factory=dict)
     pareto: bool | Bins = False
+    trust: Trust | None = None
 
     @property
     def bounds(self) -> Sequence[Bounds]:

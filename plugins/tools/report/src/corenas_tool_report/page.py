@@ -17,6 +17,7 @@ import tomli_w
 import corenas
 from corenas.errors import UserError
 from corenas.run.folder import OwnFiles
+from corenas.run.trust import sentence
 from corenas_tool_report import drawing, plots
 from corenas_tool_report.plots import Plot
 from corenas_tool_report.reading import COSTS, Found, Run, read_runs, trade_off
@@ -293,6 +294,8 @@ def _trials(run: Run, cloud: Plot | None) -> Html:
         ]
         text = f"The front against {metric} as a table ({plural(len(rows), 'trial')})"
         parts.append(_details(text, table(text, ["arch", *names, "measured in"], rows, "wide", seen=False)))
+    if run.trust:
+        parts.append(tag("p", sentence(run.trust), "."))
     failed = [trial for trial in trials if trial.state == "failed"]
     if failed:
         rows = [[tag("code", trial.arch.digest), trial.error or "unknown"] for trial in failed]
