@@ -14,6 +14,8 @@ QUICK = (
 )  # fmt: skip
 SMALLEST = {
     "cost.py": ["--archs", "200", "spec/space/mobilenetv3-small-images.toml"],
+    "executors.py": ["--trials", "4", "--seconds", "0.1", "processes"],
+    "latency.py": ["--networks", "2", "--rounds", "3", "--seconds", "0.1", "--backend", "eager"],
     "slicing.py": ["--rounds", "1", "--images", "2x32", "fairnas"],
     "startup.py": ["1"],
     "switching.py": ["--rounds", "1"],

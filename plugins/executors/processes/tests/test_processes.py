@@ -61,6 +61,7 @@ def searched(measure, executor=None):
     return run_search(live, measure, 8, batch=8, executor=executor, objectives=best)
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing_and_an_arch_that_kills_two_is_a_failed_trial(tmp_path):
     alone = searched(Fragile(tmp_path))
     once, fatal = (alone[row].arch["width"] for row in (1, 5))
