@@ -608,6 +608,9 @@ class Evaluation(Protocol):
     def calibrated(self, arch: Arch) -> AbstractContextManager[nn.Module]:
         """Return the supernet under an arch, in evaluation mode with its statistics recomputed, for a while."""
 
+    def split(self, name: str, share: float = 1.0) -> Iterable[Any]:
+        """Return the batches of a split, or of a share of it, always the same."""
+
     def __call__(self, arch: Arch, split: str = "valid", share: float = 1.0) -> Mapping[str, float]:
         """Return an arch's metrics on a split, or on a share of it."""
 
@@ -693,14 +696,28 @@ class Executor(Protocol):
         """Return the workers."""
 
 
+@frozen
+class ExportContext:
+    """What a network is written with.
+
+    example: one input of the network, as the task has it (`LiveTask.example`)
+    title: a line that says what network this is
+    inputs: n -> batches of inputs of n training samples, of all where there are fewer: always the same, not augmented,
+        on the CPU. Calibration looks at them. None come where no data was read
+    """
+
+    example: Any
+    title: str = ""
+    inputs: Callable[[int], Iterable[Any]] = lambda n: ()
+
+
 @runtime_checkable
 class Exporter(Protocol):
     """Options of a file format for networks."""
 
-    def write(self, network: nn.Module, example: Any, folder: Path, title: str) -> Path:
+    def write(self, network: nn.Module, folder: Path, context: ExportContext) -> Path:
         """Write a plain network, on the CPU and in evaluation mode, into a folder; returns the file.
 
-        title: a line that says what network this is
         Raises UserError for a network that the format cannot hold.
         """
 

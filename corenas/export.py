@@ -50,9 +50,7 @@ def export_subnet(model: nn.Module, choices: Mapping[str, Any], example: Any) ->
 
 def export_active(model: nn.Module, example: Any) -> fx.GraphModule:
     """Return the subnet of the arch in force as a plain module, as `export_subnet` does."""
-    smaller = _reduced(model)
-    plain = _exported(smaller, _traced(smaller))
-    plain.train(model.training)
+    plain = plain_graph(model)
     alien = [type(part).__name__ for part in plain.modules() if not type(part).__module__.startswith("torch.")]
     if alien:
         raise UserError(f"{alien[0]} is no layer of torch: its `export` must give one")
@@ -64,6 +62,16 @@ def export_active(model: nn.Module, example: Any) -> fx.GraphModule:
         text = f"the exported network differs from the supernet by {error:.1e} of its largest output"
         raise UserError(text, hint="please report this with the spec")
     return plain
+
+
+def plain_graph(model: nn.Module) -> fx.GraphModule:
+    """Return the subnet of the arch in force as a plain module, unchecked; the model may be on the meta device.
+
+    Raises UserError if the model's forward cannot be traced.
+    """
+    training, smaller = model.training, _reduced(model)
+    plain = _exported(smaller, _traced(smaller))
+    return plain.train(training)  # type: ignore[return-value]
 
 
 def _reduced(module: nn.Module) -> nn.Module:

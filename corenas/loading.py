@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from attrs import frozen
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
 
@@ -205,3 +205,27 @@ class Batches:
 
     def _decoded(self) -> Iterator[Any]:
         return (to_device(batch, self.device) for batch in self._data.read(self._keys, self.workers))
+
+
+def training_inputs(model: nn.Module, task: LiveTask, seed: int, n: int) -> Iterator[Any]:
+    """Yield batches of what a model gets of n training samples, as `call_model` takes them.
+
+    The samples are always the same for a seed, at random, not augmented, on the CPU, as is the model; all where there
+    are fewer, none where no data was read.
+    """
+    given: list[Any] = []
+
+    def note(_: nn.Module, arguments: tuple[Any, ...], by_keyword: dict[str, Any]) -> None:
+        given.append(by_keyword or (arguments[0] if len(arguments) == 1 else arguments))
+
+    limit = min(n, task.splits.get("train", 0))
+    if limit == 0:
+        return
+    for batch in Batches(task, "train", 64, torch.device("cpu"), seed=seed, limit=limit):
+        hook = model.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                task.forward(model, batch)
+        finally:
+            hook.remove()
+        yield given.pop()

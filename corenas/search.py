@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from contextlib import nullcontext
+from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
 from attrs import define, evolve, field, frozen
 
 from corenas import distributed
-from corenas.contracts import Emit, Note, Progress, Proposal, Search, StageDone, StageStarted, TrialDone
+from corenas.contracts import Emit, Executor, Note, Progress, Proposal, Search, StageDone, StageStarted, TrialDone
 from corenas.errors import UserError, blaming_plugin
 from corenas.measure import plain
 from corenas.objectives import Objectives, Trial
@@ -59,7 +60,7 @@ def run_search(
     number: int = 0,
     known: Mapping[Key, Trial] | None = None,
     objectives: Objectives | None = None,
-    executor: futures.Executor | None = None,
+    executor: futures.Executor | Executor | None = None,
     emit: Emit = lambda event: None,
 ) -> list[Trial]:
     """Run a search until its budget of distinct archs is spent or the searcher asks for nothing more.
@@ -73,6 +74,8 @@ def run_search(
     store: where each trial goes as it finishes, and the searcher's state after each `tell`; what it holds counts
     number: which of a run's searches this is
     known: trials that need not be measured again
+    executor: workers, or options that start them (`contracts.Executor`); those start again when a worker dies, and what
+        was lost with it is measured again: an arch at which one dies a second time is a failed trial
     Returns all trials in order. No arch is measured twice with the same fidelity. Raises UserError for a searcher that
     does not do as it should, and if all trials failed.
 
@@ -86,11 +89,34 @@ def run_search(
     {'size': 24}
     """
     store = store if store is not None and distributed.rank() == 0 else Store()
-    runners = _Runners(measure if isinstance(measure, Runner) else _Function(measure), screen, alone, executor)
     asking = _Asking(searcher, space)
     ledger = _Ledger.restored(asking, store, number, budget, seconds, objectives)
+    measure = measure if isinstance(measure, Runner) else _Function(measure)
     started = time.perf_counter()
     emit(StageStarted("search", budget, "trials", ledger.spent_trials))
+    with nullcontext() if executor is None else _Workers(executor) as workers:
+        _loop(asking, ledger, _Runners(measure, screen, alone, workers), batch, store, number, known or {}, emit)
+    if not ledger.is_spent:
+        why = "the time is over" if ledger.time_is_over() else "the searcher found nothing new"
+        emit(Note(f"{why} after {len(ledger.trials)} of {budget} trials"))
+    trials = [*ledger.trials.values()]
+    if trials and all(trial.state == "failed" for trial in trials):
+        raise UserError(f"all {len(trials)} trials failed", hint=f"the first: {trials[0].error}")
+    emit(StageDone("search", time.perf_counter() - started, ledger.figures()))
+    return trials
+
+
+def _loop(
+    asking: _Asking,
+    ledger: _Ledger,
+    runners: _Runners,
+    batch: int,
+    store: Store,
+    number: int,
+    known: Mapping[Key, Trial],
+    emit: Emit,
+) -> None:
+    """Ask, measure, store and tell until nothing is left of the budget or nothing new is asked for."""
     idle_asks = 0
     while ledger.left > BUDGET_TOLERANCE and idle_asks < MAX_IDLE_ASKS and not ledger.time_is_over():
         # A run that was killed between a trial and its `tell` asks again for what it had asked for.
@@ -99,7 +125,7 @@ def run_search(
         # The store may hold trials that this searcher never heard of, and nothing be left of the budget.
         if not proposals or (missing and ledger.is_spent):
             break
-        for trial in _in_order(missing, known or {}, runners):
+        for trial in _in_order(missing, known, runners):
             ledger.add(trial)
             store.add(trial, number)
             emit(TrialDone(trial))
@@ -113,14 +139,6 @@ def run_search(
         ledger.told |= {_key(proposal) for proposal in proposals}
         with blaming_plugin(asking.name):  # a state that is no plain data
             store.set(f"searcher:{number}", ledger.state(asking))
-    if not ledger.is_spent:
-        why = "the time is over" if ledger.time_is_over() else "the searcher found nothing new"
-        emit(Note(f"{why} after {len(ledger.trials)} of {budget} trials"))
-    trials = [*ledger.trials.values()]
-    if trials and all(trial.state == "failed" for trial in trials):
-        raise UserError(f"all {len(trials)} trials failed", hint=f"the first: {trials[0].error}")
-    emit(StageDone("search", time.perf_counter() - started, ledger.figures()))
-    return trials
 
 
 def _key(proposal: Proposal) -> Key:
@@ -280,12 +298,12 @@ class _Function:
 
 @frozen
 class _Runners:
-    """Where trials are measured: first all of them here, then spread, then one by one while nothing else runs."""
+    """Where trials are measured: first all of them here, then spread, then here again while nothing else runs."""
 
     measure: Runner
     screen: Runner | None
     alone: Runner | None
-    executor: futures.Executor | None
+    workers: _Workers | None
 
     def __call__(self, trials: Sequence[Trial]) -> Iterator[Trial]:
         """Give the trials in order, each as soon as it is measured."""
@@ -298,36 +316,95 @@ class _Runners:
         if alone is None:
             yield from measured
             return
-        if self.executor is not None:
+        if self.workers is not None:
             measured = [*measured]  # the workers are done before anything is timed
-        for trial in measured:
-            yield distributed.on_rank_zero(lambda trial=trial: alone([trial])[0])
+        for same in _of_one_fidelity(measured):
+            for at in range(0, len(same), alone.batch):
+                chunk = same[at : at + alone.batch]
+                yield from distributed.on_rank_zero(lambda chunk=chunk: alone(chunk))
 
     def _spread(self, trials: Sequence[Trial]) -> Iterator[Trial]:
         """Give the trials in order, measured by an executor's workers, by torchrun's processes, or here."""
         size = self.measure.batch
         chunks = [same[at : at + size] for same in _of_one_fidelity(trials) for at in range(0, len(same), size)]
-        if self.executor is not None:
-            yield from self._submitted(self.executor, chunks)
+        if self.workers is not None:
+            yield from self.workers.measured(self.measure, chunks)
             return
         world, rank = distributed.world(), distributed.rank()
         for at in range(0, len(chunks), world):
             own = [_run(self.measure, chunk) for chunk in chunks[at : at + world][rank : rank + 1]]
             yield from itertools.chain(*itertools.chain(*distributed.all_gather(own)))
 
-    def _submitted(self, executor: futures.Executor, chunks: Sequence[Sequence[Trial]]) -> Iterator[Trial]:
-        running = [executor.submit(_run, self.measure, chunk) for chunk in chunks]
+
+class _Workers:
+    """An executor's workers, started again when one of them has died, if there are options to start them with."""
+
+    def __init__(self, executor: futures.Executor | Executor) -> None:
+        self._options = None if isinstance(executor, futures.Executor) else executor
+        self._given = executor if isinstance(executor, futures.Executor) else None
+
+    def __enter__(self) -> Self:
+        self._live = self._given or self._started()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._options is not None:
+            self._live.shutdown()
+
+    def _started(self) -> futures.Executor:
+        assert self._options is not None
+        with blaming_plugin("the executor"):
+            return self._options.start()
+
+    def measured(self, measure: Runner, chunks: Sequence[Sequence[Trial]]) -> Iterator[Trial]:
+        """Give the trials of chunks in order."""
+        running = [self._submitted(measure, chunk) for chunk in chunks]
         try:
-            for future in running:
-                with blaming_plugin("the executor"):
-                    trials = future.result()
-                yield from trials
+            for chunk, future in zip(chunks, running, strict=True):
+                result = _result(future)
+                if not isinstance(result, futures.BrokenExecutor):
+                    yield from result
+                    continue
+                if self._options is None:
+                    raise _died(result)
+                for trial in chunk:  # of all that ran none is known to be the cause: each goes on by itself
+                    yield self._again(measure, trial)
         finally:
             for future in running:
                 future.cancel()
 
+    def _again(self, measure: Runner, trial: Trial) -> Trial:
+        """Return a trial measured while no other of the lost ones is; a failed one if a worker dies of it."""
+        result = _result(self._submitted(measure, [trial]))
+        if isinstance(result, futures.BrokenExecutor):
+            return evolve(trial, state="failed", error=f"its worker died twice: {result}")
+        return result[0]
 
-def _of_one_fidelity(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
+    def _submitted(self, measure: Runner, trials: Sequence[Trial]) -> futures.Future[list[Trial]]:
+        try:
+            return self._live.submit(_run, measure, trials)
+        except futures.BrokenExecutor as error:
+            if self._options is None:
+                raise _died(error) from error
+            self._live.shutdown(wait=False)
+            self._live = self._started()
+            return self._live.submit(_run, measure, trials)
+
+
+def _died(error: Exception) -> UserError:
+    return UserError(f"a worker of the executor died: {error}", hint="options that start it again instead of workers")
+
+
+def _result(future: futures.Future[list[Trial]]) -> list[Trial] | futures.BrokenExecutor:
+    """Return what a future gives; the exception where its worker has died."""
+    with blaming_plugin("the executor"):
+        try:
+            return future.result()
+        except futures.BrokenExecutor as error:
+            return error
+
+
+def _of_one_fidelity(trials: Iterable[Trial]) -> Iterator[list[Trial]]:
     """Give runs of trials with the same fidelity."""
     for _, same in itertools.groupby(trials, key=lambda trial: trial.fidelity):
         yield [*same]

@@ -23,6 +23,18 @@ def _optimizer(instance: object, attribute: object, table: Mapping[str, Any]) ->
 
 
 @frozen
+class Stop:
+    """When a supernet's training ends before its last epoch: once the ranking of its archs no longer changes.
+
+    archs: of a fixed sample, each measured after every epoch on validation data, its batch norm recalibrated
+    tau: Kendall's, between the rankings of one epoch and the next, that ends the training
+    """
+
+    archs: int = field(default=32, validator=ge(5))
+    tau: float = field(default=0.95, validator=[gt(0.0), le(1.0)])
+
+
+@frozen
 class Train:
     """How weights are trained.
 
@@ -39,6 +51,7 @@ class Train:
     sync_norm: whether batch norm sees the images of all processes under torchrun
     workers: processes that read data
     checkpoint_every: epochs between checkpoints
+    stop: ends a phase of a supernet's training early; networks that are trained alone have no ranking
     """
 
     epochs: int = field(default=10, validator=ge(0))
@@ -54,6 +67,7 @@ class Train:
     sync_norm: bool = False
     workers: int = field(default=0, validator=ge(0))
     checkpoint_every: int = field(default=1, validator=ge(1))
+    stop: Stop | None = None
 
 
 @frozen

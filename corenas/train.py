@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -38,8 +38,12 @@ from corenas.cost import Cost
 from corenas.errors import UserError, blaming_plugin
 from corenas.mutable import apply, channels_last
 from corenas.optim import build_optimizer, build_schedule
+from corenas.ranking import Ranking
 from corenas.regularisation import tell_progress
 from corenas.space import Arch, SearchSpace
+
+Score: TypeAlias = Callable[[nn.Module, Sequence[Arch]], Sequence[float]]
+"""Model, archs -> what the archs are ranked by."""
 
 PROGRESS_EVERY_S = 0.25
 """Seconds between two signs of life."""
@@ -61,6 +65,7 @@ def run_training(
     stage: str = "train",
     split: str = "train",
     limit: int | None = None,
+    score: Score | None = None,
 ) -> nn.Module:
     """Train a supernet through all phases of an algorithm. Returns it, or its moving average if the settings have one.
 
@@ -68,6 +73,7 @@ def run_training(
     checkpoint: a file written after epochs and read at the start, so that a killed training goes on
     split: the data that is trained on; "train+valid" is both
     limit: stop after so many steps, to see how long they take
+    score: model, archs -> what they are ranked by where `train.stop` ends a phase; without it none is ended
     Raises UserError if the loss is no finite number or the checkpoint cannot be used.
 
     >>> import torch
@@ -88,7 +94,7 @@ def run_training(
     emit(StageStarted(stage, _total_steps(trainer, task, split), "steps", index))
     start, show, write = time.perf_counter(), _Timer(PROGRESS_EVERY_S), _Timer(CHECKPOINT_EVERY_S)
     device = device or torch.device("cpu")
-    begin = partial(LivePhase, trainer, model, task, mutator=mutator, cost=cost, seed=seed, device=device)
+    begin = partial(LivePhase, trainer, model, task, mutator=mutator, cost=cost, seed=seed, device=device, score=score)
     average, shown, figures, resumed = None, {}, {}, bool(saved.found)
     for number, phase in enumerate(trainer.phases[first:], first):
         settings, is_last = phase.train, number + 1 == len(trainer.phases)
@@ -109,10 +115,13 @@ def run_training(
                 if live.epoch == epoch and distributed.world() == 1 and write.is_due():
                     saved.write(live, {})
             means = distributed.all_reduce_mean([*shown.values()], stream.share)
-            figures = _figures(dict(zip(shown, means, strict=True)), live, epoch)
-            if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
-                saved.write(live, figures, is_last and epoch + 1 == settings.epochs)
+            figures = _figures(dict(zip(shown, means, strict=True)), live, epoch) | live.rank()
+            ends = live.epoch == settings.epochs
+            if (epoch + 1) % settings.checkpoint_every == 0 or ends:
+                saved.write(live, figures, is_last and ends)
             emit(Progress(stage, live.index, figures, point=True))
+            if ends:
+                break
         if settings.epochs == 0:
             saved.write(live, {}, is_last)
         index = live.index
@@ -149,6 +158,7 @@ class LivePhase:
     backward: adds a loss's gradients: `accelerator.backward`, Lightning's `manual_backward`
     step_optimizer: steps the optimizer, once gradients are averaged and clipped
     precision: gives the context of a forward: `accelerator.autocast`; left out, it is as the settings say
+    score: model, archs -> what they are ranked by where the settings say `stop`
     """
 
     def __init__(
@@ -170,6 +180,7 @@ class LivePhase:
         backward: Callable[[Tensor], object] | None = None,
         step_optimizer: Callable[[], object] | None = None,
         precision: Callable[[], AbstractContextManager[Any]] | None = None,
+        score: Score | None = None,
     ) -> None:
         self.trainer, self.model, self.task, self.phase = trainer, model, task, phase
         self.seed, self.number, self.index, self.done = seed, number, index, 0
@@ -202,6 +213,10 @@ class LivePhase:
         self.sampler = None if mutator is None else _sampler(mutator, phase, cost, self._rng)
         _refuse_half_states({"algorithm": trainer, "mutator": self.sampler})
         self._told_epoch: int | None = None
+        self._ranking = None
+        if settings.stop is not None and score is not None:
+            codes = phase.space.draw(seeding.generator(seed, f"stop:{number}"), settings.stop.archs)
+            self._ranking = Ranking(phase.space.decode(codes), score)
 
     @property
     def epoch(self) -> int:
@@ -244,6 +259,21 @@ class LivePhase:
         if self.done % self.steps_per_epoch == 0 and distributed.world() > 1:
             _agree(self.model, self.average)
         return figures
+
+    def rank(self) -> dict[str, float]:
+        """Rank the sample of `train.stop`, and end the phase if the ranking is that of the last time.
+
+        Returns the figure `tau`, nothing where there is no such sample or no last time.
+        """
+        ranking, stop = self._ranking, self.phase.train.stop
+        if ranking is None or stop is None:
+            return {}
+        tau = ranking.follow(self.model if self.average is None else self.average)
+        if tau is None:
+            return {}
+        if tau >= stop.tau:
+            self.done = self.phase.train.epochs * self.steps_per_epoch
+        return {"tau": tau}
 
     def _tell_progress(self) -> None:
         """Tell modules that want to know it, as an epoch begins, which share of the phase is done."""
@@ -321,6 +351,7 @@ class LivePhase:
             "sampler": self.sampler,
             "rng": _GeneratorState(self._rng),
             "distiller": self.learnt,
+            "ranking": self._ranking,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Ends a run with SIGKILL, SIGTERM or SIGINT at random moments, starts it again, compares what it ends with bit for bit.
+"""Ends a run with SIGKILL, SIGTERM or SIGINT at random moments, begins again, compares what it ends with bit for bit.
 
 By hand, for the quickstart:  uv run python tests/kills.py spec/quickstart.toml --kills 20
 """

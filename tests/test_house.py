@@ -16,8 +16,8 @@ from corenas import hookspecs
 from corenas.optim import Schedule
 from corenas.options import explanations
 from corenas.plugins import load_catalogue
-from corenas.run.spec import Bins, Device, Export, Goal, Range, SearchSettings, Spec
-from corenas.settings import Calibration, Train
+from corenas.run.spec import Bins, Device, Export, Goal, Range, SearchSettings, Spec, Trust
+from corenas.settings import Calibration, Stop, Train
 
 ROOT = Path(__file__).parent.parent
 PROJECTS = [ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/*/pyproject.toml"))]
@@ -160,7 +160,7 @@ def test_every_module_says_in_its_first_line_which_question_it_answers():
 
 
 def test_every_option_of_the_core_and_of_every_component_is_explained():
-    own = (Spec, Train, Schedule, SearchSettings, Goal, Range, Bins, Calibration, Export, Device)
+    own = (Spec, Train, Stop, Schedule, SearchSettings, Trust, Goal, Range, Bins, Calibration, Export, Device)
     components = [c.cls for c in load_catalogue().components.values() if c.kind != "commands"]
     for cls in (*own, *components):
         assert {field.name for field in attrs.fields(cls)} == explanations(cls).keys(), cls

@@ -18,6 +18,8 @@ from corenas import calibrate
 from corenas.contracts import Metric, Note, RunDone, RunStarted, StageDone, StageStarted, TrialDone
 from corenas.errors import UserError
 from corenas.objectives import Trial, amount
+from corenas.ranking import kendall_tau
+from corenas.run.alone import stand_alone
 from corenas.run.folder import opened
 from corenas.run.prepare import load_supernet, prepare
 from corenas.run.result import cost_card, exported, write_folder
@@ -538,6 +540,8 @@ def test_processes_that_outlive_a_killed_run_do_not_hold_its_directory(tmp_path)
     code = """
 import os, sys, time
 from pathlib import Path
+from corenas.ranking import kendall_tau
+from corenas.run.alone import stand_alone
 from corenas.run.folder import opened
 with opened(Path(sys.argv[1]), {}, {}, False, print):
     if os.fork() == 0:
@@ -616,3 +620,45 @@ def test_a_worker_that_outlives_a_run_measures_with_the_supernet_of_the_next(tmp
     expected = prepared.evaluation(load_supernet(prepared, tmp_path / "run"))(arch)
     assert dict(two.metrics) == dict(expected)
     assert WorkerRunner.of(first, 0, tmp_path / "run", "weights of the first")([Trial(arch)])[0].metrics == one.metrics
+
+
+def test_a_trust_check_trains_archs_alone_once_and_compares_the_rankings(spec, catalogue, tmp_path):
+    search = {"trials": 12, "objectives": ["letters"], "trust": {"archs": 6}}
+    asked, folder, events = spec(search=search), tmp_path / "run", []
+    result = run_spec(asked, catalogue, folder, events.append)
+    trust = result["trust"]
+    assert (trust["archs"], trust["objective"]) == (6, "letters")
+    store = Store(folder / "run.sqlite", readonly=True)
+    trials = {trial.arch.digest: trial for trial in store.trials()}
+    task = prepare(asked).task
+    trust_metric = trust["metric"]
+    assert trust_metric in task.metrics
+    for row in trust["trials"]:
+        trial = trials[row["arch"]]
+        assert row["searched"] == trial.metrics["letters"]
+        network = stand_alone(asked, task, trial.arch).eval()
+        alone = calibrate.evaluate(network, task, prepare(asked).evaluation(network).split("valid"))
+        assert row["alone"] == alone[trust_metric]
+    searched, alone = ([row[key] for row in trust["trials"]] for key in ("searched", "alone"))
+    assert trust["tau"] == pytest.approx(kendall_tau(searched, alone), nan_ok=True)
+    assert StageStarted("trust", 6, "networks") in events
+    # What was trained is not trained again.
+    Store(folder / "run.sqlite").set("result", None)
+    events.clear()
+    assert run_spec(asked, catalogue, folder, events.append)["trust"] == trust
+
+
+def test_training_ends_where_the_ranking_of_a_sample_no_longer_changes(spec, catalogue, tmp_path):
+    train = {"epochs": 40, "batch_size": 32, "stop": {"archs": 5, "tau": 0.6}}
+    stopping, folder, events = spec(train=train), tmp_path / "run", []
+    run_spec(stopping, catalogue, folder, events.append)
+    curve = Store(folder / "run.sqlite", readonly=True).curve("train")
+    taus = [figures.get("tau") for _, figures in curve]
+    assert taus[0] is None
+    assert taus[-1] >= 0.6
+    assert all(not tau >= 0.6 for tau in taus[1:-1])
+    assert len(curve) < 40
+    # Killed after its last epoch, it does not train on.
+    Store(folder / "run.sqlite").set("result", None)
+    run_spec(stopping, catalogue, folder, events.append)
+    assert Store(folder / "run.sqlite", readonly=True).curve("train") == curve

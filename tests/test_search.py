@@ -1,7 +1,7 @@
 """The search loop: what is measured and in which order, and that an interrupted search ends with the same trials."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -260,12 +260,62 @@ def test_all_archs_of_an_ask_are_screened_at_once_and_the_rest_measured_in_batch
 
 
 def test_what_wants_the_machine_for_itself_runs_while_nothing_else_does():
-    alone = Counting()
+    alone = Counting(batch=4)
     with ThreadPoolExecutor(3) as executor:
         trials = run_search(Random(), Counting(), 30, batch=10, alone=alone, executor=executor)
-    assert len(trials) == len(alone.sizes) == 30
+    assert len(trials) == sum(alone.sizes) == 30
     assert alone.most == 1
-    assert {*alone.sizes} == {1}
+    assert alone.sizes[:3] == [4, 4, 2]
+    assert max(alone.sizes) == 4
+
+
+class Dying(ThreadPoolExecutor):
+    """Workers that die of some archs: all that are not done are lost, and nothing more is taken."""
+
+    started = 0
+
+    def __init__(self, fatal, once=()):
+        super().__init__(2)
+        self.fatal, self.once, self.broken, self.lost = fatal, once, False, []
+        Dying.started += 1
+
+    def submit(self, function, measure, trials):
+        if self.broken:
+            raise BrokenExecutor("broken")
+        width = trials[0].arch["width"]
+        if width in self.fatal or width in self.once:
+            self.once, self.broken = (), True
+        if not self.broken:
+            return super().submit(function, measure, trials)
+        future = Future()
+        future.set_exception(BrokenExecutor("out of memory"))
+        return future
+
+
+def test_what_is_lost_with_a_worker_is_measured_again_and_fails_if_one_dies_of_it_twice():
+    alone = run_search(Random(), Counting(), 30, batch=30, objectives=BEST)
+    once, fatal = ({trial.arch["width"]} for trial in (alone[4], alone[21]))
+    pools = []
+
+    class Options:
+        def start(self):
+            pools.append(Dying(fatal, () if pools else once))
+            return pools[-1]
+
+    found = run_search(Random(), Counting(), 30, batch=30, executor=Options(), objectives=BEST)
+    assert [trial.arch for trial in found] == [trial.arch for trial in alone]
+    failed = [trial for trial in found if trial.arch["width"] in fatal]
+    assert {(trial.state, trial.error) for trial in failed} == {("failed", "its worker died twice: out of memory")}
+    others = [(trial, other) for trial, other in zip(found, alone, strict=True) if trial not in failed]
+    assert all(trial.metrics == other.metrics and trial.ok for trial, other in others)
+    assert len(failed) < 5
+    assert len(pools) > 2
+
+
+def test_workers_that_someone_else_started_are_not_started_again():
+    alone = run_search(Random(), Counting(), 30, batch=30)
+    with pytest.raises(UserError, match="a worker of the executor died"):
+        run_search(Random(), Counting(), 30, batch=30, executor=Dying({alone[4].arch["width"]}))
 
 
 def test_facts_of_a_proposal_are_kept_with_its_trial(tmp_path):

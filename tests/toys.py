@@ -129,10 +129,10 @@ class SearcherOptions:
 class Names:
     """Writes the names of the layers."""
 
-    def write(self, network, example, folder, title):
+    def write(self, network, folder, context):
         assert not network.training
-        network(example)
-        (folder / "names.txt").write_text("\n".join([title, *(name for name, _ in network.named_children())]))
+        network(context.example)
+        (folder / "names.txt").write_text("\n".join([context.title, *(name for name, _ in network.named_children())]))
         return folder / "names.txt"
 
 

@@ -6,6 +6,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 import corenas
-from corenas.contracts import Exporter, Preprocessing
+from corenas.contracts import ExportContext, Exporter, Preprocessing
 from corenas.errors import UserError
 from corenas.export import export_active, export_subnet
+from corenas.loading import training_inputs
 from corenas.objectives import Objectives, Trial, amount
 from corenas.plugins import Catalogue
 from corenas.run.alone import subnet
@@ -26,9 +28,9 @@ from corenas.space import Arch
 from corenas.store import strict_json
 
 
-def read_exporters(names: Sequence[str], catalogue: Catalogue) -> list[Exporter]:
-    """Return file formats with their default options. Raises UserError for one that no exporter writes."""
-    return [catalogue.find("exporters", name).cls() for name in names]
+def read_exporters(formats: Sequence[str | Mapping[str, Any]], catalogue: Catalogue) -> list[Exporter]:
+    """Return file formats by their names or tables of options. Raises UserError for one that no exporter writes."""
+    return [catalogue.options("exporters", item) for item in formats]
 
 
 def exported(prepared: Prepared, arch: Arch, network: nn.Module | None, calibrated: bool) -> fx.GraphModule:
@@ -100,9 +102,11 @@ def write_folder(
         if files is not None:
             files.claim(f"{temporary.relative_to(files.folder)}/")
         temporary.mkdir(parents=True)
-        for exporter in exporters:
-            assert plain is not None
-            exporter.write(plain.cpu().eval(), prepared.task.example, temporary, title)
+        if plain is not None:
+            inputs = partial(training_inputs, plain, prepared.task, prepared.spec.seed)
+            context = ExportContext(prepared.task.example, title, inputs)
+            for exporter in exporters:
+                exporter.write(plain.cpu().eval(), temporary, context)
         (temporary / "arch.toml").write_text(tomli_w.dumps(dict(arch)), encoding="utf-8")
         (temporary / "cost.json").write_text(strict_json(card, indent=2) + "\n", encoding="utf-8")
         if files is not None:

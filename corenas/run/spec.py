@@ -20,6 +20,7 @@ from corenas.errors import Fault, KeyPath, UserError, collecting, did_you_mean, 
 from corenas.objectives import parse_amount
 from corenas.options import explanations, structure, to_table
 from corenas.plugins import Catalogue, load_catalogue
+from corenas.ranking import FEWEST
 from corenas.run.toml import Sources, read_toml
 from corenas.settings import Calibration, Train
 from corenas.space import Arch, Choice, SearchSpace, flatten
@@ -95,6 +96,18 @@ class Bins:
 
 
 @frozen
+class Trust:
+    """A check of what a search went by: some of its archs are trained alone, and the two rankings compared.
+
+    archs: how many, spread over the front, and over what comes after it where that has fewer
+    train: how they are trained; left out, as `retrain` says, or as the supernet
+    """
+
+    archs: int = field(default=20, validator=ge(FEWEST))
+    train: Train | None = None
+
+
+@frozen
 class SearchSettings:
     """What is searched for, and how long.
 
@@ -105,6 +118,7 @@ class SearchSettings:
     constraints: metric -> bounds: the most that is allowed (of what is to be large the least), [least, most], or min
         and max; "60%" is of the largest subnet. A list of such tables is searched under one after the other
     pareto: true keeps every trade-off that no other beats; a table keeps the best of each bin of a metric
+    trust: how many archs are trained alone in the end, to see whether the search ranks them as they are
     """
 
     trials: int = field(default=100, validator=ge(1))
@@ -113,6 +127,7 @@ class SearchSettings:
     objectives: tuple[str | Goal, ...] | str = ("top1",)
     constraints: Bounds | tuple[Bounds, ...] = field(factory=dict)
     pareto: bool | Bins = False
+    trust: Trust | None = None
 
     @property
     def bounds(self) -> Sequence[Bounds]:
@@ -173,11 +188,11 @@ class Source:
 class Export:
     """What is written into `best/` beside arch.toml and the cost card.
 
-    formats: names of exporters; `corenas show exporters` lists them
+    formats: exporters, by name or as tables of their options with `type`; `corenas show exporters` lists them
     front: whether every network of the Pareto front is written, each into a folder of its own in `front/`
     """
 
-    formats: tuple[str, ...] = ("safetensors", "python", "pt2")
+    formats: tuple[str | Mapping[str, Any], ...] = ("safetensors", "python", "pt2")
     front: bool = False
 
 
@@ -481,13 +496,15 @@ def _override_faults(spec: Spec) -> list[Fault]:
 
 
 def _format_faults(spec: Spec, catalogue: Catalogue) -> list[Fault]:
-    """Return which formats nothing writes."""
+    """Return which formats nothing writes, or not with these options."""
     faults: list[Fault] = []
-    for i, name in enumerate(spec.export.formats):
+    for i, item in enumerate(spec.export.formats):
+        key = ("export", "formats", i)
         try:
-            catalogue.find("exporters", name)
+            catalogue.options("exporters", item)
         except UserError as error:
-            faults += [attrs.evolve(fault, key=("export", "formats", i)) for fault in error.faults]
+            named = isinstance(item, str)
+            faults += [attrs.evolve(fault, key=key if named else (*key, *fault.key)) for fault in error.faults]
     return faults
 
 

@@ -7,7 +7,6 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,8 @@ from corenas.errors import UserError, blaming_plugin
 from corenas.measure import TrialRunner, broken, is_costly, is_exclusive
 from corenas.objectives import Constraint, Trial
 from corenas.plugins import Catalogue, file_digest
+from corenas.ranking import FEWEST
+from corenas.run import trust
 from corenas.run.alone import stand_alone
 from corenas.run.folder import OwnFiles, check_checkpoint, check_folder, opened
 from corenas.run.prepare import Prepared, load_supernet, prepare, start_trainer, start_trial_runner
@@ -43,6 +44,7 @@ from corenas.run.result import cost_card, exported, front_folders, read_exporter
 from corenas.run.spec import Spec, parse_duration
 from corenas.run.workers import WorkerRunner
 from corenas.search import run_search
+from corenas.settings import Train
 from corenas.space import Arch
 from corenas.store import Store
 from corenas.supernet import pick_device, supernet_cost
@@ -162,6 +164,7 @@ class _Run:
         else:
             arch = derived or self.spec.space.default()
             searches, fronts = [], [[Trial(arch, prepared.cost.of([arch])[0])]]
+        checked = self._check_trust(searches) if self.spec.search.trust is not None and searches else None
         table = [self._finish(number, front[0], supernet) for number, front in enumerate(fronts)]
         front = [{"arch": dict(trial.arch), "metrics": dict(trial.metrics)} for trial in fronts[0]]
         if self.spec.export.front and searches:
@@ -175,6 +178,7 @@ class _Run:
             "trials": sum(map(len, searches)),
             "seconds": self.store.get("seconds"),
             "table": table,
+            **({} if checked is None else {"trust": checked}),
         }
 
     def _train_supernet(self) -> tuple[nn.Module | None, Arch | None]:
@@ -197,8 +201,50 @@ class _Run:
             device=prepared.device,
             checkpoint=self._checkpoint("supernet.pt", "train", every),
             emit=self.emit,
+            score=self._score,
         )
         return supernet, self._derived(trainer) if "derive" in prepared.stages else None
+
+    def _score(self, model: nn.Module, archs: Sequence[Arch]) -> list[float]:
+        """Return what `train.stop` ranks archs by while a supernet is trained."""
+        metric, sign = _alone_metric(self.prepared)
+        evaluation = self.prepared.evaluation(model)
+
+        def scores() -> list[float]:
+            with distributed.single_process():
+                return [sign * evaluation(arch)[metric] for arch in archs]
+
+        return distributed.on_rank_zero(scores)
+
+    def _check_trust(self, searches: Sequence[Sequence[Trial]]) -> dict[str, Any] | None:
+        """Train some archs of a search alone, as far as that is not done. Returns how far the rankings agree."""
+        settings, prepared = self.spec.search.trust, self.prepared
+        assert settings is not None
+        trials = trust.spread_trials(itertools.chain(*searches), prepared.objectives, settings.archs)
+        if len(trials) < FEWEST:
+            self.emit(Note(f"{len(trials)} trials are too few to say whether the search can be trusted"))
+            return None
+        start, (metric, sign) = time.perf_counter(), _alone_metric(prepared)
+        self.emit(StageStarted("trust", len(trials), "networks"))
+        found = []
+        for number, trial in enumerate(trials):
+            key = f"trust:{trial.arch.digest}"
+            figures = distributed.on_rank_zero(lambda key=key: self.store.get(key))
+            if figures is None:
+                figures = self._alone(trial.arch, settings.train)
+                self.store.set(key, figures)
+            found.append(figures[metric])
+            self.emit(Progress("trust", number + 1, {metric: figures[metric]}))
+        result = trust.agreement(trials, [sign * number for number in found], prepared.objectives)
+        self.emit(StageDone("trust", time.perf_counter() - start, {"tau": result["tau"]}))
+        return {"metric": metric, **result}
+
+    def _alone(self, arch: Arch, train: Train | None) -> dict[str, float]:
+        """Return the metrics on validation data of an arch that is trained alone."""
+        spec, prepared = self.spec, self.prepared
+        spec = evolve(spec, train=train or spec.retrain.train or spec.train)
+        network = stand_alone(spec, prepared.task, arch, device=prepared.device).eval()
+        return evaluate(network, prepared.task, prepared.evaluation(network).split("valid"))
 
     def _checkpoint(self, name: str, stage: str, every: int) -> Path:
         """Return the file of a training's checkpoint, claimed. Raises UserError if it was there and is no more."""
@@ -233,25 +279,22 @@ class _Run:
         alone = [e for e in spec.evaluators if not e.cheap and is_exclusive(e)]
         # What another search of this run has measured is judged by the constraints of this one.
         known = {(t.arch, t.fidelity): _judged(t, target.constraints) for t in self.store.trials() if t.ok}
-        with spec.executor.start() if spec.executor else nullcontext() as executor:
-            return run_search(
-                searcher,
-                self._costly(number, supernet),
-                spec.search.trials,
-                screen=screen,
-                alone=start_trial_runner(prepared, number, supernet, alone.__contains__, costs=False)
-                if alone
-                else None,
-                batch=spec.search.batch,
-                space=spec.space,
-                seconds=parse_duration(spec.search.budget or "") or math.inf,
-                store=self.store,
-                number=number,
-                known=distributed.on_rank_zero(lambda: known),
-                objectives=prepared.objectives,
-                executor=executor,
-                emit=self.emit,
-            )
+        return run_search(
+            searcher,
+            self._costly(number, supernet),
+            spec.search.trials,
+            screen=screen,
+            alone=start_trial_runner(prepared, number, supernet, alone.__contains__, costs=False) if alone else None,
+            batch=spec.search.batch,
+            space=spec.space,
+            seconds=parse_duration(spec.search.budget or "") or math.inf,
+            store=self.store,
+            number=number,
+            known=distributed.on_rank_zero(lambda: known),
+            objectives=prepared.objectives,
+            executor=spec.executor,
+            emit=self.emit,
+        )
 
     def _costly(self, number: int, supernet: nn.Module | None) -> TrialRunner | WorkerRunner:
         """Return what measures an arch that has passed the cheap evaluators, here or in a worker."""
@@ -357,6 +400,17 @@ def retrain(
         teacher=spec.retrain.teacher,
     )
     return evolve(prepared, spec=again, task=task, cost=supernet_cost(network, spec.space.fix(arch), task)), network
+
+
+def _alone_metric(prepared: Prepared) -> tuple[str, int]:
+    """Return what networks are ranked by: the first objective that the task measures, else its first metric.
+
+    With it 1 where more is better, -1 where less is.
+    """
+    metrics = prepared.task.metrics
+    wanted = [goal.metric for goal in prepared.objectives.objectives if goal.metric in metrics]
+    name = next(iter([*wanted, *metrics]))
+    return name, 1 if metrics[name].direction == "max" else -1
 
 
 def _refuse_without_derive(trainer: Any, stages: Sequence[str]) -> None:

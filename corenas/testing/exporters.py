@@ -11,14 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from attrs import evolve
 from torch import nn
 
-from corenas.contracts import Exporter
+from corenas.contracts import ExportContext, Exporter
 from corenas.export import export_subnet
 from corenas.testing.components import component_checks, global_generators_untouched
 from corenas.testing.small import Task, condition, differing, make_space, some_archs, supernet
 
 TITLE = 'a network\'s "best" arch \\ of 1e6 flops — été, at 80 % (2 of 3)'
+
+CONTEXT = ExportContext(Task().example, "a network", lambda n: Task().data["train"][0][:n].split(16))
+"""What it is written with."""
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -37,35 +41,35 @@ def _folder() -> Iterator[Path]:
 
 def writes_a_file_into_the_folder_and_gives_its_path(exporter: Exporter) -> None:
     """What it gives is a file that is not empty; all that it writes is in the folder, and a second time replaces it."""
-    model, x = network(), Task().example
+    model = network()
     with _folder() as folder:
         (folder / "arch.toml").write_text("width = 8\n")
-        path = exporter.write(model, x, folder, "a network")
+        path = exporter.write(model, folder, CONTEXT)
         assert path.is_file()
         assert path.parent == folder
         assert path.stat().st_size > 0
         assert (folder / "arch.toml").read_text() == "width = 8\n"
         before = {*folder.iterdir()}
-        assert exporter.write(model, x, folder, "a network") == path
+        assert exporter.write(model, folder, CONTEXT) == path
         assert {*folder.iterdir()} == before
 
 
 def takes_any_title(exporter: Exporter) -> None:
     """A title may have quotes, backslashes and letters of any language."""
-    model, x = network(), Task().example
+    model = network()
     with _folder() as folder:
-        assert exporter.write(model, x, folder, TITLE).is_file()
+        assert exporter.write(model, folder, evolve(CONTEXT, title=TITLE)).is_file()
 
 
 def leaves_the_network_and_the_generators_as_they_were(exporter: Exporter) -> None:
     """Weights, modes, hooks and what it computes are as before; nothing is drawn from a global generator."""
-    model, x = network(), Task().example
-    images = torch.randn((3, *x.shape[1:]), generator=torch.Generator().manual_seed(0))
+    model = network()
+    images = torch.randn((3, *CONTEXT.example.shape[1:]), generator=torch.Generator().manual_seed(0))
     before, drawn = condition(model), torch.get_rng_state()
     with torch.no_grad():
         outputs = model(images)
     with _folder() as folder, global_generators_untouched():
-        exporter.write(model, x, folder, "a network")
+        exporter.write(model, folder, CONTEXT)
     assert not (changed := differing(before, condition(model))), f"changes the network's {', '.join(changed)}"
     assert torch.equal(drawn, torch.get_rng_state()), "drew from torch's global generator"
     with torch.no_grad():
@@ -74,10 +78,10 @@ def leaves_the_network_and_the_generators_as_they_were(exporter: Exporter) -> No
 
 def a_missing_folder_is_an_error_of_the_system(exporter: Exporter) -> None:
     """OSError, as for a full disk: the core tells the user of it. No folder is made."""
-    model, x = network(), Task().example
+    model = network()
     with _folder() as folder:
         try:
-            exporter.write(model, x, folder / "missing", "a network")
+            exporter.write(model, folder / "missing", CONTEXT)
         except OSError:
             assert not (folder / "missing").exists()
         else:

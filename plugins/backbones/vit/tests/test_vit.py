@@ -14,7 +14,7 @@ import tomli_w
 import torch
 from torch import nn
 
-from corenas.contracts import Backbone
+from corenas.contracts import Backbone, ExportContext
 from corenas.cost import Cost
 from corenas.errors import UserError
 from corenas.export import export_subnet
@@ -486,7 +486,9 @@ def test_an_exported_transformer_is_written_in_every_format_and_loads_with_torch
     with torch.no_grad():
         expected = plain(x)
     for name in ("safetensors", "python", "pt2"):  # the first two compare what they wrote
-        file = load_catalogue().options("exporters", name).write(plain, example, tmp_path, "a transformer")
+        file = (
+            load_catalogue().options("exporters", name).write(plain, tmp_path, ExportContext(example, "a transformer"))
+        )
         assert file.exists()
     program = torch.export.load(tmp_path / "network.pt2").module()
     torch.testing.assert_close(program(x), expected, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import fx, nn
 
-from corenas.contracts import Exporter
+from corenas.contracts import ExportContext, Exporter
 from corenas.errors import UserError
 from corenas.export import export_subnet
 from corenas.plugins import load_catalogue
@@ -63,16 +63,16 @@ def traced(model, arch=None):
 
 def rebuilt(network, folder):
     """The network of network.py, with the weights in network.safetensors."""
-    file = Python().write(network, EXAMPLE, folder, "a title")
+    file = Python().write(network, folder, ExportContext(EXAMPLE, "a title"))
     module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("network", file))
     spec.loader.exec_module(module)
     again = module.Network()
-    again.load_state_dict(load_file(Safetensors().write(network, EXAMPLE, folder, "a title")))
+    again.load_state_dict(load_file(Safetensors().write(network, folder, ExportContext(EXAMPLE, "a title"))))
     return again.eval()
 
 
 def program(network, folder):
-    return torch.export.load(Program().write(network, EXAMPLE, folder, "a title")).module()
+    return torch.export.load(Program().write(network, folder, ExportContext(EXAMPLE, "a title"))).module()
 
 
 # -- all formats ------------------------------------------------------------------------------------------------------
@@ -102,7 +102,9 @@ assert not [name for name in sys.modules if name.startswith("corenas")]
 @pytest.mark.parametrize("arch", ARCHS, ids=str)
 def test_the_files_load_without_corenas_and_compute_the_same(arch, tmp_path):
     plain = traced(Subnet(), arch)
-    files = [options.write(plain, EXAMPLE, tmp_path, 'A "title" \\ with """ quotes') for options in FORMATS]
+    files = [
+        options.write(plain, tmp_path, ExportContext(EXAMPLE, 'A "title" \\ with """ quotes')) for options in FORMATS
+    ]
     assert files == [tmp_path / name for name in ("network.safetensors", "network.py", "network.pt2")]
     assert sorted(tmp_path.iterdir()) == sorted(files)
     torch.save(IMAGES, tmp_path / "images.pt")
@@ -119,7 +121,7 @@ def test_the_files_load_without_corenas_and_compute_the_same(arch, tmp_path):
 def test_writing_leaves_the_network_as_it_was(options, tmp_path):
     plain = traced(Subnet(), ARCHS[0])
     code, state = plain.code, {name: tensor.clone() for name, tensor in plain.state_dict().items()}
-    options.write(plain, EXAMPLE, tmp_path, "t")
+    options.write(plain, tmp_path, ExportContext(EXAMPLE, "t"))
     assert plain.code == code
     assert plain.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in plain.state_dict().items())
@@ -130,7 +132,7 @@ def test_writing_leaves_the_network_as_it_was(options, tmp_path):
 @pytest.mark.parametrize("options", FORMATS, ids=lambda options: type(options).__name__)
 def test_a_folder_that_is_not_there_is_an_error_of_the_system(options, tmp_path):
     with pytest.raises(FileNotFoundError):
-        options.write(traced(nn.Conv2d(1, 2, 1)), EXAMPLE, tmp_path / "none", "t")
+        options.write(traced(nn.Conv2d(1, 2, 1)), tmp_path / "none", ExportContext(EXAMPLE, "t"))
 
 
 # -- safetensors ------------------------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ class Tied(nn.Module):
 
 def test_weights_that_share_memory_are_written_under_each_name(tmp_path):
     network = Tied()
-    state = load_file(Safetensors().write(network, EXAMPLE, tmp_path, "t"))
+    state = load_file(Safetensors().write(network, tmp_path, ExportContext(EXAMPLE, "t")))
     assert state.keys() == network.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
 
@@ -160,7 +162,7 @@ def test_a_state_that_is_not_tensors_alone_is_a_mistake(tmp_path):
             return {"note": "text"}
 
     with pytest.raises(UserError, match="cannot be written as safetensors") as caught:
-        Safetensors().write(Extra(8, 8), EXAMPLE, tmp_path, "t")
+        Safetensors().write(Extra(8, 8), tmp_path, ExportContext(EXAMPLE, "t"))
     assert caught.value.faults[0].hint == 'leave "safetensors" out of export.formats'
     assert not [*tmp_path.iterdir()]
 
@@ -284,7 +286,7 @@ class Small(nn.Module):
 
 
 def test_the_file_reads_as_if_a_person_had_written_it(tmp_path):
-    assert Python().write(traced(Small()), EXAMPLE, tmp_path, "a title").read_text() == READABLE
+    assert Python().write(traced(Small()), tmp_path, ExportContext(EXAMPLE, "a title")).read_text() == READABLE
 
 
 class Names(nn.Module):
@@ -389,7 +391,7 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_a_network_that_python_cannot_hold_is_a_mistake(reason, tmp_path):
     with pytest.raises(UserError, match="cannot be written as python") as caught:
-        Python().write(REFUSED[reason]().eval(), EXAMPLE, tmp_path, "t")
+        Python().write(REFUSED[reason]().eval(), tmp_path, ExportContext(EXAMPLE, "t"))
     assert reason in str(caught.value)
     assert caught.value.faults[0].hint == 'leave "python" out of export.formats'
     assert not [*tmp_path.iterdir()]
@@ -414,7 +416,7 @@ class Two(nn.Module):
 
 def test_a_network_for_one_batch_size_is_no_program(tmp_path):
     with pytest.raises(UserError, match="cannot be written as pt2") as caught:
-        Program().write(traced(Two()), EXAMPLE, tmp_path, "t")
+        Program().write(traced(Two()), tmp_path, ExportContext(EXAMPLE, "t"))
     assert caught.value.faults[0].hint == 'leave "pt2" out of export.formats'
     assert not [*tmp_path.iterdir()]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from corenas.contracts import ExportContext
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class Safetensors:
     """Weights and buffers by their names in the network: `network.safetensors`."""
 
-    def write(self, network: nn.Module, example: Any, folder: Path, title: str) -> Path:
+    def write(self, network: nn.Module, folder: Path, context: ExportContext) -> Path:
         """Tensors that share memory are written one by one. Raises UserError for a state that is not tensors alone."""
         import torch
         from safetensors.torch import save
@@ -35,12 +36,12 @@ class Safetensors:
 class Python:
     """A Python file whose class `Network` builds the network with torch alone, without its weights: `network.py`."""
 
-    def write(self, network: nn.Module, example: Any, folder: Path, title: str) -> Path:
+    def write(self, network: nn.Module, folder: Path, context: ExportContext) -> Path:
         """Raises UserError if the file would not give back a network that computes the same."""
         from corenas_exporter_standalone.source import source
 
         try:
-            content = source(network, example, title)
+            content = source(network, context.example, context.title)
         except Exception as error:  # whatever Python says to a text that is none
             raise _refusal("python", error) from error
         return _written(folder / "network.py", content.encode())
@@ -50,7 +51,7 @@ class Python:
 class Program:
     """A torch.export program, weights and graph, for inputs of any batch size: `network.pt2`."""
 
-    def write(self, network: nn.Module, example: Any, folder: Path, title: str) -> Path:
+    def write(self, network: nn.Module, folder: Path, context: ExportContext) -> Path:
         """Raises UserError for a network that torch.export refuses, one for a single batch size for instance."""
         from io import BytesIO
 
@@ -62,7 +63,7 @@ class Program:
         def two_of(tensor: Tensor) -> Tensor:  # torch.export takes a batch of 1 for a constant
             return torch.zeros((2, *tensor.shape[1:]), dtype=tensor.dtype)
 
-        arguments, by_keyword = as_arguments(tree_map_only(torch.Tensor, two_of, example))
+        arguments, by_keyword = as_arguments(tree_map_only(torch.Tensor, two_of, context.example))
         batch = {0: torch.export.Dim("batch", min=1)}
         shapes = tree_map_only(torch.Tensor, lambda tensor: batch, by_keyword or arguments)
         file = BytesIO()

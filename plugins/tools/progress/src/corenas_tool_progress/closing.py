@@ -9,6 +9,7 @@ from pathlib import Path
 
 from corenas.contracts import Metric, RunDone
 from corenas.objectives import amount
+from corenas.run.trust import sentence
 
 
 def closing_lines(event: RunDone) -> list[str]:
@@ -32,6 +33,8 @@ def closing_lines(event: RunDone) -> list[str]:
     for row in table if len(table) > 1 else ():
         figures = figure_text({**row["metrics"], **row["test"]}, event.metrics, splits.get("test", 0))
         lines.append(f"{row['constraints'] or 'no constraint'}: {figures}, in {folder}/{row['folder']}/")
+    if trust := result.get("trust"):
+        lines.append(sentence(trust))
     files = sorted(path.name for path in (folder / "best").glob("*") if path.is_file())
     lines.append(f"network:   {folder}/best/ ({', '.join(files)})")
     if result["trials"]:

@@ -18,6 +18,7 @@ import corenas
 from corenas.errors import UserError
 from corenas.objectives import Trial
 from corenas.run.folder import OwnFiles
+from corenas.run.trust import sentence
 from corenas_tool_report import drawing, plots
 from corenas_tool_report.plots import Plot
 from corenas_tool_report.reading import COSTS, Found, Growth, Run, counting, growth, read_runs, trade_off
@@ -302,6 +303,8 @@ def _trials(run: Run, cloud: Plot | None) -> Html:
     if told := _rounds(trials):
         text = "What the searcher said of its predictions, round by round"
         parts.append(_details(text, table(text, [*told[0]], [[*map(_fact, row.values())] for row in told], seen=False)))
+    if run.trust:
+        parts.append(tag("p", sentence(run.trust), "."))
     failed = [trial for trial in trials if trial.state == "failed"]
     if failed:
         rows = [[tag("code", trial.arch.digest), trial.error or "unknown"] for trial in failed]

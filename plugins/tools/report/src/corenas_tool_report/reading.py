@@ -51,6 +51,7 @@ class Run:
     trials: those of each search
     curves: stage -> its points, each with the steps done and figures
     finished: whether it has its result
+    trust: how far its ranking of archs is that of the same trained alone, where it was asked
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class Run:
     curves: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]]
     founds: Sequence[Found]
     finished: bool
+    trust: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -156,6 +158,7 @@ def _run(folder: Path, store: Store) -> Run:
         {stage: curve for stage, curve in curves.items() if curve},
         _results(folder, result, searches) if result else _so_far(objectives, searches, trials),
         result is not None,
+        (result or {}).get("trust"),
     )
 
 
