@@ -151,12 +151,19 @@ class SearchSpace:
                     left, default = [*map(self[key].canonical, wanted)], self[key].default
                     allowed[key] = Categorical(key, left, default=default if default in left else None)
         raise_if_any(faults)
+        return self.replace(allowed)
+
+    def replace(self, variables: Mapping[str, Variable]) -> SearchSpace:
+        """Return the space with other variables in the place of those of the same keys, each with fewer choices.
+
+        Under which conditions they are active stays as it is.
+        """
         narrower: dict[str, Variable] = {}
         for key, variable in self._variables.items():
             # A condition speaks of choices that are still there.
             conditions = [Condition(c.key, c.choices & {*narrower[c.key].choices}) for c in variable.when]
             when = [c for c in conditions if not always_holds(c, narrower[c.key], conditions)]
-            narrower[key] = evolve(allowed.get(key, variable), when=when)
+            narrower[key] = evolve(variables.get(key, variable), when=when)
         return SearchSpace(narrower.values(), _replaced(self.tree, narrower))
 
     def fix(self, choices: Mapping[str, Choice]) -> SearchSpace:
