@@ -61,6 +61,7 @@ def run_training(
     stage: str = "train",
     split: str = "train",
     limit: int | None = None,
+    until: float = math.inf,
 ) -> nn.Module:
     """Train a supernet through all phases of an algorithm. Returns it, or its moving average if the settings have one.
 
@@ -68,6 +69,7 @@ def run_training(
     checkpoint: a file written after epochs and read at the start, so that a killed training goes on
     split: the data that is trained on; "train+valid" is both
     limit: stop after so many steps, to see how long they take
+    until: end after so many epochs of a phase, with a checkpoint that a longer training goes on from to the same bits
     Raises UserError if the loss is no finite number or the checkpoint cannot be used.
 
     >>> import torch
@@ -99,7 +101,8 @@ def run_training(
             figures, resumed = saved.restore(live), False
             if figures:  # a run that was killed after the checkpoint has not told of this point
                 emit(Progress(stage, live.index, figures, point=True))
-        for epoch in range(live.epoch, settings.epochs):
+        last = min(settings.epochs, until)
+        while (epoch := live.epoch) < last:
             for parts in stream.epoch(epoch, live.done % stream.steps):
                 if live.index == limit:
                     return model
@@ -110,11 +113,13 @@ def run_training(
                     saved.write(live, {})
             means = distributed.all_reduce_mean([*shown.values()], stream.share)
             figures = _figures(dict(zip(shown, means, strict=True)), live, epoch)
-            if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
+            if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == last:
                 saved.write(live, figures, is_last and epoch + 1 == settings.epochs)
             emit(Progress(stage, live.index, figures, point=True))
         if settings.epochs == 0:
             saved.write(live, {}, is_last)
+        if last < settings.epochs:
+            break
         index = live.index
     emit(StageDone(stage, time.perf_counter() - start, figures))
     return model if average is None else average
