@@ -17,7 +17,7 @@ from attrs import evolve
 from corenas.counting import Counter
 from corenas.errors import Fault, UserError, collecting, did_you_mean, raise_if_any
 from corenas.space_toml import read_space, write_space
-from corenas.variables import TWICE, Categorical, Condition, Float, Variable, always_holds, parent_of
+from corenas.variables import TWICE, Categorical, Condition, Float, Int, Variable, always_holds, parent_of
 
 Choice: TypeAlias = int | float | str | bool
 Codes: TypeAlias = np.ndarray
@@ -351,6 +351,8 @@ class _ContinuousChoices:
 
 def _is_drawn_by_index(variable: Variable) -> bool:
     """Return whether a variable is drawn as a whole number under the number of its choices, as `Variable` does it."""
+    if isinstance(variable, Int):
+        return type(variable).draw is Int.draw and variable.distribution is None
     return not variable.continuous and type(variable).draw in (Variable.draw, Float.draw)
 
 
