@@ -141,6 +141,16 @@ def test_the_test_of_a_variable_is_that_of_the_worked_example():
     assert st.effect_p_values([codes], left, BINS, 11, RNG(0))[0] == pytest.approx(1)  # drawn: the same here
 
 
+def test_how_far_a_ranking_can_be_trusted_covers_the_truth():
+    covered = 0
+    for seed in range(200):
+        first, second = RNG(seed).multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], 30).T
+        _, (low, high) = st.rank_agreement(first, second)
+        covered += low <= 2 / np.pi * np.arcsin(0.8) <= high  # tau of a normal
+    assert 180 <= covered <= 199
+    assert st.rank_agreement(np.arange(4), np.arange(4)) == (1, (-1, 1))
+
+
 def test_bands_are_as_wide_as_the_table_says():
     widths = {32: 0.240, 100: 0.136, 250: 0.086, 500: 0.061, 1000: 0.043}
     assert {n: round(st.band(n), 3) for n in widths} == widths

@@ -259,7 +259,10 @@ export.formats = []
 @pytest.mark.parametrize("mode", ["as_is", "scratch"])
 def test_a_population_is_drawn_and_measured_first_and_new_archs_confirm_a_narrower_space(tmp_path, mode, monkeypatch):
     (tmp_path / "spec.toml").write_text(SPEC)
-    sample = Sample(str(tmp_path / "spec.toml"), count=4, mode=mode, epochs=1 if mode == "scratch" else None)
+    scratch = mode == "scratch"
+    sample = Sample(
+        str(tmp_path / "spec.toml"), count=4, mode=mode, epochs=1 if scratch else None, fidelity=0 if scratch else 3
+    )
     key = "stages.1.width"
 
     def narrowed(found):  # four archs suggest nothing by themselves
@@ -273,6 +276,8 @@ def test_a_population_is_drawn_and_measured_first_and_new_archs_confirm_a_narrow
     assert population["counts"]["analysed"] == 4
     assert population["sampled"]
     assert population["measured"] == {"as_is": "supernet proxy", "scratch": "trained alone"}[mode]
+    assert (found["fidelity"] or {}).get("archs") == (None if scratch else 3)
+    assert any("Kendall" in note for note in found["notes"]) != scratch
     new = Store(tmp_path / "out/confirm/run.sqlite", readonly=True).trials()
     assert {trial.arch[key] for trial in new} == {32}
     assert 1 <= found["confirmed"]["archs"] <= len(new) == 5

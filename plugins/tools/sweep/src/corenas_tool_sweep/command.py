@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,20 @@ def asked(sources: Sequence[Path]) -> Sweep:
 def run_sweep(sweep: Sweep, folder: Path) -> tuple[Analysis, Narrowed]:
     """Analyse populations and write all there is into a folder: page, pictures, figures, the narrower space."""
     folder.mkdir(parents=True, exist_ok=True)
+    trusted = None
     if sweep.sample is not None:
-        from corenas_tool_sweep.sampling import measure
+        from corenas_tool_sweep.sampling import measure, measure_fidelity
 
-        sweep = attrs.evolve(sweep, input=(*sweep.input, str(measure(sweep.sample, folder, sweep.seed))))
+        run = measure(sweep.sample, folder, sweep.seed)
+        trusted = measure_fidelity(sweep.sample, folder) if sweep.sample.fidelity else None
+        sweep = attrs.evolve(sweep, input=(*sweep.input, str(run)))
     found = analyse(read_populations(sweep), sweep)
+    if trusted is not None:
+        found = attrs.evolve(found, notes=[*found.notes, _said(trusted)])
     narrowed = narrow(found)
     confirmed = _confirmed(sweep, found, narrowed, folder)
     toml = to_toml(narrowed, found.populations[0].name, confirmed) if narrowed.space is not None else None
-    content = {**result(found, narrowed), "confirmed": confirmed}
+    content = {**result(found, narrowed), "confirmed": confirmed, "fidelity": trusted}
     (folder / "sweep.json").write_text(strict_json(content, indent=1), encoding="utf-8")
     space_file = folder / "space.narrowed.toml"
     if toml is not None:
@@ -68,6 +73,12 @@ def run_sweep(sweep: Sweep, folder: Path) -> tuple[Analysis, Narrowed]:
 
     write_page(found, narrowed, status(confirmed), toml, draw_all(found, folder), folder / "sweep.html")
     return found, narrowed
+
+
+def _said(trusted: Mapping[str, Any]) -> str:
+    low, high = trusted["interval"]
+    tau = f"{trusted['tau']:.2f} [{low:.2f}, {high:.2f}]"
+    return f"Kendall's tau of the sample's errors and those of {trusted['archs']} of its archs trained alone: {tau}"
 
 
 def _confirmed(sweep: Sweep, found: Analysis, narrowed: Narrowed, folder: Path) -> dict[str, Any] | None:

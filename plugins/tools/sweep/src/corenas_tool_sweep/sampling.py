@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomli
 import tomli_w
 
 from corenas.space import SearchSpace
+from corenas.store import Store
 from corenas_tool_sweep.settings import Sample
+from corenas_tool_sweep.statistics import rank_agreement
 
 
 def measure(sample: Sample, folder: Path, seed: int) -> Path:
@@ -41,6 +45,42 @@ def measure_narrowed(
     file.write_text(tomli_w.dumps(space.to_table()), encoding="utf-8")
     settings = [*_settings(sample, count, seed), f"space={json.dumps(str(file.resolve()))}"]
     return _run(sample.spec, settings, folder / "confirm")
+
+
+def measure_fidelity(sample: Sample, folder: Path) -> dict[str, Any]:
+    """Train some archs of the sample alone, spread over their errors. Returns how well the sample ranks them.
+
+    What was trained is kept in `fidelity.json`, and not trained again.
+    """
+    from corenas.calibrate import evaluate
+    from corenas.loading import Batches
+    from corenas.run.alone import stand_alone
+    from corenas.run.prepare import prepare
+    from corenas.run.spec import open_spec
+
+    store = Store(folder / "sample" / "run.sqlite", readonly=True)
+    goal = store.get("objectives")["objectives"][0]["metric"]
+    trials = sorted((trial for trial in store.trials() if trial.ok), key=lambda trial: trial.metrics[goal])
+    store.close()
+    places = np.unique(np.linspace(0, len(trials) - 1, min(sample.fidelity, len(trials))).astype(int))
+    chosen = [trials[place] for place in places]
+    prepared = prepare(open_spec(folder / "sample" / "spec.toml")[0], weights=False)
+    spec, task = prepared.spec, prepared.task
+    metric = goal if goal in task.metrics else next(iter(task.metrics))
+    valid = Batches(task, "valid", 256, prepared.device)
+    file = folder / "fidelity.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for number, trial in enumerate(chosen, 1):
+        digest = trial.arch.digest
+        if digest not in known:
+            print(f"trained alone: {number} of {len(chosen)}", file=sys.stderr)
+            network = stand_alone(spec, task, trial.arch, device=prepared.device)
+            known[digest] = evaluate(network.eval(), task, valid)[metric]
+            file.with_suffix(".part").write_text(json.dumps(known), encoding="utf-8")
+            os.replace(file.with_suffix(".part"), file)
+    pairs = np.array([(trial.metrics[goal], known[trial.arch.digest]) for trial in chosen])
+    tau, interval = rank_agreement(*pairs.T)
+    return {"archs": len(chosen), "tau": tau, "interval": [*interval]}
 
 
 def _searched(run: Path, count: int) -> dict[str, Any]:

@@ -76,6 +76,8 @@ class Sample:
     bins: how many bins
     mode: "as_is" measures as the spec says; "scratch" trains every arch alone, for `epochs`
     epochs: of each training in the mode "scratch"; left out, as `[train]` says
+    fidelity: how many of the archs, spread over their errors, are trained alone as well, to see how far the errors of a
+        supernet can be trusted: Kendall's tau; 0: none
     set: keys of the spec with other values, as `--set` takes them
     """
 
@@ -85,6 +87,7 @@ class Sample:
     bins: int = field(default=10, validator=ge(1))
     mode: Literal["as_is", "scratch"] = "as_is"
     epochs: int | None = None
+    fidelity: int = field(default=0, validator=ge(0))
     set: tuple[str, ...] = ()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from attrs import frozen
+from scipy import stats
 
 CHUNK = 2_000_000
 """The most numbers of a matrix of random draws that are held at once."""
@@ -318,6 +319,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def quartile_codes(values: np.ndarray) -> np.ndarray:
     """Return in which quarter of the values each lies; equal values share one."""
     return quantile_bins(values, 4)
+
+
+# -- proxies ----------------------------------------------------------------------------------------------------------
+
+
+def rank_agreement(proxy: np.ndarray, truth: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Return Kendall's tau of two rankings and its 95% interval.
+
+    The variance of its atanh is .437 / (n - 4) (Fieller et al. 1957).
+    """
+    tau = float(stats.kendalltau(proxy, truth).statistic)
+    if len(proxy) < 5 or not abs(tau) < 1:
+        return tau, (-1.0, 1.0)
+    half = 1.96 * math.sqrt(0.437 / (len(proxy) - 4))
+    return tau, (math.tanh(math.atanh(tau) - half), math.tanh(math.atanh(tau) + half))
 
 
 # -- noise ------------------------------------------------------------------------------------------------------------
