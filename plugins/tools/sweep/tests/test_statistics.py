@@ -214,3 +214,29 @@ def test_intervals_of_a_difference_cover_it_and_words_follow_from_them():
 def test_the_noise_of_an_accuracy_is_as_the_page_says():
     floors = [st.noise_floor(95, 359), st.noise_floor(93, 10_000), st.noise_floor(75, 5_000)]
     assert [round(floor, 2) for floor in floors] == [1.15, 0.26, 0.61]
+
+
+@pytest.mark.parametrize(("choices", "share"), [(3, 0.03), (5, 0.18), (8, 0.45)])
+def test_a_good_range_cuts_an_end_of_a_variable_without_effect_as_often_as_the_page_warns(choices, share):
+    rng = RNG(choices)
+    chance = st.chance_of_best(np.arange(100.0), st.equal_weights(100), 25)
+    codes = np.concatenate([*st.shuffles_within(np.arange(100) % choices, np.zeros(100, int), 2000, rng)])
+    masses = np.stack([(codes == code) @ chance for code in range(choices)], 1)
+    below = np.cumsum(masses, 1)
+    cut = (below[:, 0] < 0.025) | (below[:, -2] > 0.975)
+    assert cut.mean() == pytest.approx(share, abs=0.04)
+
+
+def test_bands_at_equal_cost_hold_the_curve_at_least_as_often_as_they_say():
+    inside = 0
+    for seed in range(200):
+        rng = RNG(seed)
+        cost = rng.beta(2, 4, 200)
+        errors, bins = 1 - cost + rng.normal(0, 0.2, 200), st.bins_of(cost, 0, 0.8, 4)
+        weights = st.bin_weights(bins)
+        pool = rng.beta(2, 4, 20_000)  # the truth, nearly
+        pool_bins = st.bins_of(pool, 0, 0.8, 4)
+        truth = 1 - pool + rng.normal(0, 0.2, 20_000)
+        gap = st.distance(errors, weights, truth, st.bin_weights(pool_bins))
+        inside += gap <= st.band(st.effective_size(weights))
+    assert inside >= 190
