@@ -73,6 +73,7 @@ def found(compared):
     return json.loads((compared / "out/compare.json").read_text())
 
 
+@pytest.mark.slow
 def test_each_method_is_run_and_its_network_is_trained_alone(compared, found):
     rows = {row["method"]: row for row in found["rows"]}
     assert list(rows) == ["bignas", "uniform", "random archs alone", "largest network"]
@@ -84,6 +85,7 @@ def test_each_method_is_run_and_its_network_is_trained_alone(compared, found):
         assert rows[name]["retrained"] == alone["best"]["test"]["top1"]
 
 
+@pytest.mark.slow
 def test_budgets_are_equal_by_more_epochs_of_what_takes_less(compared, found):
     rows = {row["method"]: row for row in found["rows"]}
     assert rows["bignas"]["training_flops"] == pytest.approx(found["budget"], rel=0.01)
@@ -94,6 +96,7 @@ def test_budgets_are_equal_by_more_epochs_of_what_takes_less(compared, found):
     assert len(trials) == int(found["budget"] / found["alone_flops"]) >= 2
 
 
+@pytest.mark.slow
 def test_the_reference_is_kept_and_ranked_by_each_supernet(compared, found):
     trials = Store(compared / "out/reference/run.sqlite", readonly=True).trials()
     assert [row["metrics"]["top1"] for row in found["reference"]] == [trial.metrics["top1"] for trial in trials]
@@ -106,6 +109,7 @@ def test_the_reference_is_kept_and_ranked_by_each_supernet(compared, found):
     assert any("spread by" in note for note in found["notes"])
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again(compared, found, monkeypatch, capsys):
     import corenas_tool_compare.running as running
 
@@ -124,6 +128,7 @@ def test_what_is_finished_is_not_done_again(compared, found, monkeypatch, capsys
     assert json.loads(capsys.readouterr().out)["rows"] == found["rows"]
 
 
+@pytest.mark.slow
 def test_the_page_shows_each_method_and_needs_nothing_else(compared):
     page = (compared / "out/compare.html").read_text()
     for name in ("bignas", "uniform", "random archs alone", "largest network"):
