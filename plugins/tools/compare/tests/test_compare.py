@@ -199,4 +199,4 @@ def test_the_comparison_of_all_methods_is_right():
     for method in compare.methods.values():
         spec, _, _ = open_spec(str(method.spec or compare.spec), [*compare.set, *method.set])
         assert spec.space.size > 1000
-    assert {"spos", "fairnas", "bignas", "random search alone"} <= {*compare.methods}
+    assert {"spos", "fairnas", "bignas", "attentivenas", "zennas"} <= {*compare.methods}

@@ -68,7 +68,7 @@ def _notes(
     if measured is not None:
         spread, noise = measured
         text = f"archs trained alone spread by {spread:.2f} points, seeds of one arch by {noise:.2f}"
-        if spread < 2 * noise:
+        if spread <= 2 * noise:
             text += ": less than twice, so this data cannot rank archs; make it harder (fewer images, noise, rotations)"
         notes.append(text)
     if by_flops is not None:
