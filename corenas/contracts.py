@@ -620,8 +620,9 @@ class EvaluatorContext:
     """What an evaluator measures with. `supernet` and `evaluation` are None where no supernet was trained.
 
     subnet: arch -> this one network, freshly initialised, without ever allocating a supernet (Zen-NAS)
-    alone: (arch, fidelity) -> the network of an arch trained from scratch as the spec says, for that share of its
-        epochs; choices of variables named `spec:…` override the spec
+    alone: (arch, fidelity) -> the network of an arch trained from scratch as the spec says, for the first share of its
+        epochs, gone on from a lower one where that was trained before; choices of variables named `spec:…` override the
+        spec; with a third number, `again`, another training that differs in its seed alone
     rng: arch -> a generator for this arch; where one arch is measured at a time, torch's global one is seeded for it as
         well, so that what is measured hangs neither on the order of archs nor on the process that measures
     """
@@ -633,7 +634,7 @@ class EvaluatorContext:
     supernet: nn.Module | None
     evaluation: Evaluation | None
     subnet: Callable[[Arch], nn.Module]
-    alone: Callable[[Arch, float], nn.Module]
+    alone: Callable[..., nn.Module]
     rng: Callable[[Arch], np.random.Generator]
 
 

@@ -69,9 +69,9 @@ def plain_graph(model: nn.Module) -> fx.GraphModule:
 
     Raises UserError if the model's forward cannot be traced.
     """
-    training, smaller = model.training, _reduced(model)
+    smaller = _reduced(model)
     plain = _exported(smaller, _traced(smaller))
-    return plain.train(training)  # type: ignore[return-value]
+    return plain.train(model.training)  # type: ignore[return-value]
 
 
 def _reduced(module: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from attrs import evolve
 from corenas.counting import Counter
 from corenas.errors import Fault, UserError, collecting, did_you_mean, raise_if_any
 from corenas.space_toml import read_space, write_space
-from corenas.variables import TWICE, Categorical, Condition, Float, Variable, always_holds, parent_of
+from corenas.variables import TWICE, Categorical, Condition, Float, Int, Variable, always_holds, parent_of
 
 Choice: TypeAlias = int | float | str | bool
 Codes: TypeAlias = np.ndarray
@@ -151,12 +151,19 @@ class SearchSpace:
                     left, default = [*map(self[key].canonical, wanted)], self[key].default
                     allowed[key] = Categorical(key, left, default=default if default in left else None)
         raise_if_any(faults)
+        return self.replace(allowed)
+
+    def replace(self, variables: Mapping[str, Variable]) -> SearchSpace:
+        """Return the space with other variables in the place of those of the same keys, each with fewer choices.
+
+        Under which conditions they are active stays as it is.
+        """
         narrower: dict[str, Variable] = {}
         for key, variable in self._variables.items():
             # A condition speaks of choices that are still there.
             conditions = [Condition(c.key, c.choices & {*narrower[c.key].choices}) for c in variable.when]
             when = [c for c in conditions if not always_holds(c, narrower[c.key], conditions)]
-            narrower[key] = evolve(allowed.get(key, variable), when=when)
+            narrower[key] = evolve(variables.get(key, variable), when=when)
         return SearchSpace(narrower.values(), _replaced(self.tree, narrower))
 
     def fix(self, choices: Mapping[str, Choice]) -> SearchSpace:
@@ -428,6 +435,8 @@ class _ContinuousChoices:
 
 def _is_drawn_by_index(variable: Variable) -> bool:
     """Return whether a variable is drawn as a whole number under the number of its choices, as `Variable` does it."""
+    if isinstance(variable, Int):
+        return type(variable).draw is Int.draw and variable.distribution is None
     return not variable.continuous and type(variable).draw in (Variable.draw, Float.draw)
 
 

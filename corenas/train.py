@@ -66,6 +66,7 @@ def run_training(
     split: str = "train",
     limit: int | None = None,
     score: Score | None = None,
+    until: float = math.inf,
 ) -> nn.Module:
     """Train a supernet through all phases of an algorithm. Returns it, or its moving average if the settings have one.
 
@@ -74,6 +75,7 @@ def run_training(
     split: the data that is trained on; "train+valid" is both
     limit: stop after so many steps, to see how long they take
     score: model, archs -> what they are ranked by where `train.stop` ends a phase; without it none is ended
+    until: end after so many epochs of a phase, with a checkpoint that a longer training goes on from to the same bits
     Raises UserError if the loss is no finite number or the checkpoint cannot be used.
 
     >>> import torch
@@ -105,7 +107,8 @@ def run_training(
             figures, resumed = saved.restore(live), False
             if figures:  # a run that was killed after the checkpoint has not told of this point
                 emit(Progress(stage, live.index, figures, point=True))
-        for epoch in range(live.epoch, settings.epochs):
+        last = min(settings.epochs, until)
+        while (epoch := live.epoch) < last:
             for parts in stream.epoch(epoch, live.done % stream.steps):
                 if live.index == limit:
                     return model
@@ -117,13 +120,15 @@ def run_training(
             means = distributed.all_reduce_mean([*shown.values()], stream.share)
             figures = _figures(dict(zip(shown, means, strict=True)), live, epoch) | live.rank()
             ends = live.epoch == settings.epochs
-            if (epoch + 1) % settings.checkpoint_every == 0 or ends:
+            if (epoch + 1) % settings.checkpoint_every == 0 or ends or epoch + 1 == last:
                 saved.write(live, figures, is_last and ends)
             emit(Progress(stage, live.index, figures, point=True))
             if ends:
                 break
         if settings.epochs == 0:
             saved.write(live, {}, is_last)
+        if last < settings.epochs:
+            break
         index = live.index
     emit(StageDone(stage, time.perf_counter() - start, figures))
     return model if average is None else average

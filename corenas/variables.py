@@ -7,13 +7,14 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from attrs import field, frozen
 from attrs.converters import optional
 
 from corenas.errors import UserError, did_you_mean
+from corenas.ranges import chances
 from corenas.value import Choices, Value, largest_of
 
 OVERRIDE = "spec:"
@@ -138,20 +139,42 @@ Categorical = Variable
 
 @frozen(slots=False, cache_hash=True)
 class Int(Variable):
-    """A whole number from `low` to `high`, both included, every `step`. Raises ValueError if the steps miss `high`."""
+    """A whole number from `low` to `high`, both included, every `step`. Raises ValueError if the steps miss `high`.
+
+    distribution: how it is drawn, where not uniformly: "log", "power2", "power2_or_log", "normal" or "log_normal"
+        (`corenas.ranges`); "power2" has powers of 2 alone, "power2_or_log" those below the step, then its multiples
+    """
 
     low: int
     high: int
     step: int = 1
+    distribution: Literal["log", "power2", "power2_or_log", "normal", "log_normal"] | None = None
     choices: Sequence[int] = field(init=False)
 
     def _all(self) -> tuple[int, ...]:
-        return (*_before(self.low, self.high, self.step), self.high)
+        evenly = (*_before(self.low, self.high, self.step), self.high)  # too many of them are told of
+        return evenly if self.distribution is None else (*self._chances,)
+
+    @cached_property
+    def _chances(self) -> Mapping[int, float]:
+        return chances(self.distribution or "", self.low, self.high, self.step)
+
+    @cached_property
+    def _cumulative(self) -> np.ndarray:
+        return np.cumsum([*self._chances.values()])
+
+    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Return the codes of n choices, as likely as its distribution says."""
+        if self.distribution is None:
+            return super().draw(rng, n)
+        # the last bound is 1 but for rounding
+        return np.minimum(np.searchsorted(self._cumulative, rng.random(n), side="right"), len(self.choices) - 1)
 
     @property
     def description(self) -> str:
         """What it can be, in words."""
-        return f"{self.low} to {self.high} in steps of {self.step}"
+        steps = f"{self.low} to {self.high} in steps of {self.step}"
+        return steps if self.distribution in (None, "log", "normal", "log_normal") else super().description
 
 
 @frozen(slots=False, cache_hash=True)

@@ -222,6 +222,8 @@ sys.exit(corenas.cli.main(["run"]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 143
     assert done.stderr == "terminated; the same command goes on from here\n"
+
+
 def test_the_networks_of_a_front_are_exported_each_into_a_folder_of_its_own(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     store = Store(tmp_path / "run/run.sqlite")

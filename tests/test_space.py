@@ -616,6 +616,17 @@ def test_a_narrower_space_holds_just_the_archs_that_obey(space, data):
     assert again(narrow).size == narrow.size
 
 
+def test_a_variable_is_replaced_by_one_with_another_default_or_a_narrower_range():
+    space = read('width = [8, 16, 24]\nlr = { type = "float", low = 0.01, high = 1.0, log = true }\n'
+                 'se = { type = "categorical", choices = [0, 1], when = { width = [8, 24] } }\n')  # fmt: skip
+    narrow = space.replace({
+        "width": Categorical("width", [8, 16], default=8), "lr": Float("lr", 0.1, 0.2, log=True),
+    })  # fmt: skip
+    assert dict(narrow.default()) == {"width": 8, "lr": 0.2, "se": 1}
+    assert narrow.active(narrow.encode([narrow.arch({"width": 16})])).tolist() == [[True, True, False]]
+    assert narrow.tree["width"].choices == (8, 16)
+
+
 def test_every_mistake_of_a_narrowing_is_told():
     with pytest.raises(UserError) as raised:
         read(STAGES).narrow(

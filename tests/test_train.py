@@ -504,6 +504,18 @@ def test_a_training_that_is_done_trains_no_more(tmp_path):
     assert same(again.state_dict(), model.state_dict())
 
 
+def test_a_training_that_ended_early_goes_on_to_the_same_bits(tmp_path):
+    changes = {"epochs": 3, "ema": 0.9, "schedule": Schedule("cosine"), "checkpoint_every": 2}
+    whole = setup(settings(**changes))[2](checkpoint=tmp_path / "whole.pt")
+    for until in (1, 2):
+        early = setup(settings(**changes))[2](checkpoint=tmp_path / "cut.pt", until=until)
+        assert torch.load(tmp_path / "cut.pt", weights_only=True)["place"][1:3] == (until, 0)
+        assert not torch.load(tmp_path / "cut.pt", weights_only=True)["done"]
+        assert not all(torch.equal(a, b) for a, b in zip(early.parameters(), whole.parameters(), strict=True))
+    last = setup(settings(**changes))[2](checkpoint=tmp_path / "cut.pt")
+    assert all(torch.equal(a, b) for a, b in zip(last.parameters(), whole.parameters(), strict=True))
+
+
 def test_the_weights_of_a_checkpoint_are_those_that_training_returned(tmp_path):
     for ema in (None, 0.7):
         path = tmp_path / f"{ema}.pt"

@@ -11,6 +11,7 @@ from attrs import define, evolve
 from torch import Tensor, nn
 
 from corenas import seeding
+from corenas.checkpoint import Checkpoint
 from corenas.contracts import Distiller, Emit, LiveDistiller, LiveTask, Phase, Step
 from corenas.run.spec import Spec, TeacherSettings
 from corenas.space import Arch
@@ -68,23 +69,29 @@ def stand_alone(
     split: str = "train",
     distiller: Distiller | None = None,
     teacher: TeacherSettings | None = None,
+    again: int = 0,
 ) -> nn.Module:
     """Train one arch from scratch as a spec says: its backbone, train settings and seed. Test data is never read.
 
     arch: its choices of variables named `spec:…` override the spec
-    fidelity: share of the epochs, one at least
-    checkpoint: a file by which a killed training goes on
+    fidelity: share of the epochs, one at least: the first of the whole training, whose schedule it has
+    checkpoint: a file by which a killed training goes on, and one of a lower fidelity
     split: the data that it is trained on
     distiller, teacher: what it learns beside the labels, and from whom
+    again: which of several trainings that differ in their seed alone; the data is cut by the spec's
     """
     given, spec = spec, spec.overridden(arch)
     if spec.task != given.task:
         task = spec.task.start(seeding.generator(spec.seed, "task"))
-    settings = evolve(spec.train, epochs=max(1, round(fidelity * spec.train.epochs)))
+    if again:
+        spec = evolve(spec, seed=seeding.number(spec.seed, "again", again))
+    until = max(1, round(fidelity * spec.train.epochs))
+    if checkpoint is not None and Checkpoint(checkpoint).place[1:3] > (until, 0):
+        checkpoint = None  # of a longer training, that cannot go back
     network = subnet(spec, task, arch)
     device = device or torch.device("cpu")
     live, fixed = start_teaching(distiller, teacher, task, network.to(device), device)
-    trainer = _Alone(network, task, [Phase(spec.space, settings)], live, fixed)
+    trainer = _Alone(network, task, [Phase(spec.space, spec.train)], live, fixed)
     return run_training(
         trainer,
         network,
@@ -97,4 +104,5 @@ def stand_alone(
         emit=emit,
         stage=stage,
         split=split,
+        until=until,
     )

@@ -36,7 +36,7 @@ from corenas.objectives import Constraint, Objectives
 from corenas.run import goals
 from corenas.run.alone import stand_alone, start_teaching, subnet
 from corenas.run.spec import Retrain, Spec
-from corenas.space import SearchSpace
+from corenas.space import Arch, SearchSpace
 from corenas.supernet import build_supernet, pick_device, supernet_cost
 
 
@@ -89,8 +89,11 @@ class Prepared:
         """Whether archs are those of a network, which has costs and can be exported."""
         return self.spec.backbone is not None
 
-    def evaluator_context(self, supernet: nn.Module | None) -> EvaluatorContext:
-        """Return what evaluators measure with."""
+    def evaluator_context(self, supernet: nn.Module | None, trials: Path | None = None) -> EvaluatorContext:
+        """Return what evaluators measure with.
+
+        trials: a folder for the checkpoints of archs that are trained by themselves
+        """
         spec, task, device = self.spec, self.task, self.device
         return EvaluatorContext(
             spec.space,
@@ -100,9 +103,25 @@ class Prepared:
             supernet,
             self.evaluation(supernet) if supernet else None,
             subnet=lambda arch: subnet(_with_network(spec).overridden(arch), task, arch).to(device),
-            alone=lambda arch, fidelity: stand_alone(_with_network(spec), task, arch, fidelity=fidelity, device=device),
+            alone=lambda arch, fidelity, again=0: self._alone(arch, fidelity, again, trials),
             rng=lambda arch: seeding.generator(spec.seed, f"measure:{arch.digest}"),
         )
+
+    def _alone(self, arch: Arch, fidelity: float, again: int, trials: Path | None) -> nn.Module:
+        """Train an arch from scratch, or go on where a lower fidelity, or a killed run, has come to."""
+        checkpoint = trials and trials / f"{arch.digest}-{again}.pt"
+        network = stand_alone(
+            _with_network(self.spec),
+            self.task,
+            arch,
+            fidelity=fidelity,
+            device=self.device,
+            checkpoint=checkpoint,
+            again=again,
+        )
+        if checkpoint is not None and fidelity == 1:
+            checkpoint.unlink(missing_ok=True)
+        return network
 
     def evaluation(self, supernet: nn.Module) -> Evaluation:
         """Return what measures subnets on data."""
@@ -257,17 +276,20 @@ def start_trial_runner(
     supernet: nn.Module | None,
     where: Callable[[Evaluator], bool] = lambda evaluator: True,
     costs: bool = True,
+    trials: Path | None = None,
 ) -> TrialRunner:
     """Return what measures the archs of one of a run's searches.
 
     where: which evaluators it asks
     costs: whether it begins with flops, params and activations
+    trials: a folder for the checkpoints of archs that are trained by themselves
     """
     spec = prepared.spec
     evaluators = {f"{type(e).__name__} (evaluators[{i}])": e for i, e in enumerate(spec.evaluators)}
     constraints = prepared.targets[number].constraints
+    context = prepared.evaluator_context(supernet, trials)
     costs = costs and prepared.has_network
-    return trial_runner(evaluators, prepared.evaluator_context(supernet), constraints, spec.seed, where, costs)
+    return trial_runner(evaluators, context, constraints, spec.seed, where, costs)
 
 
 def load_supernet(prepared: Prepared, folder: Path) -> nn.Module:
@@ -275,3 +297,8 @@ def load_supernet(prepared: Prepared, folder: Path) -> nn.Module:
     source = Path(prepared.spec.supernet.from_) if prepared.spec.supernet is not None else folder
     load_weights(prepared.supernet, source / "supernet.pt")
     return channels_last(prepared.supernet.to(prepared.device))
+
+
+def trials_folder(prepared: Prepared, folder: Path) -> Path | None:
+    """Return where in a run directory archs that are trained by themselves have checkpoints; none beside a supernet."""
+    return None if prepared.has_supernet else folder / "trials"

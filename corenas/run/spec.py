@@ -164,6 +164,7 @@ class Retrain:
     teacher: a fixed network that teaches it
     task: the task's options, stronger augmentation for instance, of the same data cut in the same way; left out, the
         supernet's
+    seeds: how often it is trained, each time with another seed: the first is exported, and their mean is told
     """
 
     train: Train | None = None
@@ -172,6 +173,7 @@ class Retrain:
     distiller: Any = field(default=None, metadata={"kind": "distillers"})
     teacher: TeacherSettings | None = None
     task: Any = field(default=None, metadata={"kind": "tasks"})
+    seeds: int = field(default=1, validator=ge(1))
 
 
 @frozen

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import shutil
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -39,7 +41,7 @@ from corenas.ranking import FEWEST
 from corenas.run import trust
 from corenas.run.alone import stand_alone
 from corenas.run.folder import OwnFiles, check_checkpoint, check_folder, opened
-from corenas.run.prepare import Prepared, load_supernet, prepare, start_trainer, start_trial_runner
+from corenas.run.prepare import Prepared, load_supernet, prepare, start_trainer, start_trial_runner, trials_folder
 from corenas.run.result import cost_card, exported, front_folders, read_exporters, write_folder
 from corenas.run.spec import Spec, parse_duration
 from corenas.run.workers import WorkerRunner
@@ -159,7 +161,9 @@ class _Run:
         prepared = self.prepared
         supernet, derived = self._train_supernet()
         if "search" in prepared.stages:
+            distributed.on_rank_zero(lambda: None if prepared.has_supernet else self.files.claim("trials/"))
             searches = [self._run_search(number, supernet) for number in range(len(prepared.targets))]
+            shutil.rmtree(self.folder / "trials", ignore_errors=True)
             fronts = [self._front(number, searches) for number in range(len(searches))]
         else:
             arch = derived or self.spec.space.default()
@@ -299,7 +303,8 @@ class _Run:
     def _costly(self, number: int, supernet: nn.Module | None) -> TrialRunner | WorkerRunner:
         """Return what measures an arch that has passed the cheap evaluators, here or in a worker."""
         if self.spec.executor is None:
-            return start_trial_runner(self.prepared, number, supernet, is_costly, costs=False)
+            trials = trials_folder(self.prepared, self.folder)
+            return start_trial_runner(self.prepared, number, supernet, is_costly, costs=False, trials=trials)
         weights = None
         if self.prepared.has_supernet:
             source = Path(self.spec.supernet.from_) if self.spec.supernet is not None else self.folder
@@ -325,12 +330,40 @@ class _Run:
         folder = self.folder / f"best{suffix}"
         prepared, network = self._trained(best, f"retrain{suffix}", supernet)
         test = distributed.on_rank_zero(lambda: self._export(prepared, network, best, folder))
+        again = {"seeds": self._over_seeds(best.arch, suffix, test)} if self._repeats > 1 else {}
         return {
             "constraints": str(self.prepared.targets[number]) if "search" in prepared.stages else "",
             "arch": dict(best.arch),
             "metrics": dict(best.metrics),
             "test": test,
             "folder": folder.name,
+            **again,
+        }
+
+    @property
+    def _repeats(self) -> int:
+        return self.spec.retrain.seeds if "retrain" in self.prepared.stages else 1
+
+    def _over_seeds(self, arch: Arch, suffix: str, first: Mapping[str, float]) -> dict[str, Any]:
+        """Train an arch again with other seeds. Returns its metrics on test data: of each seed, mean and spread."""
+        runs = [dict(first)]
+        for again in range(1, self._repeats):
+            key = f"again{suffix}:{again}"
+            found = distributed.on_rank_zero(lambda key=key: self.store.get(key))
+            if found is None:
+                stage = f"retrain{suffix}-seed-{again}"
+                every = (self.spec.retrain.train or self.spec.train).checkpoint_every
+                checkpoint = self._checkpoint(f"{stage}.pt", stage, every)
+                prepared, network = retrain(self.prepared, arch, checkpoint, stage, self.emit, again)
+                plain = exported(prepared, arch, network, calibrated=False)
+                found = evaluate(plain, prepared.task, prepared.evaluation(plain).split("test"))
+                distributed.on_rank_zero(lambda key=key, found=found: self.store.set(key, dict(found)))
+            runs.append(dict(found))
+        columns = {name: [run[name] for run in runs] for name in first}
+        return {
+            "test": runs,
+            "mean": {name: statistics.fmean(column) for name, column in columns.items()},
+            "sd": {name: statistics.stdev(column) for name, column in columns.items()},
         }
 
     def _finish_front(self, number: int, front: Sequence[Trial], supernet: nn.Module | None) -> list[str]:
@@ -374,21 +407,27 @@ class _Run:
 
 
 def retrain(
-    prepared: Prepared, arch: Arch, checkpoint: Path | None, stage: str = "retrain", emit: Emit = _silent
+    prepared: Prepared,
+    arch: Arch,
+    checkpoint: Path | None,
+    stage: str = "retrain",
+    emit: Emit = _silent,
+    again: int = 0,
 ) -> tuple[Prepared, nn.Module]:
     """Train an arch from scratch as `[retrain]` says, or as far as it got.
 
+    again: which of several trainings that differ in their seed alone
     Returns what is then prepared (its backbone and its task may be others, so its cost is) and the network.
     """
     spec, task, device = prepared.spec, prepared.retrain_task, prepared.device
-    again = evolve(
+    own = evolve(
         spec,
         train=spec.retrain.train or spec.train,
         backbone=spec.retrain.backbone or spec.backbone,
         task=spec.retrain.task or spec.task,
     )
     network = stand_alone(
-        again,
+        own,
         task,
         arch,
         device=device,
@@ -398,8 +437,9 @@ def retrain(
         split=spec.retrain.data,
         distiller=spec.retrain.distiller,
         teacher=spec.retrain.teacher,
+        again=again,
     )
-    return evolve(prepared, spec=again, task=task, cost=supernet_cost(network, spec.space.fix(arch), task)), network
+    return evolve(prepared, spec=own, task=task, cost=supernet_cost(network, spec.space.fix(arch), task)), network
 
 
 def _alone_metric(prepared: Prepared) -> tuple[str, int]:

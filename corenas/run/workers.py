@@ -13,7 +13,7 @@ from corenas.errors import UserError
 from corenas.measure import TrialRunner, is_costly, largest_batch
 from corenas.objectives import Trial
 from corenas.plugins import file_digest, import_file
-from corenas.run.prepare import load_supernet, prepare, start_trial_runner
+from corenas.run.prepare import load_supernet, prepare, start_trial_runner, trials_folder
 from corenas.run.spec import Spec
 
 _runners: dict[str, TrialRunner] = {}
@@ -64,4 +64,6 @@ class WorkerRunner:
             import_file(Path(file))
         prepared = prepare(pickle.loads(self.spec))
         supernet = load_supernet(prepared, self.folder) if prepared.has_supernet else None
-        return start_trial_runner(prepared, self.number, supernet, is_costly, costs=False)
+        return start_trial_runner(
+            prepared, self.number, supernet, is_costly, costs=False, trials=trials_folder(prepared, self.folder)
+        )

@@ -324,6 +324,10 @@ def test_the_end_says_where_what_is_there_is_and_how_to_load_it(tmp_path):
     told = "Kendall's tau between the search's top1 and the top1 of 20 of its archs trained alone: "
     told += "0.50 (95 %: 0.20 to 0.70); of plain flops: not known"
     assert told in closing_lines(RunDone(tmp_path, {**result, "trust": trust}, {"valid": 0, "test": 4}, METRICS))
+    seeds = {"test": [{"top1": 70.0}, {"top1": 72.0}, {"top1": 71.0}], "mean": {"top1": 71.0}, "sd": {"top1": 1.0}}
+    again = {**RESULT, "table": [{**RESULT["table"][0], "seeds": seeds}]}
+    lines = closing_lines(RunDone(tmp_path, again, {"valid": 0, "test": 4}, METRICS))
+    assert "mean of 3 seeds: top1 71.00 ± 0.58 %" in lines
     (tmp_path / "best" / "network.py").unlink()
     (tmp_path / "best" / "network.pt2").touch()
     text = "\n".join(closing_lines(RunDone(tmp_path, result, {"valid": 0, "test": 4}, METRICS)))

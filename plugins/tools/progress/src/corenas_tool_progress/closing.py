@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from corenas.contracts import Metric, RunDone
 from corenas.objectives import amount
@@ -33,6 +34,10 @@ def closing_lines(event: RunDone) -> list[str]:
     for row in table if len(table) > 1 else ():
         figures = figure_text({**row["metrics"], **row["test"]}, event.metrics, splits.get("test", 0))
         lines.append(f"{row['constraints'] or 'no constraint'}: {figures}, in {folder}/{row['folder']}/")
+    for row in table:
+        if seeds := row.get("seeds"):
+            which = f" ({row['constraints'] or 'no constraint'})" if len(table) > 1 else ""
+            lines.append(f"mean of {len(seeds['test'])} seeds{which}: {_over_seeds(seeds, event.metrics)}")
     if trust := result.get("trust"):
         lines.append(sentence(trust))
     files = sorted(path.name for path in (folder / "best").glob("*") if path.is_file())
@@ -51,6 +56,14 @@ def closing_lines(event: RunDone) -> list[str]:
     if "network.pt2" in files:
         lines.append(f"    or: torch.export.load({_quoted(folder / 'best/network.pt2')}).module()")
     return lines
+
+
+def _over_seeds(seeds: Mapping[str, Any], metrics: Mapping[str, Metric]) -> str:
+    """Means with the standard error of the mean, as seeds tell it."""
+    errors = {name: sd / math.sqrt(len(seeds["test"])) for name, sd in seeds["sd"].items()}
+    return ", ".join(
+        f"{name} {mean:.2f} ± {errors[name]:.2f} {metrics[name].unit}".rstrip() for name, mean in seeds["mean"].items()
+    )
 
 
 def _quoted(path: Path) -> str:

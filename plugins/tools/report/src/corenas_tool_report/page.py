@@ -256,6 +256,13 @@ def _on_what(run: Run) -> str:
             f"Test figures are those of the exported network{again} on {f'{test:,} ' if test else ''}other {kind}, "
             f"touched once{' for each search' if len(run.founds) > 1 else ''}, when all choices had been made."
         )
+        for found in run.founds:
+            for name, mean in found.seeds.get("mean", {}).items():
+                n, sd = len(found.seeds["test"]), found.seeds["sd"][name]
+                words.append(
+                    f"Trained with {n} seeds, its mean {name} on test data is {mean:.2f} {run.unit(name)}, with a "
+                    f"standard deviation of {sd:.2f} between seeds: the figure to report."
+                )
     elif not run.finished:
         words.append(f"Test {kind} were not touched so far.")
     if (valid or test) and any(run.unit(name) == "%" for name in _measured_names(run.founds)):

@@ -29,6 +29,7 @@ class Found:
     test: metrics on test data; none of a run that has not come so far
     folder: where it was exported to, or None
     card: what its `cost.json` says
+    seeds: metrics on test data of trainings with other seeds too, with their mean and spread
     """
 
     constraints: str
@@ -37,6 +38,7 @@ class Found:
     test: Mapping[str, float] = field(factory=dict)
     folder: Path | None = None
     card: Mapping[str, Any] = field(factory=dict)
+    seeds: Mapping[str, Any] = field(factory=dict)
 
     def files(self) -> list[Path]:
         """What was exported."""
@@ -180,6 +182,7 @@ def _results(folder: Path, result: Mapping[str, Any], searches: Sequence[str]) -
                 row.get("test") or {},
                 exported if exported.is_dir() else None,
                 _card(exported),
+                row.get("seeds") or {},
             )
         )
     return founds
