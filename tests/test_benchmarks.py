@@ -18,8 +18,10 @@ SMALLEST = {
     "searcher_overhead.py": ["--trials", "20", "random", "nsga2"],
     "searchers.py": ["--seeds", "2", "--trials", "10", "20", "--landscapes", "table", "--searchers", "local"],
     "slicing.py": ["--rounds", "1", "--images", "2x32", "fairnas"],
+    "reference.py": ["spec/quickstart.toml", *(f"--set={item}" for item in QUICK)],
     "startup.py": ["1"],
     "switching.py": ["--rounds", "1"],
+    "windows.py": ["--archs", "100", "--spaces", "bignas"],
     "quickstart.py": ["--archs", "1", "0", *(f"--set={item}" for item in QUICK)],
 }
 
