@@ -173,6 +173,28 @@ def test_a_trial_can_be_exported_by_the_beginning_of_its_digest(finished, tmp_pa
     assert json.loads(done.stdout)["flops"] == int(rows[2]["flops"])
 
 
+def test_the_networks_of_a_front_are_exported_each_into_a_folder_of_its_own(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    store = Store(tmp_path / "run/run.sqlite")
+    trials = sorted((t for t in store.trials() if t.ok), key=lambda t: t.metrics["flops"])[:2]
+    front = [{"arch": dict(trial.arch), "metrics": dict(trial.metrics)} for trial in trials]
+    store.set("result", {**store.get("result"), "front": front})
+    store.close()
+    done = corenas("export", tmp_path / "run", "--front", "--to", tmp_path / "nets", "--format=python", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["front"]
+    places = sorted(trials, key=lambda trial: -trial.metrics["top1"])
+    assert [Path(row["folder"]).name for row in rows] == [
+        f"{i}-top1-{amount(trial.metrics['top1'])}" for i, trial in enumerate(places, 1)
+    ]
+    for row, trial in zip(rows, places, strict=True):
+        assert tomli.loads((Path(row["folder"]) / "arch.toml").read_text()) == row["arch"] == dict(trial.arch)
+        assert (Path(row["folder"]) / "network.py").exists()
+    both = corenas("export", tmp_path / "run", "--front", "--arch", "min", "--to", tmp_path / "other")
+    assert both.returncode == 2
+    assert "a front is that of a run" in both.stderr
+
+
 def test_archs_of_a_run_are_measured_again_with_its_weights(finished):
     folder, result = finished
     (test,) = json.loads(corenas("evaluate", folder, "--split", "test", "--json").stdout)["archs"]
@@ -222,28 +244,6 @@ sys.exit(corenas.cli.main(["run"]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 143
     assert done.stderr == "terminated; the same command goes on from here\n"
-
-
-def test_the_networks_of_a_front_are_exported_each_into_a_folder_of_its_own(finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "run")
-    store = Store(tmp_path / "run/run.sqlite")
-    trials = sorted((t for t in store.trials() if t.ok), key=lambda t: t.metrics["flops"])[:2]
-    front = [{"arch": dict(trial.arch), "metrics": dict(trial.metrics)} for trial in trials]
-    store.set("result", {**store.get("result"), "front": front})
-    store.close()
-    done = corenas("export", tmp_path / "run", "--front", "--to", tmp_path / "nets", "--format=python", "--json")
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)["front"]
-    places = sorted(trials, key=lambda trial: -trial.metrics["top1"])
-    assert [Path(row["folder"]).name for row in rows] == [
-        f"{i}-top1-{amount(trial.metrics['top1'])}" for i, trial in enumerate(places, 1)
-    ]
-    for row, trial in zip(rows, places, strict=True):
-        assert tomli.loads((Path(row["folder"]) / "arch.toml").read_text()) == row["arch"] == dict(trial.arch)
-        assert (Path(row["folder"]) / "network.py").exists()
-    both = corenas("export", tmp_path / "run", "--front", "--arch", "min", "--to", tmp_path / "other")
-    assert both.returncode == 2
-    assert "a front is that of a run" in both.stderr
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(finished, tmp_path):
