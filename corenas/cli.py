@@ -6,34 +6,68 @@ import argparse
 import inspect
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import corenas
 from corenas.errors import UserError, did_you_mean
 
-DONE, MISTAKE, INTERRUPTED = 0, 2, 130
+DONE, MISTAKE, INTERRUPTED, TERMINATED = 0, 2, 130, 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """What SIGTERM raises, so that it ends as cleanly as Ctrl-C."""
+
+
+@contextmanager
+def _ending_cleanly_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM, which clusters send before they kill, raise in this process, not in those that it forks."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own = os.getpid()
+
+    def terminate(number: int, frame: Any) -> None:
+        if os.getpid() != own:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status: 0 done, 2 the user's mistake, 130 interrupted; our bug is a traceback."""
+    """Run a command; returns its exit status.
+
+    0 done, 2 the user's mistake, 130 interrupted, 143 terminated (SIGTERM); our bug is a traceback.
+    """
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     options = None
     try:
-        options = _parser(given).parse_args(given)
-        return options.command(options) or DONE
+        with _ending_cleanly_on_sigterm():
+            options = _parser(given).parse_args(given)
+            return options.command(options) or DONE
     except UserError as error:
         if "CORENAS_TRACEBACK" in os.environ:
             traceback.print_exc()
         if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun one complains for all
             _complain(error, options is not None and getattr(options, "json", False), given[:1])
         return MISTAKE
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, _Terminated)
+        word = "terminated" if terminated else "interrupted"
+        print(f"{word}; the same command goes on from here", file=sys.stderr)
+        return TERMINATED if terminated else INTERRUPTED
     except BrokenPipeError:  # `corenas trials … | head`
         sys.stderr.close()
         return DONE

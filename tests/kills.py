@@ -1,4 +1,4 @@
-"""Kills a run with SIGKILL at random moments, starts it again, and compares what it ends with: bit for bit.
+"""Ends a run with SIGKILL, SIGTERM or SIGINT at random moments, starts it again, and compares what it ends with: bit for bit.
 
 By hand, for the quickstart:  uv run python tests/kills.py spec/quickstart.toml --kills 20
 """
@@ -79,8 +79,11 @@ def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
         child = begin([*arguments, str(run)])
         status = ended(child, draw.uniform(0.05, 0.7) * length if len(moments) < kills else 3600)
         if status is None:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            how = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+            os.kill(child, how)
+            _, status = os.waitpid(child, 0)
+            clean = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
+            assert os.waitstatus_to_exitcode(status) in (clean[how], 0), f"{how.name} ended it with {status}"
             names = sorted(path.name for path in run.iterdir()) if run.exists() else []
             trials = len(Store(run / "run.sqlite").trials()) if "spec.toml" in names else 0
             moments.append((names, trials))

@@ -172,6 +172,57 @@ def test_a_trial_can_be_exported_by_the_beginning_of_its_digest(finished, tmp_pa
     assert json.loads(done.stdout)["flops"] == int(rows[2]["flops"])
 
 
+def test_archs_of_a_run_are_measured_again_with_its_weights(finished):
+    folder, result = finished
+    (test,) = json.loads(corenas("evaluate", folder, "--split", "test", "--json").stdout)["archs"]
+    assert test["top1"] == result["best"]["test"]["top1"]
+    digest = Store(folder / "run.sqlite", readonly=True).trials()[3].arch.digest
+    valid = json.loads(corenas("evaluate", folder, "--arch", digest, "--arch", "min", "--json").stdout)["archs"]
+    (trial,) = [t for t in Store(folder / "run.sqlite", readonly=True).trials() if t.arch.digest == digest]
+    assert valid[0]["top1"] == pytest.approx(trial.metrics["top1"], abs=0.51)  # one image, exported or not
+    assert valid[1]["flops"] < valid[0]["flops"]
+    wrong = corenas("evaluate", folder.parent)
+    assert wrong.returncode == 2
+    assert "no run directory" in wrong.stderr
+
+
+def test_what_archs_of_a_run_cost_is_asked_by_its_directory(finished):
+    folder, _ = finished
+    of_run = json.loads(corenas("cost", folder, "--json").stdout)
+    assert of_run == json.loads(corenas("cost", QUICKSTART, *SHORT, "--json").stdout)
+
+
+def test_trials_are_sorted_cut_and_the_best_is_marked(finished):
+    folder, result = finished
+    trials = json.loads(corenas("trials", folder, "--sort", "top1", "--top", "3", "--json").stdout)["trials"]
+    every = json.loads(corenas("trials", folder, "--json").stdout)["trials"]
+    assert [trial["metrics"]["top1"] for trial in trials] == sorted(
+        (trial["metrics"]["top1"] for trial in every if "top1" in trial["metrics"]), reverse=True
+    )[:3]
+    cheap = json.loads(corenas("trials", folder, "--sort", "flops", "--json").stdout)["trials"]
+    assert cheap[0]["metrics"]["flops"] == min(trial["metrics"]["flops"] for trial in every)
+    marked = [line for line in corenas("trials", folder).stdout.splitlines() if line.lstrip().startswith("*")]
+    assert len(marked) == 1
+    best = next(trial for trial in every if trial["arch"] == result["best"]["arch"])
+    assert f"{best['metrics']['flops']}" in marked[0].replace(",", "")
+    wrong = corenas("trials", folder, "--sort", "top2")
+    assert wrong.returncode == 2
+    assert "top1" in wrong.stderr
+
+
+def test_sigterm_is_as_clean_as_an_interrupt():
+    """The command is one that ends itself; `tests/kills.py` does it to runs."""
+    code = """
+import os, signal, sys
+import corenas.cli
+corenas.cli._run = lambda parser: lambda options: os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(corenas.cli.main(["run"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 143
+    assert done.stderr == "terminated; the same command goes on from here\n"
+
+
 def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(finished, tmp_path):
     _, result = finished
     command = [

@@ -1,4 +1,4 @@
-"""The commands that look at specs, runs and plugins: check, cost, trials, export, plugins, show."""
+"""The commands that look at specs, runs and plugins: check, cost, trials, export, evaluate, plugins, show."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ def add_trials(parser: ArgumentParser) -> Command:
     """The trials of a run."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run directory")
     parser.add_argument("--pareto", action="store_true", help="only those that no other beats")
+    parser.add_argument("--sort", metavar="METRIC", help="the best of it first")
+    parser.add_argument("--top", metavar="N", type=int, help="the first N alone")
     parser.add_argument("--csv", action="store_true", help="as CSV")
     return _command("trials")
 
@@ -65,6 +67,16 @@ def add_export(parser: ArgumentParser) -> Command:
         "--format", metavar="NAME", action="append", default=[], help="an exporter (default: those of the spec)"
     )
     return _command("export")
+
+
+def add_evaluate(parser: ArgumentParser) -> Command:
+    """The task's metrics of archs of a run, with its weights, on validation or test data."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory")
+    _set(parser)
+    text = "as of `cost`, a trial's digest, or best, its default"
+    parser.add_argument("--arch", metavar="ARCH", action="append", default=[], help=text)
+    parser.add_argument("--split", choices=["valid", "test"], default="valid", help="on which data (default: valid)")
+    return _command("evaluate")
 
 
 def add_plugins(parser: ArgumentParser) -> Command:
@@ -86,6 +98,6 @@ def add_show(parser: ArgumentParser) -> Command:
 
 @hookimpl
 def corenas_commands() -> dict[str, Any]:
-    """The commands `check`, `cost`, `trials`, `export`, `plugins` and `show`."""
-    added = (add_check, add_cost, add_trials, add_export, add_plugins, add_show)
+    """The commands `check`, `cost`, `trials`, `export`, `evaluate`, `plugins` and `show`."""
+    added = (add_check, add_cost, add_trials, add_export, add_evaluate, add_plugins, add_show)
     return {function.__name__.removeprefix("add_"): function for function in added}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 from corenas import seeding
 from corenas.errors import UserError
@@ -12,7 +13,8 @@ from corenas_tool_inspect.table import print_json, print_table
 
 def command(options: Namespace) -> None:
     """Print it."""
-    spec, sources, _ = open_spec(options.spec, options.set, options.plugin)
+    path = Path(options.spec)
+    spec, sources, _ = open_spec(path / "spec.toml" if path.is_dir() else path, options.set, options.plugin)
     from corenas.run.prepare import prepare
     from corenas_tool_inspect.archs import named_arch
 

@@ -37,7 +37,7 @@ def command(options: Namespace) -> None:
     exporters = read_exporters(options.format or spec.export.formats, catalogue)
     with sources.locating():
         if folder.is_dir():
-            prepared, trial, network, calibrated = _of_run(prepare(spec), folder, options.arch or "best")
+            prepared, trial, network, calibrated = network_of_run(prepare(spec), folder, options.arch or "best")
         else:
             prepared, network, calibrated = prepare(spec, data=False), None, False
             trial = Trial(named_arch(prepared.cost, options.arch or "default"))
@@ -50,7 +50,7 @@ def command(options: Namespace) -> None:
         print("\n".join(files))
 
 
-def _of_run(prepared: Prepared, folder: Path, name: str) -> tuple[Prepared, Trial, nn.Module | None, bool]:
+def network_of_run(prepared: Prepared, folder: Path, name: str) -> tuple[Prepared, Trial, nn.Module | None, bool]:
     """An arch of a run by its name, "best" for that of its result; where its weights are, and whether its batch norm
     has to be recalibrated: it has where they are a supernet's.
 

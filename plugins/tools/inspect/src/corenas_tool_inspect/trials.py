@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from corenas.errors import UserError
-from corenas.objectives import Objective, Objectives
+from corenas.errors import UserError, did_you_mean
+from corenas.objectives import Objective, Objectives, Trial
 from corenas.store import Store
 from corenas_tool_inspect.table import print_json, print_table
 
@@ -28,6 +30,11 @@ def command(options: Namespace) -> None:
             objectives.append(Objective("flops", "min"))
         best = Objectives(tuple(objectives), True, asked["bin_metric"], asked["bin_width"])
         listed = [("", trial) for trial in best.front(trial for _, trial in listed if trial.fidelity == 1)]
+    marked = _best(store, listed)
+    if options.sort is not None:
+        listed = _sorted(listed, options.sort, store.get("metrics", {}))
+    if options.top is not None:
+        listed = listed[: max(0, options.top)]
     if options.json:
         keys = ["arch", "metrics", "state", "seconds"]
         keys += ["fidelity"] if any(t.fidelity < 1 for _, t in listed) else []
@@ -37,7 +44,8 @@ def command(options: Namespace) -> None:
         return
     rows = []
     for wanted, trial in listed:
-        row: dict[str, Any] = {"arch": trial.arch.digest, "state": trial.state}
+        star = {"best": "*" if id(trial) in marked else ""} if marked and not options.csv else {}
+        row: dict[str, Any] = star | {"arch": trial.arch.digest, "state": trial.state}
         row |= {"search": wanted} if len(searches) > 1 and not options.pareto else {}
         row |= {"fidelity": trial.fidelity} if any(t.fidelity < 1 for _, t in listed) else {}
         why = {"error": trial.error or ""} if any(t.error for _, t in listed) else {}
@@ -49,3 +57,21 @@ def command(options: Namespace) -> None:
         writer.writerows(full)
     else:
         print_table(rows)
+
+
+def _best(store: Store, listed: Sequence[tuple[str, Trial]]) -> set[int]:
+    """Return which trials (their ids) are those of the networks that the run has found."""
+    result = store.get("result")
+    found = [row["arch"] for row in result["table"]] if result else []
+    return {id(trial) for _, trial in listed if trial.fidelity == 1 and dict(trial.arch) in found}
+
+
+def _sorted(
+    listed: Sequence[tuple[str, Trial]], metric: str, metrics: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, Trial]]:
+    """Return trials with the best of a metric first, those without it last. Raises UserError if none has it."""
+    known = sorted({name for _, trial in listed for name in trial.metrics})
+    if listed and metric not in known:
+        raise UserError(f"no trial has {metric!r}", key=("--sort",), hint=did_you_mean(metric, known, "metrics"))
+    sign = -1 if metrics.get(metric, {}).get("direction", "min") == "max" else 1
+    return sorted(listed, key=lambda item: sign * item[1].metrics.get(metric, sign * math.inf))
