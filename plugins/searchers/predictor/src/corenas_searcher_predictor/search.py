@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 _FEWEST = 5
 """Trials without which nothing is fitted."""
-_SPARE = 4
-"""So many times more children are made than wanted: some are known, some break a constraint."""
 
 
 class PredictorSearch:
@@ -189,7 +187,7 @@ class PredictorSearch:
         return self.problem.space.draw(self.rng, n)
 
     def _children(self, parents: Sequence[Trial]) -> Codes:
-        """Return children that obey the cheap constraints; new archs where too few of them do."""
+        """Return children, which obey the cheap constraints; new archs where there are no parents."""
         options, n = self.options, self.options.population
         if not parents:
             return self._drawn(n)
@@ -197,13 +195,10 @@ class PredictorSearch:
         mutants = round(options.mutation * n)
 
         def chosen(number: int) -> Codes:
-            return codes[self.rng.integers(len(codes), size=_SPARE * number)]
+            return codes[self.rng.integers(len(codes), size=number)]
 
-        mutated = space.admit(self.space.mutated(chosen(mutants), options.mutation_prob, self.rng))[:mutants]
-        crossed = space.admit(self.space.crossed(chosen(n - mutants), chosen(n - mutants), self.rng))[: n - mutants]
-        children = np.concatenate([mutated, crossed])
-        missing = n - len(children)
-        return np.concatenate([children, self._drawn(missing)]) if missing else children
+        mutated = space.mutated(chosen(mutants), options.mutation_prob, self.rng)
+        return np.concatenate([mutated, space.crossed(chosen(n - mutants), chosen(n - mutants), self.rng)])
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
