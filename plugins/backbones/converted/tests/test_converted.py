@@ -92,7 +92,7 @@ def test_a_trained_network_is_made_smaller_and_the_run_goes_on_as_if_never_stopp
     torch.save(kept, original / "retrain.pt")
     shutil.rmtree(tmp_path / "b")
     assert main(["run", str(tmp_path / "a/spec.toml"), "--out", str(tmp_path / "a")]) == 2
-    assert "backbone" in capsys.readouterr().err
+    assert "the file of the backbone's weights has changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("change", "message"), [
