@@ -60,6 +60,7 @@ def sets(items):
     return [f"--set={item}" for item in items]
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_made_smaller_and_the_run_goes_on_as_if_never_stopped(tmp_path, capsys, monkeypatch):
     """The second job: an original is trained, then converted, sorted, trained as a supernet, searched and exported."""
     monkeypatch.chdir(tmp_path)
