@@ -13,7 +13,7 @@ QUICK = (
     "task.valid=200", "task.test=200", "space.narrow.stages.*.depth=[1]", 'export.formats=["safetensors"]',
 )  # fmt: skip
 SMALLEST = {
-    "conversion.py": ["--archs", "1", "--image", "64", "torchvision:resnet18"],
+    "conversion.py": ["--archs", "1", "--image", "64", "torchvision:squeezenet1_1"],
     "shrink.py": ["--seeds", "0", "--epochs", "1", "1", "1", "--trials", "2"],
     "cost.py": ["--archs", "200", "spec/space/mobilenetv3-small-images.toml"],
     "make_table.py": ["--check"],

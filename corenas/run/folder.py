@@ -200,7 +200,7 @@ def _begin(store: Store, table: Mapping[str, Any], data: Mapping[str, Any], fold
     for name, now in data.items():
         then = store.get(name, now)
         if then != now:
-            what = "supernet" if name == "supernet" else "data"
+            what = {"supernet": "supernet", "backbone": "file of the backbone's weights"}.get(name, "data")
             text = f"the {what} has changed since this run was begun: {then} then, {now} now"
             raise UserError(text, file=str(folder), hint="put it back, or --fresh to begin anew")
         store.set(name, now)

@@ -87,7 +87,7 @@ def measured(folder: Path, data: str, seed: int, epochs: Sequence[int], trials: 
     """Print the rows of a seed."""
     side, valid, test = IMAGES[data]
     own: dict[str, Any] = {"seed": seed, "task.data": data, "task.valid": valid, "task.test": test}
-    own |= {"backbone.image": [3, side, side]}
+    own |= {"backbone.image": [3, side, side], "export.formats": '["safetensors"]'}
     before = run(ROOT / "spec/shrink-original.toml", folder / "original", **own, **{"train.epochs": epochs[0]})
     row(seed, "original", 1.0, before["table"][0]["test"]["top1"])
     most = before["table"][0]["metrics"]["flops"]
@@ -100,7 +100,7 @@ def measured(folder: Path, data: str, seed: int, epochs: Sequence[int], trials: 
     for share, found in zip((0.5, 0.3), after["table"], strict=True):
         row(seed, f"shrunk to {share:.0%}", found["metrics"]["flops"] / most, found["test"]["top1"])
         best = folder / "smaller" / found["folder"]
-        tune = {"backbone.weights": folder / "smaller", "retrain.teacher.from": folder / "original"}
+        tune = {"backbone.weights": folder / "smaller"}
         fixed = {**own, "space.fix": best / "arch.toml"}
         result = run(
             ROOT / "spec/shrink-tune.toml", folder / f"{share}", **fixed, **tune, **{"train.epochs": epochs[2]}

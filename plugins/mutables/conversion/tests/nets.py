@@ -218,7 +218,7 @@ class Residual(nn.Module):
         return x + self.norm3(self.project(F.relu(self.norm2(self.depthwise(y)))))
 
 
-def tiny(classes=10, in_channels=3):
+def tiny(num_classes=10, in_channels=3):
     """A network that computes in no time."""
     return nn.Sequential(
         nn.Conv2d(in_channels, 16, 5, stride=2, padding=2, bias=False),
@@ -227,7 +227,7 @@ def tiny(classes=10, in_channels=3):
         nn.Sequential(*(Residual(16, 32) for _ in range(3))),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(16, classes),
+        nn.Linear(16, num_classes),
     )
 
 
