@@ -593,9 +593,9 @@ class Text:
 
     write_it: typing.Any = lambda network, example, path: path.write_text(str(network))
 
-    def write(self, network, example, folder, title):
+    def write(self, network, folder, context):
         path = folder / "network.txt"
-        self.write_it(network, example, path)
+        self.write_it(network, context.example, path)
         return path
 
 
