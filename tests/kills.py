@@ -35,10 +35,12 @@ def begin(arguments):
         os._exit(status)
 
 
-def ended(child, seconds):
-    """The exit status of a process that ends within some seconds, else None."""
+def ended(child, seconds, after=None):
+    """The exit status of a process that ends within some seconds, counted from when a file is there, else None."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
+        if after and not after.exists():
+            deadline = time.monotonic() + seconds
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             return os.waitstatus_to_exitcode(status)
@@ -66,6 +68,7 @@ def outcome(folder):
 def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
     """Kill runs of a spec so many times; every run that ends has to end as the one that was left alone.
 
+    Every other new run is first killed soon after its first epoch, so that a few kills meet all stages.
     Returns for each kill which files and how many trials there were; tells them as they come.
     """
     arguments = ["run", str(spec), *settings, "--out"]
@@ -77,7 +80,12 @@ def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
     while len(moments) < kills or run.exists():
         new, start = not run.exists(), time.monotonic()
         child = begin([*arguments, str(run)])
-        status = ended(child, draw.uniform(0.05, 0.7) * length if len(moments) < kills else 3600)
+        if len(moments) == kills:
+            status = ended(child, 3600)
+        elif new and len(moments) % 2 == 0:
+            status = ended(child, draw.uniform(0, 0.02) * length, after=run / "supernet.pt")
+        else:
+            status = ended(child, draw.uniform(0.05, 0.5) * length)
         if status is None:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
