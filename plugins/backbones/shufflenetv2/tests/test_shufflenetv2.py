@@ -18,7 +18,15 @@ from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
-from corenas.testing.backbones import backbone_checks, counted
+from corenas.testing.backbones import (
+    backbone_checks,
+    builds_on_the_meta_device_and_costs_the_same_there,
+    builds_one_subnet_alone,
+    counted,
+    draws_its_weights_from_torchs_generator,
+    goes_through_state_dict_deepcopy_and_pickle,
+    keeps_its_space_through_toml,
+)
 from corenas.testing.components import changed, spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas_backbone_shufflenetv2 import ShuffleNetV2, corenas_backbones
@@ -510,9 +518,26 @@ CASES = {
 }  # fmt: skip
 
 
+OF_ANY_SPACE = (
+    builds_one_subnet_alone,
+    builds_on_the_meta_device_and_costs_the_same_there,
+    goes_through_state_dict_deepcopy_and_pickle,
+    draws_its_weights_from_torchs_generator,
+    keeps_its_space_through_toml,
+)
+"""Checks that small spaces pass for large ones."""
+
+
 @pytest.mark.parametrize("check", backbone_checks)
-@pytest.mark.parametrize(("options", "space", "image"), CASES.values(), ids=CASES)
-def test_conforms(options, space, image, check):
+@pytest.mark.parametrize("case", ["example", "levels and resolution"])
+def test_conforms(case, check):
+    options, space, image = CASES[case]
+    check(options, space, image=image)
+
+
+@pytest.mark.parametrize("check", [check for check in backbone_checks if check not in OF_ANY_SPACE])
+def test_conforms_on_the_space_of_spos(check):
+    options, space, image = CASES["spos"]
     check(options, space, image=image)
 
 
