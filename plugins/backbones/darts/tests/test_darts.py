@@ -168,7 +168,6 @@ FIGURES = [  # genotype, whether for ImageNet, params and flops of networks of q
 ]
 
 ROUNDED = [  # genotype, whether for ImageNet, millions of params and flops as published
-    (DARTS_V1, False, None, None),
     (ENAS, False, 4.02, None),  # this and the next three: lists of genotypes in the code of FairDARTS
     (SNAS, False, 2.66, 422),
     (GDAS, False, 3.37, 519),
