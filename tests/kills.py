@@ -16,6 +16,7 @@ import tomli
 import torch
 
 from corenas.cli import main
+from corenas.errors import UserError
 from corenas.store import Store
 from corenas.testing.small import same
 
@@ -35,15 +36,25 @@ def begin(arguments):
         os._exit(status)
 
 
-def ended(child, seconds):
-    """The exit status of a process that ends within some seconds, else None."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+def ended(child, seconds, reached=lambda: True):
+    """The exit status of a process that ends within some seconds since it has reached something, else None."""
+    deadline = None
+    while deadline is None or time.monotonic() < deadline:
+        if deadline is None and reached():
+            deadline = time.monotonic() + seconds
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.01)
     return None
+
+
+def trials(folder):
+    """How many trials a run has, if it is one yet."""
+    try:
+        return len(Store(folder / "run.sqlite", readonly=True).trials())
+    except UserError:
+        return 0
 
 
 def outcome(folder):
@@ -66,6 +77,7 @@ def outcome(folder):
 def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
     """Kill runs of a spec so many times; every run that ends has to end as the one that was left alone.
 
+    In turn: soon after an epoch, at any time, soon after a trial. So a few kills meet all stages.
     Returns for each kill which files and how many trials there were; tells them as they come.
     """
     arguments = ["run", str(spec), *settings, "--out"]
@@ -75,9 +87,16 @@ def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
     tell(f"left alone it takes {length:.0f} s")
     draw, moments, run = random.Random(seed), [], folder / "killed"
     while len(moments) < kills or run.exists():
-        new, start = not run.exists(), time.monotonic()
+        new, start, before = not run.exists(), time.monotonic(), trials(run)
         child = begin([*arguments, str(run)])
-        status = ended(child, draw.uniform(0.05, 0.7) * length if len(moments) < kills else 3600)
+        if len(moments) == kills:
+            status = ended(child, 3600)
+        elif len(moments) % 3 == 0:
+            status = ended(child, draw.uniform(0, 0.02) * length, (run / "supernet.pt").exists)
+        elif len(moments) % 3 == 1:
+            status = ended(child, draw.uniform(0.05, 0.7) * length)
+        else:
+            status = ended(child, draw.uniform(0, 0.1) * length, lambda n=before: trials(run) > n)
         if status is None:
             how = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
             os.kill(child, how)
@@ -85,9 +104,8 @@ def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
             clean = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
             assert os.waitstatus_to_exitcode(status) in (clean[how], 0), f"{how.name} ended it with {status}"
             names = sorted(path.name for path in run.iterdir()) if run.exists() else []
-            trials = len(Store(run / "run.sqlite").trials()) if "spec.toml" in names else 0
-            moments.append((names, trials))
-            tell(f"kill {len(moments)}: {trials} trials, {', '.join(names)}")
+            moments.append((names, trials(run)))
+            tell(f"kill {len(moments)}: {trials(run)} trials, {', '.join(names)}")
             continue
         assert status == 0, f"ended with {status} after {len(moments)} kills"
         assert all(map(same, outcome(run), whole)), f"another outcome after {len(moments)} kills"

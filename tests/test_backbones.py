@@ -48,8 +48,8 @@ def test_a_backbone_keeps_its_promises_in_its_own_tests(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_fifty_archs_cost_what_their_exported_networks_cost(name):
-    costs_what_its_exported_networks_cost(*example(name), image=IMAGE, n=50)
+def test_twenty_archs_cost_what_their_exported_networks_cost(name):
+    costs_what_its_exported_networks_cost(*example(name), image=IMAGE, n=20)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,13 +1,12 @@
 """The papers' whole recipes in spec/imagenet: they are right without the data, and train on a folder of photos."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from corenas import seeding
+from corenas.cli import main
 from corenas.plugins import load_catalogue
 from corenas.run.prepare import prepare, start_trainer
 from corenas.run.spec import load_spec
@@ -15,6 +14,7 @@ from corenas.train import run_training
 
 ROOT = Path(__file__).parent.parent
 SPECS = sorted((ROOT / "spec/imagenet").glob("*.toml"))
+ELSEWHERE = ("cream", "darts", "zennas")  # whole runs of these are in the tests of their plugins
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,12 @@ def photos(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
-def test_a_recipe_is_right_without_the_data(path):
-    command = [sys.executable, "-m", "corenas", "check", "--no-data", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_a_recipe_is_right_without_the_data(path, capsys):
+    assert main(["check", "--no-data", str(path)]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in SPECS if path.stem not in ELSEWHERE], ids=lambda path: path.stem)
 def test_a_recipe_trains_for_two_steps(path, photos):
     overrides = ["train.batch_size=2", "train.accumulate=1", "train.workers=0", 'train.precision="float32"']
     for task in ("task", "retrain.task"):
@@ -50,8 +48,6 @@ def test_a_recipe_trains_for_two_steps(path, photos):
             data = f'{{ type = "folder", root = "{photos}", test = "val" }}'
             overrides += [f"{task}.data={data}", f"{task}.classes=2", f"{task}.valid=4"]
     spec, _ = load_spec(path, load_catalogue(), overrides)
-    if "train" not in spec.algorithm.stages:
-        pytest.skip("it trains no supernet; its plugin's tests train the network that it finds")
     prepared = prepare(spec)
     model = prepared.supernet
     with seeding.seeded(0, "test"):

@@ -318,8 +318,7 @@ def everything(path):
     return {key: saved[key] for key in sorted(saved)}
 
 
-@pytest.mark.parametrize("stop", range(5))
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize(("every", "stop"), [*((1, stop) for stop in range(5)), (2, 0), (2, 1), (2, 3)])
 def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, stop, every):
     first = settings(epochs=3, ema=0.9, schedule=Schedule("cosine", warmup=0.5), checkpoint_every=every, accumulate=2)
     second = settings(epochs=2, ema=0.8, optimizer={"type": "AdamW", "lr": 0.01}, checkpoint_every=every)

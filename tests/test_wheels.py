@@ -13,6 +13,8 @@ import textwrap
 import pytest
 import tomli_w
 
+from corenas.cli import main
+
 pytestmark = pytest.mark.slow
 KINDS = ("searcher", "evaluator", "algorithm", "backbone")
 SPEC = {
@@ -60,7 +62,7 @@ def test_wheels_of_strangers_are_found_run_and_reported(tmp_path):
     if uv is None:
         pytest.skip("no uv to build wheels with")
     for kind in KINDS:
-        tool(sys.executable, "-m", "corenas", "new", kind, "outside", "--to", tmp_path / kind, cwd=tmp_path)
+        assert main(["new", kind, "outside", "--to", str(tmp_path / kind)]) == 0
     for name, text in ODD.items():
         odd_plugin(tmp_path / name, name, text)
     for folder in (*KINDS, *ODD):

@@ -21,12 +21,14 @@ from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
 from corenas.testing.backbones import (
     backbone_checks,
+    costs_what_its_exported_networks_cost,
     counted,
-    has_no_weight_that_no_arch_uses,
+    exports_random_archs,
     more_of_a_variable_never_costs_less,
     network,
     noise,
     trains_exactly_what_an_arch_uses,
+    uses_the_variables_of_its_space_and_no_others,
 )
 from corenas.testing.components import imports_no_torch, spec_fragments
 from corenas.testing.distributions import distribution_checks
@@ -166,7 +168,6 @@ FIGURES = [  # genotype, whether for ImageNet, params and flops of networks of q
 ]
 
 ROUNDED = [  # genotype, whether for ImageNet, millions of params and flops as published
-    (DARTS_V1, False, None, None),
     (ENAS, False, 4.02, None),  # this and the next three: lists of genotypes in the code of FairDARTS
     (SNAS, False, 2.66, 422),
     (GDAS, False, 3.37, 519),
@@ -664,14 +665,21 @@ def test_conforms(options, table, image, check):
     check(options, SearchSpace.from_table(table), image=image)
 
 
-@pytest.mark.parametrize("check", [c for c in backbone_checks if c is not has_no_weight_that_no_arch_uses])
-@pytest.mark.parametrize("name", ["darts", "nasnet-cells"])
+ON_TABLE = (
+    uses_the_variables_of_its_space_and_no_others,
+    exports_random_archs,
+    costs_what_its_exported_networks_cost,
+)
+"""The checks that hang on the table of a space, and not on the layers alone that all of them share."""
+
+
+# In nasnet-cells nodes that neither a node nor the output takes run all the same, as in the reference code, so that
+# gradients are others than those that are exported; and its states have numbers and no order.
+@pytest.mark.parametrize(("name", "check"), [
+    *(("darts", check) for check in (*ON_TABLE, trains_exactly_what_an_arch_uses, more_of_a_variable_never_costs_less)),
+    *(("nasnet-cells", check) for check in ON_TABLE),
+])  # fmt: skip
 def test_conforms_on_the_spaces_of_papers(name, check):
-    if name == "nasnet-cells":
-        if check is trains_exactly_what_an_arch_uses:
-            pytest.skip("nodes that neither a node nor the output takes run all the same, as in the reference code")
-        if check is more_of_a_variable_never_costs_less:
-            pytest.skip("states have numbers and no order")
     check(Darts(channels=2, layers=3), space_of(name), image=(3, 16, 16))
 
 

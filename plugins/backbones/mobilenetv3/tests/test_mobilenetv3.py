@@ -143,7 +143,7 @@ def test_the_space_of_once_for_all_has_the_size_that_its_file_says(once_for_all)
 # -- any width, any arch ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width_mult", [0.1, 0.35, 0.5, 0.75, 1.1, 1.3, 2.0])
+@pytest.mark.parametrize("width_mult", [0.1, 0.35, 0.75, 1.3])
 @pytest.mark.parametrize("kind", ["ofa", "small"])
 def test_any_width_costs_what_the_exported_network_costs(kind, width_mult):
     model, space = of_kind(kind, width_mult=width_mult)
@@ -182,7 +182,7 @@ def relative_error(ours, theirs):
 def test_random_archs_compute_the_same_in_the_supernet_and_exported(kind, net):
     model, space, cost = net
     x = noise(kind, 4)
-    sampled = archs(space, 20)
+    sampled = archs(space, 8)
     for arch, own in zip(sampled, cost.of(sampled), strict=True):
         plain = export_subnet(model, arch, torch.zeros(IMAGE[kind]))
         with apply(model, arch), torch.no_grad():
@@ -194,7 +194,7 @@ def test_random_archs_compute_the_same_in_double_precision_in_both_modes(kind):
     model, space = of_kind(kind, width_mult=0.5)
     model.double()
     x = noise(kind, 8, torch.float64)
-    for i, arch in enumerate(archs(space, 20, seed=1)):
+    for i, arch in enumerate(archs(space, 8, seed=1)):
         model.train(i % 2 == 0)
         plain = export_subnet(model, arch, torch.zeros(IMAGE[kind], dtype=torch.float64))
         assert {m.training for m in plain.modules()} == {model.training}
@@ -419,12 +419,9 @@ def test_segments_are_the_parts_in_order(kind, net):
 
 
 @pytest.mark.parametrize("check", backbone_checks)
-@pytest.mark.parametrize(("options", "table", "image"), [
-    (MobileNetV3(), {**OFA, "resolution": [32, 48]}, (3, 48, 48)),
-    (MobileNetV3(in_channels=1, width_mult=0.6, resize_mode="nearest", drop_path=0.2), SMALL, (1, 28, 28)),
-], ids=["ofa", "small"])  # fmt: skip
-def test_conforms(options, table, image, check):
-    check(options, SearchSpace.from_table(table), image=image)
+def test_conforms(check):  # on Once-for-All's space: test_published.py
+    options = MobileNetV3(in_channels=1, width_mult=0.6, resize_mode="nearest", drop_path=0.2)
+    check(options, SearchSpace.from_table(SMALL), image=(1, 28, 28))
 
 
 @pytest.mark.parametrize("check", distribution_checks)

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -17,7 +18,15 @@ from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
-from corenas.testing.backbones import backbone_checks, counted
+from corenas.testing.backbones import (
+    backbone_checks,
+    builds_on_the_meta_device_and_costs_the_same_there,
+    builds_one_subnet_alone,
+    counted,
+    draws_its_weights_from_torchs_generator,
+    goes_through_state_dict_deepcopy_and_pickle,
+    keeps_its_space_through_toml,
+)
 from corenas.testing.components import changed, spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas_backbone_shufflenetv2 import ShuffleNetV2, corenas_backbones
@@ -82,25 +91,32 @@ MMRAZOR = (2, 0, 2, 0, 3, 1, 1, 0, 0, 1, 0, 1, 0, 3, 1, 2, 2, 0, 1, 3)  # SPOS_S
 DETNAS = (1, 0, 0, 0, 3, 0, 3, 2, 2, 2, 3, 3, 0, 2, 1, 3, 2, 2, 2, 1)  # mmrazor's DETNAS_SUBNET.yaml: 0.34G, 3.35M
 DSNAS = (0, 2, 0, 1, 0, 0, 0, 2, 3, 0, 0, 1, 0, 1, 2, 2, 3, 0, 2, 0)  # DSNAS_SUBNET_…_ALIAS.yaml: 0.299G, 3.33M
 
+TABLES = {"spos": SPOS, "channels": CHANNELS, "halves": halves(SPOS)}
 FIGURES = {  # table, choices, bias of the classifier, flops, params
-    "published": (SPOS, blocks(PUBLISHED), False, 322_918_720, 3_558_464),
-    "all 3x3": (SPOS, blocks([0] * 20), False, 295_842_496, 3_154_880),
-    "all 5x5": (SPOS, blocks([1] * 20), False, 313_654_976, 3_211_968),
-    "all xception": (SPOS, blocks([3] * 20), False, 358_825_920, 3_870_816),
-    "with channels": (CHANNELS, blocks(WITH_CHANNELS, ITS_RATIOS), False, 327_857_920, 3_432_579),
-    "mmrazor": (halves(SPOS), blocks(MMRAZOR), True, 316_019_520, 3_353_592),
-    "mmrazor, DetNAS": (halves(SPOS), blocks(DETNAS), True, 324_919_488, 3_348_600),
-    "mmrazor, DSNAS": (halves(SPOS), blocks(DSNAS), True, 287_883_328, 3_330_600),
+    "published": ("spos", blocks(PUBLISHED), False, 322_918_720, 3_558_464),
+    "all 3x3": ("spos", blocks([0] * 20), False, 295_842_496, 3_154_880),
+    "all 5x5": ("spos", blocks([1] * 20), False, 313_654_976, 3_211_968),
+    "all xception": ("spos", blocks([3] * 20), False, 358_825_920, 3_870_816),
+    "with channels": ("channels", blocks(WITH_CHANNELS, ITS_RATIOS), False, 327_857_920, 3_432_579),
+    "mmrazor": ("halves", blocks(MMRAZOR), True, 316_019_520, 3_353_592),
+    "mmrazor, DetNAS": ("halves", blocks(DETNAS), True, 324_919_488, 3_348_600),
+    "mmrazor, DSNAS": ("halves", blocks(DSNAS), True, 287_883_328, 3_330_600),
 }
+
+
+@functools.cache
+def space_and_cost(table, bias):
+    """A space by its name, and the cost of its archs on ImageNet."""
+    with torch.device("meta"):
+        supernet, space = network(TABLES[table], 1000, bias)
+    return space, Cost(supernet, space, torch.empty(1, 3, 224, 224))
 
 
 @pytest.mark.parametrize(("table", "choices", "bias", "flops", "params"), FIGURES.values(), ids=FIGURES)
 def test_figures_of_spos_come_out_to_the_last_digit(table, choices, bias, flops, params):
-    full = SearchSpace.from_table(table)
+    full, cost = space_and_cost(table, bias)
     arch, expected = full.arch(choices), {"flops": flops, "params": params}
-    with torch.device("meta"):
-        supernet, _ = network(table, 1000, bias)
-    assert without_activations(Cost(supernet, full, torch.empty(1, 3, 224, 224)).of([arch])[0]) == expected
+    assert without_activations(cost.of([arch])[0]) == expected
     space = full.fix(arch)  # the arch alone: its weights are quicker drawn than the supernet's
     model = Network(ShuffleNetV2().build(space), 1000, bias).eval()
     assert counted(export_subnet(model, arch, torch.zeros(1, 3, 32, 32)), IMAGENET) == expected
@@ -135,7 +151,7 @@ def test_networks_of_detnas_are_tables_of_wider_and_deeper_stages_too(name):
 
 def test_mmrazors_flops_are_ours_and_those_of_batch_norms_activations_and_pooling():
     table, choices, bias, flops, _ = FIGURES["mmrazor"]
-    full = SearchSpace.from_table(table)
+    full = SearchSpace.from_table(TABLES[table])
     arch = full.arch(choices)
     model = Network(ShuffleNetV2().build(full.fix(arch)), 1000, bias)
     more = 0
@@ -502,9 +518,26 @@ CASES = {
 }  # fmt: skip
 
 
+OF_ANY_SPACE = (
+    builds_one_subnet_alone,
+    builds_on_the_meta_device_and_costs_the_same_there,
+    goes_through_state_dict_deepcopy_and_pickle,
+    draws_its_weights_from_torchs_generator,
+    keeps_its_space_through_toml,
+)
+"""Checks that small spaces pass for large ones."""
+
+
 @pytest.mark.parametrize("check", backbone_checks)
-@pytest.mark.parametrize(("options", "space", "image"), CASES.values(), ids=CASES)
-def test_conforms(options, space, image, check):
+@pytest.mark.parametrize("case", ["example", "levels and resolution"])
+def test_conforms(case, check):
+    options, space, image = CASES[case]
+    check(options, space, image=image)
+
+
+@pytest.mark.parametrize("check", [check for check in backbone_checks if check not in OF_ANY_SPACE])
+def test_conforms_on_the_space_of_spos(check):
+    options, space, image = CASES["spos"]
     check(options, space, image=image)
 
 

@@ -52,9 +52,8 @@ def test_show_draws_the_space_of_a_backbone_with_its_size_and_the_costs_of_its_e
     assert f"max: flops {566_170_656 - 1_280_000:,}, params {7_664_760 - 1_281_000:,}," in text
 
 
-@pytest.mark.parametrize("name", ["darts", "nasnet-cells"])
-def test_show_folds_a_table_that_is_wider_than_the_terminal(name, capsys, monkeypatch):
-    draw = ["show", "backbone", "darts", "--space", str(SPACES / f"{name}.toml"), "--image", "32"]
+def test_show_folds_a_table_that_is_wider_than_the_terminal(capsys, monkeypatch):
+    draw = ["show", "backbone", "darts", "--space", str(SPACES / "darts.toml"), "--image", "32"]
     assert main(draw) == 0
     whole = capsys.readouterr().out.partition(".toml:\n")[2].splitlines()
     monkeypatch.setenv("COLUMNS", "100")

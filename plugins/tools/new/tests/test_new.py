@@ -33,7 +33,8 @@ def written(tmp_path_factory):
 def test_every_plugin_passes_its_own_tests_as_it_is_written(written):
     path = os.pathsep.join(str(folder / "src") for folder in written.values())
     tests = [folder / "tests" for folder in written.values()]
-    command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "-p", "no:cacheprovider", *tests]
+    options = ["-q", "-n0", "-c", ROOT / "pyproject.toml", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     assert "warning" not in done.stdout
