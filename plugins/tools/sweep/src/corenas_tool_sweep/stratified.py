@@ -12,7 +12,6 @@ from attrs.validators import ge
 from corenas.contracts import Json, Problem, Proposal
 from corenas.objectives import Trial
 from corenas.space import Arch
-from corenas_tool_sweep.statistics import bins_of
 
 
 @frozen
@@ -64,6 +63,8 @@ class StratifiedSearch:
         codes = self.problem.space.draw(self.rng, size)
         bins = np.zeros(size, np.int64)
         if self.problem.cost is not None:
+            from corenas_tool_sweep.statistics import bins_of  # scipy takes half a second, which no command waits for
+
             costs = self.problem.cost(codes)[self.options.metric].astype(float)
             bins = bins_of(costs, costs.min(), costs.max(), self.options.bins)
         share = -(-self.problem.budget // self.options.bins)
