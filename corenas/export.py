@@ -104,6 +104,7 @@ def _exported(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     parts: dict[str, Any] = {}
     names: dict[str, str] = {}
     for node in graph.nodes:
+        node.meta.pop("nn_module_stack", None)  # of the model: torch.export would take it for the network's
         if node.op not in ("call_module", "get_attr"):
             continue
         target = str(node.target)

@@ -14,7 +14,7 @@ QUICK = (
 )  # fmt: skip
 SMALLEST = {
     "conversion.py": ["--archs", "1", "--image", "64", "torchvision:squeezenet1_1"],
-    "shrink.py": ["--seeds", "0", "--epochs", "1", "1", "1", "--trials", "2"],
+    "shrink.py": ["--seeds", "0", "--epochs", "1", "1", "1", "--trials", "2", "--sizes", "1"],
     "cost.py": ["--archs", "200", "spec/space/mobilenetv3-small-images.toml"],
     "make_table.py": ["--check"],
     "searcher_overhead.py": ["--trials", "20", "random", "nsga2"],

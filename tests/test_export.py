@@ -326,3 +326,10 @@ def test_what_can_reduce_itself_is_traced_as_what_it_becomes():
     assert [*model.modules()] == modules
     with apply(model, {"width": 4}):
         assert difference(model, plain, TASK.example) == 0
+
+
+def test_an_exported_network_keeps_its_modules_through_torch_export():
+    network = export_subnet(make().eval(), SPACE.smallest(), TASK.example)
+    again = torch.export.unflatten(torch.export.export(network, (IMAGES,)))
+    assert {name for name, _ in again.named_parameters()} == {name for name, _ in network.named_parameters()}
+    close(again(IMAGES), network(IMAGES))
