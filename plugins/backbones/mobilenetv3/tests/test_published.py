@@ -434,11 +434,13 @@ def test_a_network_of_fairnas_computes_what_a_plain_one_computes():
 
 # -- Cream ------------------------------------------------------------------------------------------------------------
 
-CREAM = [  # resolution; operations of the blocks of each stage; params and flops of a rebuild, published names are soft
-    (14, 64, ["3", "33", "33", "3", "3"], 2_686_608, 14_501_888),
-    (43, 96, ["3", "31", "31", "333", "33"], 4_404_432, 43_330_432),
-    (114, 160, ["3", "33", "33", "333", "33"], 4_415_952, 117_050_240),
-    (287, 224, ["3", "33", "313", "3333", "333"], 6_050_200, 290_815_616),
+# Resolution; operations of the blocks of each stage; params and flops that the released code gives (on timm 0.1.20). It
+# ignores its list of operations where a stage has one block: k3e4 stands there, k3e6 in the fourth stage.
+CREAM = [
+    (14, 64, ["0", "33", "33", "1", "3"], 2_673_096, 13_188_608),
+    (43, 96, ["0", "31", "31", "333", "33"], 4_398_600, 40_655_232),
+    (114, 160, ["0", "33", "33", "333", "33"], 4_410_120, 109_623_680),
+    (287, 224, ["0", "33", "313", "3333", "333"], 6_044_368, 276_262_016),
     (481, 224, ["3431", "3230", "33311", "3333", "3333"], 7_713_360, 460_398_080),
     (604, 224, ["33233", "32323", "32323", "332233", "332333"], 9_695_624, 578_698_368),
 ]
@@ -455,7 +457,7 @@ def cream(space, stages):
 def test_figures_of_cream_come_out_to_the_last_digit(name, resolution, stages, params, flops):
     model, space = supernet("cream")
     assert figures(model, space, cream(space, stages), resolution) == (params, flops)
-    assert flops == pytest.approx(name * 1e6, rel=0.045)
+    assert 0 < name * 1e6 - flops < 0.06 * name * 1e6  # the names count norms, activations and pooling as well
 
 
 def test_the_space_of_cream_is_the_papers_where_stages_have_four_blocks():
