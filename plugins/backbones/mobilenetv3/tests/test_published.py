@@ -111,16 +111,16 @@ def unlike(net):
     return net.double().eval()
 
 
-@pytest.mark.parametrize(("file", "name", "family", "eps"), [
-    ("mobilenetv3-large", "mobilenet_v3_large", "mobilenet_v3", 1e-3),
-    ("mobilenetv3-small", "mobilenet_v3_small", "mobilenet_v3", 1e-3),
-    ("mobilenetv2", "mobilenet_v2", "mobilenet_v2", 1e-5),
-    ("efficientnet-b0", "efficientnet_b0", "efficientnet", 1e-5),
+@pytest.mark.parametrize(("file", "name", "family"), [
+    ("mobilenetv3-large", "mobilenet_v3_large", "mobilenet_v3"),
+    ("mobilenetv3-small", "mobilenet_v3_small", "mobilenet_v3"),
+    ("mobilenetv2", "mobilenet_v2", "mobilenet_v2"),
+    ("efficientnet-b0", "efficientnet_b0", "efficientnet"),
 ])  # fmt: skip
-def test_weights_move_from_and_to_torchvision(file, name, family, eps):
+def test_weights_move_from_and_to_torchvision(file, name, family):
     make = getattr(pytest.importorskip("torchvision.models"), name)
     theirs, again = unlike(make()), make().double().eval()
-    model, space = network(table_of(file), norm_eps=eps)
+    model, space = network(table_of(file))
     model, arch, x = model.double(), space.default(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     rename = torchvision_names(model, arch, family)
     load(model, arch, theirs.state_dict(), rename)
@@ -138,7 +138,7 @@ def test_torchvisions_large_network_is_a_point_of_a_wider_space():
     for stage in table["stages"][1:]:
         stage["depth"] = [1, stage.get("depth", len(stage.get("blocks", [])))]
         stage["kernel"] = [3, 5, 7]
-    wider, space = network(table, norm_eps=1e-3)
+    wider, space = network(table)
     choices = {f"stages.{i}.kernel": kernel for i, kernel in enumerate((3, 5, 3, 3, 5), 1)}
     arch, x = space.arch({"resolution": 64, **choices}), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     wider.double()
@@ -204,7 +204,7 @@ def test_a_specialised_network_of_once_for_alls_proxyless_space_comes_out_to_the
 
 
 def test_once_for_alls_proxyless_network_computes_what_a_plain_one_computes():
-    model, space = network(table_of("ofa-proxyless", resolution=[40, 48]), 10, width_mult=1.3, norm_eps=1e-3)
+    model, space = network(table_of("ofa-proxyless", resolution=[40, 48]), 10, width_mult=1.3)
     rows = [Row(k, mid, out, stride) for k, mid, out, stride in [(3, 40, 24, 1), *rows_of(V100_BLOCKS)]]
     theirs = Plain(40, rows, [1664], act=nn.ReLU6, eps=1e-3)
     agree(model.double(), proxyless(space, 40, **V100_11MS), unlike(theirs), torch.randn(2, 3, 40, 40).double())

@@ -149,12 +149,16 @@ class Layout:
     stages: the stages in order
     head: what follows them
     resolution: side of the square that images are resized to; without it they stay as they are
+    norm_eps: what batch norms add to the variance, unless the backbone's option says another
+    resize_mode: how images are resized to `resolution`, likewise: "nearest", "bilinear" or "bicubic"
     """
 
     stem: Stem
     stages: tuple[Stage, ...]
     head: Head
     resolution: Value | None = field(default=None, validator=optional(whole))
+    norm_eps: float = field(default=1e-5, validator=[gt(0), lt(1)])
+    resize_mode: ResizeMode = "bilinear"
 
 
 @frozen
@@ -169,8 +173,9 @@ class MobileNetV3:
     levels: stages, counted from 1, whose outputs are the features, for detection; without, the network's end is
     transforms: whether smaller kernels come from larger ones by learnt matrices, as in Once-for-All, and are not mere
         centres of them; the matrices are no part of a subnet
-    norm_eps: what batch norms add to the variance
-    resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"
+    norm_eps: what batch norms add to the variance; left out, as the space says (1e-5 where it says nothing)
+    resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"; left out, as the
+        space says ("bilinear" where it says nothing)
     drop_path: probability, in training, of leaving out a block's branch beside its shortcut; it grows from 0 with the
         blocks, and would be this after the last one
     drop_path_stages: how many of the last stages have it; without, all do
@@ -180,8 +185,8 @@ class MobileNetV3:
     in_channels: int = field(default=3, validator=ge(1))
     levels: tuple[int, ...] = ()
     transforms: bool = False
-    norm_eps: float = field(default=1e-5, validator=[gt(0), lt(1)])
-    resize_mode: ResizeMode = "bilinear"
+    norm_eps: float | None = field(default=None, validator=optional([gt(0), lt(1)]))
+    resize_mode: ResizeMode | None = None
     drop_path: float = field(default=0.0, validator=[ge(0), lt(1)])
     drop_path_stages: int | None = field(default=None, validator=optional(ge(1)))
 
