@@ -5,6 +5,7 @@ import functools
 import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomli
@@ -17,6 +18,7 @@ from corenas.errors import UserError
 from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.space import SearchSpace
+from corenas.supernet import build_supernet
 from corenas.testing.backbones import (
     backbone_checks,
     costs_what_its_exported_networks_cost,
@@ -130,6 +132,17 @@ def test_weights_move_from_and_to_torchvision(file, name, family):
         expected = theirs(x)
         for net in (model, plain, again):
             torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+
+
+def test_a_spec_may_begin_with_torchvisions_weights(tmp_path):
+    theirs = pytest.importorskip("torchvision.models").mobilenet_v3_small().eval()
+    torch.save({"model": theirs.state_dict()}, tmp_path / "small.pt")
+    theirs.classifier = theirs.classifier[:2]
+    options = MobileNetV3(weights=str(tmp_path / "small.pt"))
+    space, x = SearchSpace.from_table(table_of("mobilenetv3-small")), torch.randn(2, 3, 64, 64)
+    ours = build_supernet(options, space, SimpleNamespace(head=lambda dims: nn.Flatten(), example=x[:1])).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours.backbone(x)[0], theirs(x), rtol=1e-4, atol=1e-4)
 
 
 def test_torchvisions_large_network_is_a_point_of_a_wider_space():
