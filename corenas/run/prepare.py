@@ -9,14 +9,23 @@ from typing import Any
 
 import tomli
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 
 from corenas import seeding
 from corenas.calibrate import Evaluation
 from corenas.checkpoint import load_weights
 from corenas.constrained import FeasibleSpace, reachable
-from corenas.contracts import AlgorithmContext, Evaluator, EvaluatorContext, Fingerprinted, LiveTask, Metric, Task
+from corenas.contracts import (
+    AlgorithmContext,
+    Evaluator,
+    EvaluatorContext,
+    Fingerprinted,
+    LiveTask,
+    Metric,
+    Pretrained,
+    Task,
+)
 from corenas.cost import METRICS, Cost
 from corenas.errors import Fault, KeyPath, UserError, collecting, raise_if_any
 from corenas.measure import TrialRunner, trial_runner
@@ -27,6 +36,7 @@ from corenas.run.alone import stand_alone, start_teaching, subnet
 from corenas.run.spec import Retrain, Spec
 from corenas.space import SearchSpace
 from corenas.supernet import build_supernet, pick_device, supernet_cost
+from corenas.variables import OVERRIDE
 
 
 @frozen
@@ -51,6 +61,7 @@ class Prepared:
     supernet: on the meta device where nothing trains it
     targets: one for each of the run's searches
     retrain_task: `task`, or what `[retrain]` has of its own
+    notes: what a person should know of the spec; no mistakes
     """
 
     spec: Spec
@@ -62,16 +73,17 @@ class Prepared:
     targets: Sequence[SearchTarget]
     device: torch.device
     retrain_task: LiveTask
+    notes: Sequence[str] = ()
 
     @property
     def stages(self) -> list[str]:
-        """What the algorithm asks for; a supernet that was trained before is not trained again."""
-        return [stage for stage in self.spec.algorithm.stages if stage != "train" or self.spec.supernet is None]
+        """What the spec asks for; a supernet that was trained before is not trained again."""
+        return [stage for stage in self.spec.stages if stage != "train" or self.spec.supernet is None]
 
     @property
     def has_supernet(self) -> bool:
         """Whether there is a trained supernet, of this run or of another."""
-        return "train" in self.spec.algorithm.stages or self.spec.supernet is not None
+        return "train" in self.spec.stages or self.spec.supernet is not None
 
     def evaluator_context(self, supernet: nn.Module | None) -> EvaluatorContext:
         """Return what evaluators measure with."""
@@ -106,7 +118,7 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
     task = _start_task(spec.task, spec.seed, data, ("task",))
     retrain_task = task if spec.retrain.task is None else _start_retrain_task(spec, data, task)
     whole = spec.space if spec.supernet is None else _trained_space(spec, Path(spec.supernet.from_))
-    trains = "train" in spec.algorithm.stages or spec.supernet is not None
+    trains = "train" in spec.stages or spec.supernet is not None
     supernet = _build(spec, whole, task, meta=not (weights and trains))
     cost = supernet_cost(supernet, whole, task).on(spec.space)
     faults = _faults_of_unused_tables(spec)
@@ -114,11 +126,12 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
     objectives = Objectives(())
     with collecting(faults):
         metrics = goals.metrics_of(spec.evaluators, task)
-        if "search" in spec.algorithm.stages:
+        if "search" in spec.stages:
             objectives = goals.read_objectives(spec.search, metrics)
     targets = _read_targets(spec, cost, metrics, faults) if metrics else []
     raise_if_any(faults)
-    return Prepared(spec, task, supernet, cost, metrics, objectives, targets, device, retrain_task)
+    notes = _notes(spec, task, metrics, targets)
+    return Prepared(spec, task, supernet, cost, metrics, objectives, targets, device, retrain_task, notes)
 
 
 def _start_task(options: Task, seed: int, data: bool, key: KeyPath) -> LiveTask:
@@ -146,7 +159,10 @@ def _build(spec: Spec, space: SearchSpace, task: LiveTask, meta: bool) -> nn.Mod
     """Return the supernet of a spec. Raises UserError for a space that torch cannot allocate."""
     try:
         with seeding.seeded(spec.seed, "init"), torch.device("meta") if meta else nullcontext():
-            return build_supernet(spec.backbone, space, task)
+            backbone: Any = spec.backbone
+            if spec.supernet is not None and isinstance(backbone, Pretrained):
+                backbone = evolve(backbone, weights=None)  # it has been trained since
+            return build_supernet(backbone, space, task)
     except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
         if isinstance(error, TypeError) and "Overflow" not in str(error):  # torch's answer to a width beyond 64 bits
             raise
@@ -157,9 +173,16 @@ def _build(spec: Spec, space: SearchSpace, task: LiveTask, meta: bool) -> nn.Mod
 def _faults_of_unused_tables(spec: Spec) -> list[Fault]:
     """Return which tables of a spec its algorithm would not look at."""
     faults: list[Fault] = []
-    if "retrain" not in spec.algorithm.stages and spec.retrain != Retrain():
+    if "retrain" not in spec.stages and spec.retrain != Retrain():
         faults.append(Fault("this algorithm has no retraining", ("retrain",), hint="leave this table out"))
-    if "search" not in spec.algorithm.stages and any(spec.search.bounds):
+    again = spec.retrain.backbone or spec.backbone
+    scratch = spec.retrain.begin == "scratch"
+    if scratch and {"search", "retrain"} <= {*spec.stages} and getattr(again, "weights", None) is not None:
+        text = "the arch that is found is retrained, and is likely none that these weights are of"
+        hint = "a [retrain.backbone] without `weights`, or an algorithm that does not retrain"
+        key = ("retrain", "backbone", "weights") if spec.retrain.backbone else ("backbone", "weights")
+        faults.append(Fault(text, key, hint=hint))
+    if "search" not in spec.stages and any(spec.search.bounds):
         text = "this algorithm has no search, which would hold to these"
         faults.append(Fault(text, ("search", "constraints"), hint="leave them out"))
     return faults
@@ -176,6 +199,35 @@ def _read_targets(spec: Spec, cost: Cost, metrics: Mapping[str, Metric], faults:
             cheap = [constraint for constraint in constraints if constraint.metric in METRICS]
             targets.append(SearchTarget(constraints, FeasibleSpace(spec.space, cost, cheap)))
     return targets
+
+
+def _notes(spec: Spec, task: LiveTask, metrics: Mapping[str, Metric], targets: Sequence[SearchTarget]) -> list[str]:
+    """Return what a spec says that may be meant otherwise, and what is done about it."""
+    notes = [*getattr(task, "notes", ())]
+    trainings = {"train": spec.train} if "train" in spec.stages and spec.supernet is None else {}
+    if "retrain" in spec.stages:
+        trainings |= {"retrain.train" if spec.retrain.train else "train": spec.retrain.train or spec.train}
+    for key, settings in trainings.items():
+        split = spec.retrain.data if key.startswith("retrain") else "train"
+        images = sum(task.splits.get(name, 0) for name in split.split("+"))
+        if 0 < images < settings.batch_size:
+            text = f"{key}.batch_size = {settings.batch_size:,}, but there are {images:,} images: each step sees all"
+            notes.append(f"{text} of them")
+        steps = settings.epochs * max(1, images // settings.batch_size)
+        if settings.ema is not None and images and (settings.ema == 1 or 1 / (1 - settings.ema) > steps):
+            memory = "all" if settings.ema == 1 else f"{1 / (1 - settings.ema):,.0f}"
+            notes.append(
+                f"{key}.ema = {settings.ema:g} remembers {memory} steps, more than the {steps:,} of this training: its "
+                "first steps count for less, as long as the average is young"
+            )
+    for constraint in (constraint for target in targets for constraint in target.constraints):
+        for bound in (constraint.low, constraint.high):
+            if metrics[constraint.metric].unit == "%" and 0 < bound <= 1:
+                notes.append(f"the constraint {constraint}: {constraint.metric} is in %, so this is {bound:g} of 100")
+    unread = [key for key in spec.space.keys if key.startswith(OVERRIDE)]
+    if unread and "search" in spec.stages and "train" in spec.stages:
+        notes.append(f"{unread[0]} changes how an arch is trained alone, nothing of the supernet that is searched")
+    return list(dict.fromkeys(notes))
 
 
 def _trained_space(spec: Spec, folder: Path) -> SearchSpace:
@@ -222,6 +274,7 @@ def start_trial_runner(
 
 def load_supernet(prepared: Prepared, folder: Path) -> nn.Module:
     """Return the trained supernet of a run, on its device. Raises UserError if it has not come so far."""
-    source = Path(prepared.spec.supernet.from_) if prepared.spec.supernet is not None else folder
-    load_weights(prepared.supernet, source / "supernet.pt")
+    source = prepared.spec.supernet
+    path = (Path(source.from_) if source is not None else folder) / "supernet.pt"
+    load_weights(prepared.supernet, path, raw=source is not None and source.weights == "raw")
     return channels_last(prepared.supernet.to(prepared.device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ from corenas.measure import TrialRunner, broken, is_costly, is_exclusive
 from corenas.objectives import Constraint, Trial
 from corenas.plugins import Catalogue, file_digest
 from corenas.run.alone import stand_alone
-from corenas.run.folder import OwnFiles, check_checkpoint, check_folder, opened
+from corenas.run.folder import OwnFiles, check_base, check_checkpoint, check_folder, opened
 from corenas.run.prepare import Prepared, load_supernet, prepare, start_trainer, start_trial_runner
 from corenas.run.result import cost_card, exported, read_exporters, write_folder
 from corenas.run.spec import Spec, parse_duration
@@ -64,6 +65,7 @@ def run_spec(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: 
         exporters = read_exporters(spec.export.formats, catalogue)
         data = {"splits": dict(prepared.task.splits), "data": _fingerprint(prepared.task)}
         if spec.supernet is not None:
+            check_base(Path(spec.supernet.from_), data["data"])  # type: ignore[arg-type]
             data["supernet"] = _digest(Path(spec.supernet.from_) / "supernet.pt")
         for name, teacher in (("teacher", spec.teacher), ("retrain teacher", spec.retrain.teacher)):
             if teacher is not None:
@@ -132,8 +134,11 @@ class _Run:
         store.set("metrics", {name: attrs.asdict(metric) for name, metric in metrics.items()})
         store.set("searches", [str(target) for target in prepared.targets])
         store.set("device", str(prepared.device))
+        store.set("cut", getattr(prepared.task, "cut", ""))
         resumed = bool(store.get("seconds") or store.curve("train"))
         self.tell(RunStarted(self.spec.name or self.folder.name, self.folder, resumed))
+        for note in prepared.notes:
+            self.tell(Note(note))
         result = distributed.on_rank_zero(self._finished_result)
         if result is None:  # a finished run does not touch its test data again
             result = self._run_stages()
@@ -212,7 +217,11 @@ class _Run:
         screen = start_trial_runner(prepared, number, supernet, lambda evaluator: evaluator.cheap)
         alone = [e for e in spec.evaluators if not e.cheap and is_exclusive(e)]
         # What another search of this run has measured is judged by the constraints of this one.
-        known = {(t.arch, t.fidelity): _judged(t, target.constraints) for t in self.store.trials() if t.ok}
+        known = {
+            (t.arch, t.fidelity): _judged(t, target.constraints)
+            for t in (*self._trials_of_base(), *self.store.trials())
+            if t.ok
+        }
         with spec.executor.start() if spec.executor else nullcontext() as executor:
             return run_search(
                 searcher,
@@ -232,6 +241,18 @@ class _Run:
                 executor=executor,
                 emit=self.emit,
             )
+
+    def _trials_of_base(self) -> Sequence[Trial]:
+        """Return what the run whose supernet is used has measured, if it measured in the same way."""
+        base = None if self.spec.supernet is None else Path(self.spec.supernet.from_)
+        if base is None or self.spec.supernet.weights == "raw" or not (base / "run.sqlite").exists():  # type: ignore[union-attr]
+            return ()
+        store = Store(base / "run.sqlite", readonly=True)
+        then, trials = store.get("spec", {}), store.trials()
+        store.close()
+        now = json.loads(json.dumps(self.spec.to_table(self.catalogue)))
+        alike = all(then.get(key) == now.get(key) for key in ("evaluators", "calibration", "backbone", "seed"))
+        return trials if alike else ()
 
     def _costly(self, number: int, supernet: nn.Module | None) -> TrialRunner | WorkerRunner:
         """Return what measures an arch that has passed the cheap evaluators, here or in a worker."""
@@ -264,7 +285,7 @@ class _Run:
             stage = f"retrain{suffix}"
             every = (self.spec.retrain.train or self.spec.train).checkpoint_every
             checkpoint = self._checkpoint(f"{stage}.pt", stage, every)
-            prepared, network = retrain(prepared, best.arch, checkpoint, stage, self.emit)
+            prepared, network = retrain(prepared, best.arch, checkpoint, stage, self.emit, supernet)
         test = distributed.on_rank_zero(lambda: self._export(prepared, network, best, folder))
         return {
             "constraints": str(prepared.targets[number]) if "search" in prepared.stages else "",
@@ -287,13 +308,23 @@ class _Run:
 
 
 def retrain(
-    prepared: Prepared, arch: Arch, checkpoint: Path | None, stage: str = "retrain", emit: Emit = _silent
+    prepared: Prepared,
+    arch: Arch,
+    checkpoint: Path | None,
+    stage: str = "retrain",
+    emit: Emit = _silent,
+    supernet: nn.Module | None = None,
 ) -> tuple[Prepared, nn.Module]:
-    """Train an arch from scratch as `[retrain]` says, or as far as it got.
+    """Train an arch again as `[retrain]` says, or as far as it got.
+
+    supernet: where its first weights are, if it does not begin from scratch
 
     Returns what is then prepared (its backbone and its task may be others, so its cost is) and the network.
     """
     spec, task, device = prepared.spec, prepared.retrain_task, prepared.device
+    begin = None
+    if spec.retrain.begin == "supernet" and supernet is not None:
+        begin = exported(prepared, arch, supernet, calibrated=True).state_dict()
     again = evolve(
         spec,
         train=spec.retrain.train or spec.train,
@@ -311,6 +342,7 @@ def retrain(
         split=spec.retrain.data,
         distiller=spec.retrain.distiller,
         teacher=spec.retrain.teacher,
+        begin=begin,
     )
     return evolve(prepared, spec=again, task=task, cost=supernet_cost(network, spec.space.fix(arch), task)), network
 

@@ -49,6 +49,7 @@ class Run:
     trials: those of each search
     curves: stage -> its points, each with the steps done and figures
     finished: whether it has its result
+    cut: how its splits were made, in words, "" where that is not known
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class Run:
     curves: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]]
     founds: Sequence[Found]
     finished: bool
+    cut: str = ""
 
     @property
     def name(self) -> str:
@@ -154,6 +156,7 @@ def _run(folder: Path, store: Store) -> Run:
         {stage: curve for stage, curve in curves.items() if curve},
         _results(folder, result, searches) if result else _so_far(objectives, searches, trials),
         result is not None,
+        store.get("cut") or "",
     )
 
 
