@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from math import exp, inf
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -11,9 +13,19 @@ from corenas.cost import Cost
 from corenas.errors import Fault, UserError, raise_if_any
 from corenas.objectives import Constraint, amount
 from corenas.space import Arch, Codes, SearchSpace
+from corenas.windows import UntabulatedError, Window
 
 _BATCH = 256
 _ROUNDS = 400
+_LITTERS = 50
+_FEW = 16
+_MOST_ROWS = 1 << 16
+_TRIED = 4096
+_LOOSE = 1 / 16
+"""Where a larger share obeys, drawing and throwing away is the fastest way."""
+
+Method: TypeAlias = Literal["rejection", "tables", "walk"]
+"""How archs inside constraints are found: drawn and thrown away, led there by the tables of costs, or by mutation."""
 
 
 def extremes(cost: Cost, metric: str) -> tuple[Arch, Arch]:
@@ -50,18 +62,27 @@ def reachable(cost: Cost, metric: str) -> tuple[int, int]:
 class FeasibleSpace:
     """A space under constraints on flops, params or activations; draws, mutates and crosses inside them.
 
-    Draws are those of the space with what breaks a constraint thrown away; where hardly anything is left, the
-    nearest of them are mutated until one is inside.
-    Raises UserError, keys relative to their table, if no arch meets them, with the range that can be reached.
+    Draws are those of `SearchSpace.draw` with what breaks a constraint thrown away: each variable uniform, given that
+    the arch obeys. Where that leaves little, the tables of the costs lead there (`corenas.windows`) to the same
+    distribution; its docstrings say how mutants and children are drawn. Where the costs have no such tables, archs are
+    found by a walk from the nearest ones, and nobody knows how they are distributed.
+    Raises UserError, keys relative to their table, if no arch meets the constraints, with the range that can be
+    reached.
+
+    share: which part of `SearchSpace.draw` obeys, as estimated from some thousand draws
+    method: how archs are found
     """
 
     def __init__(self, space: SearchSpace, cost: Cost, constraints: Sequence[Constraint]) -> None:
         self.space, self.cost, self.constraints = space, cost.on(space), tuple(constraints)
         self.variables = space.variables
-        self._batch = _BATCH if self.constraints else 1
-        self._refuse_unreachable()
-        self._some_inside(np.random.default_rng(0))
-        self.share = float((self._violation(space.draw(np.random.default_rng(1), 4096)) == 0).mean())
+        self.method: Method = "rejection"
+        self.share = 1.0
+        self._window: Window | None = None
+        self._accepted = 1.0
+        if self.constraints:
+            self._refuse_unreachable()
+            self._choose_method()
 
     def _refuse_unreachable(self) -> None:
         faults = []
@@ -73,14 +94,34 @@ class FeasibleSpace:
                 faults.append(Fault(text, (constraint.metric,), hint=hint))
         raise_if_any(faults)
 
+    def _choose_method(self) -> None:
+        self.share = self._accepted = self._obeying(self.space.draw(np.random.default_rng(1), _TRIED))
+        if self.share >= _LOOSE:
+            return
+        self.method, found = "tables", 0.0
+        for constraint in self.constraints:
+            with suppress(UntabulatedError):
+                window = Window(self.space, self.cost, constraint)
+                share = self._obeying(window.draw(np.random.default_rng(1), _TRIED)) if window.log_share > -inf else 0.0
+                if share > found:
+                    self._window, found = window, share
+                    self.share, self._accepted = exp(window.log_share) * share, share
+        if self._window is None:
+            self.method = "walk"
+            self._walk(np.random.default_rng(0))
+
+    def _obeying(self, codes: Codes) -> float:
+        """Return the share of some archs that obey."""
+        return float((self._violation(codes) == 0).mean())
+
     def _violation(self, codes: Codes) -> np.ndarray:
         """Return how far outside each arch lies, summed over the constraints, each relative to its bound."""
         costs = self.cost(codes) if self.constraints else {}
         return sum((c.violation(costs[c.metric]) for c in self.constraints), start=np.zeros(len(codes)))
 
-    def _some_inside(self, rng: np.random.Generator) -> Codes:
+    def _walk(self, rng: np.random.Generator) -> Codes:
         """Return codes inside the constraints: all of a batch that are, or one that took mutations to find."""
-        codes = self.space.draw(rng, self._batch)
+        codes = self.space.draw(rng, _BATCH)
         outside = self._violation(codes)
         for number in range(_ROUNDS):
             if (outside == 0).any():
@@ -89,20 +130,23 @@ class FeasibleSpace:
             mutants = self.space.mutated(codes, max(0.05, 1.5 / len(self.variables)), rng)
             codes = np.concatenate([codes, mutants])
             outside = np.concatenate([outside, self._violation(mutants)])
-            nearest = np.argsort(outside, kind="stable")[: self._batch]
+            nearest = np.argsort(outside, kind="stable")[:_BATCH]
             codes, outside = codes[nearest], outside[nearest]
         wanted = " and ".join(map(str, self.constraints))
         costs = self.cost.of(self.space.decode(codes[:1]))[0]
         nearest_costs = ", ".join(f"{metric} {amount(number)}" for metric, number in costs.items())
         raise UserError(f"no arch found with {wanted}", hint=f"the nearest has {nearest_costs}")
 
-    def _first(self, codes: Codes, rng: np.random.Generator) -> Arch:
-        """Return the first of some archs that is inside the constraints; where none is, a new one."""
-        inside = codes[self._violation(codes) == 0]
-        return self.space.decode(inside[:1])[0] if len(inside) else self.sample(rng)
-
-    def _copies(self, arch: Arch) -> Codes:
-        return np.repeat(self.space.encode([arch]), self._batch, axis=0)
+    def _some_inside(self, rng: np.random.Generator, n: int) -> Codes:
+        """Return some archs inside the constraints where n are wanted, at least one."""
+        if self.method != "walk":
+            rows = min(_MOST_ROWS, max(_FEW if self._window else _BATCH, int(1.1 * n / self._accepted)))
+            for _ in range(_ROUNDS):
+                codes = (self._window or self.space).draw(rng, rows)
+                inside = codes[self._violation(codes) == 0]
+                if len(inside):
+                    return inside
+        return self._walk(rng)
 
     def encode(self, archs: Iterable[Mapping[str, Any]]) -> Codes:
         """Return archs as a matrix (archs, variables) of codes."""
@@ -119,7 +163,7 @@ class FeasibleSpace:
         drawn = [self.space.draw(rng, 0)]
         missing = n
         while missing > 0:
-            drawn.append(self._some_inside(rng)[:missing])
+            drawn.append(self._some_inside(rng, missing)[:missing])
             missing -= len(drawn[-1])
         return np.concatenate(drawn)
 
@@ -128,16 +172,49 @@ class FeasibleSpace:
         codes = self.space.canonical(codes)
         return codes[self._violation(codes) == 0]
 
+    def mutated(self, codes: Codes, prob: float, rng: np.random.Generator) -> Codes:
+        """Return a mutant inside the constraints of each arch; where none turns up, a new arch."""
+        moves = self._window or self.space
+        return self._bred(len(codes), lambda rows: moves.mutated(codes[rows], prob, rng), rng)
+
+    def crossed(self, first: Codes, second: Codes, rng: np.random.Generator) -> Codes:
+        """Return a child inside the constraints of each pair of archs; where none turns up, a new arch."""
+        moves = self._window or self.space
+        return self._bred(len(first), lambda rows: moves.crossed(first[rows], second[rows], rng), rng)
+
+    def _bred(self, n: int, breed: Callable[[np.ndarray], Codes], rng: np.random.Generator) -> Codes:
+        """Return n archs that obey.
+
+        breed: gives one, which may not obey, for each of some rows
+        """
+        rows = np.arange(n)
+        bred = breed(rows)
+        for _ in range(_LITTERS):
+            rows = rows[self._violation(bred[rows]) > 0]
+            if len(rows) == 0:
+                return bred
+            bred[rows] = breed(rows)
+        rows = rows[self._violation(bred[rows]) > 0]
+        bred[rows] = self.draw(rng, len(rows))
+        return bred
+
     def sample(self, rng: np.random.Generator) -> Arch:
         """Return an arch inside the constraints."""
-        if not self.constraints:
-            return self.space.sample(rng)
-        return self.decode(self._some_inside(rng)[:1])[0]
+        return self.decode(self.draw(rng, 1))[0] if self.constraints else self.space.sample(rng)
 
     def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
         """Return a mutant inside the constraints; where none turns up, a new arch."""
-        return self._first(self.space.mutated(self._copies(arch), prob, rng), rng)
+        return self._first((self._window or self.space).mutated(self._copies(arch), prob, rng), rng)
 
     def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
         """Return a child inside the constraints; where none turns up, a new arch."""
-        return self._first(self.space.crossed(self._copies(first), self._copies(second), rng), rng)
+        return self._first((self._window or self.space).crossed(self._copies(first), self._copies(second), rng), rng)
+
+    def _first(self, codes: Codes, rng: np.random.Generator) -> Arch:
+        """Return the first of some archs that is inside the constraints; where none is, a new one."""
+        inside = codes[self._violation(codes) == 0]
+        return self.space.decode(inside[:1])[0] if len(inside) else self.sample(rng)
+
+    def _copies(self, arch: Arch) -> Codes:
+        n = 1 if not self.constraints else _BATCH if self._window is None else _FEW
+        return np.repeat(self.space.encode([arch]), n, axis=0)

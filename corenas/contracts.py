@@ -392,7 +392,8 @@ class Algorithm(Protocol):
         `Deriving` trainer; without "train" no supernet is ever allocated, and `start` is not called
     needs: which tables of a spec it cannot do without, of "mutator", "searcher", "distiller"
     Optional: `uses`, which it can do without but looks at, of "distiller" and "teacher" (others are refused);
-    `defaults`, table -> name of the component that stands in where a spec leaves out what it needs
+    `defaults`, table -> name of the component that stands in where a spec leaves out what it needs. It may be
+    `Checking`.
     """
 
     @property
@@ -405,6 +406,17 @@ class Algorithm(Protocol):
 
     def start(self, context: AlgorithmContext) -> Trainer:
         """Return the trainer of a supernet."""
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """An algorithm that says what it cannot train before there are weights, so that `corenas check` finds it."""
+
+    def check(self, context: AlgorithmContext) -> None:
+        """Raise UserError for a network, a space or settings that `start` would refuse.
+
+        context: its supernet may be on the meta device, its task without data; it has no distiller and no teacher
+        """
 
 
 @frozen
@@ -507,8 +519,14 @@ class Region(Protocol):
     def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
         """Return the arch with each variable drawn again with probability `prob`."""
 
+    def mutated(self, codes: Codes, prob: float, rng: np.random.Generator) -> Codes:
+        """Return a mutant of each arch."""
+
     def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
         """Return an arch with each variable from one of two parents."""
+
+    def crossed(self, first: Codes, second: Codes, rng: np.random.Generator) -> Codes:
+        """Return a child of each pair of archs."""
 
 
 @frozen

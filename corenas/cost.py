@@ -88,6 +88,16 @@ class Cost:
         totals = self._totals(self.space.encode(archs))
         return [dict(zip(METRICS, row, strict=True)) for row in totals.tolist()]
 
+    def tables(self, metric: str) -> list[tuple[tuple[str, ...], np.ndarray]] | None:
+        """Return a metric as a sum of tables; None where a term has too many combinations, or no list of choices.
+
+        Each is over some variables, of which the last changes fastest: a whole number for each combination.
+        """
+        column = METRICS.index(metric)
+        if any(index == column for index, _ in self._rest):
+            return None
+        return [(keys, table[:, column]) for keys, table in self._tables if table[:, column].any()]
+
     def _totals(self, codes: Codes) -> np.ndarray:
         """Return a row for each arch, a column for each metric."""
         totals = np.zeros((len(codes), len(METRICS)), np.int64)

@@ -1,5 +1,6 @@
-"""Twenty steps of a training in double precision, alone or under torchrun: steps.py FILE KEY=VALUE…"""
+"""Twenty steps of trainings in double precision, alone or under torchrun: steps.py FILE {"name": ["KEY=VALUE", …]}."""
 
+import json
 import sys
 
 import torch
@@ -10,18 +11,25 @@ from corenas.run.prepare import prepare, start_trainer
 from corenas.run.spec import load_spec
 from corenas.train import run_training
 
+
+def twenty_steps(settings, device):
+    """The archs of each step, and the weights in the end, the same in all processes."""
+    spec, _ = load_spec("spec/quickstart.toml", load_catalogue(), settings)
+    prepared, archs = prepare(spec, device=device), []
+    prepared.task.forward = lambda model, batch: model(batch[0].double())
+    trainer = start_trainer(prepared)
+    step = trainer.train_step
+    trainer.train_step = lambda batch, lent: archs.append([dict(arch) for arch in lent.archs]) or step(batch, lent)
+    run_training(trainer, prepared.supernet, prepared.task, spec.mutator, prepared.cost, device=device, limit=20)
+    sums = [float(p.detach().sum()) for p in prepared.supernet.parameters()]
+    both = distributed.all_gather((archs, sums))
+    assert all(found == both[0] for found in both), "the processes have other archs or weights"
+    return {"model": prepared.supernet.state_dict(), "archs": archs, "processes": len(both)}
+
+
 if __name__ == "__main__":
-    spec, _ = load_spec("spec/quickstart.toml", load_catalogue(), sys.argv[2:])
     torch.set_default_dtype(torch.float64)
     with distributed.process_group(torch.device("cpu")) as device:
-        prepared, archs = prepare(spec, device=device), []
-        prepared.task.forward = lambda model, batch: model(batch[0].double())
-        trainer = start_trainer(prepared)
-        step = trainer.train_step
-        trainer.train_step = lambda batch, lent: archs.append([dict(arch) for arch in lent.archs]) or step(batch, lent)
-        run_training(trainer, prepared.supernet, prepared.task, spec.mutator, prepared.cost, device=device, limit=20)
-        sums = [float(p.detach().sum()) for p in prepared.supernet.parameters()]
-        both = distributed.all_gather((archs, sums))
+        ends = {name: twenty_steps(settings, device) for name, settings in json.loads(sys.argv[2]).items()}
         if distributed.rank() == 0:
-            assert all(found == both[0] for found in both), "the processes have other archs or weights"
-            torch.save({"model": prepared.supernet.state_dict(), "archs": archs, "processes": len(both)}, sys.argv[1])
+            torch.save(ends, sys.argv[1])

@@ -15,8 +15,10 @@ QUICK = (
 SMALLEST = {
     "cost.py": ["--archs", "200", "spec/space/mobilenetv3-small-images.toml"],
     "slicing.py": ["--rounds", "1", "--images", "2x32", "fairnas"],
+    "reference.py": ["spec/quickstart.toml", *(f"--set={item}" for item in QUICK)],
     "startup.py": ["1"],
     "switching.py": ["--rounds", "1"],
+    "windows.py": ["--archs", "100", "--spaces", "bignas"],
     "quickstart.py": ["--archs", "1", "0", *(f"--set={item}" for item in QUICK)],
 }
 

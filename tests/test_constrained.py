@@ -4,10 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 from toys import Backbone, Conv, Task, make_space
 
+from corenas import constrained, windows
 from corenas.constrained import FeasibleSpace, extremes, reachable
 from corenas.cost import METRICS, Cost
 from corenas.errors import UserError
@@ -230,3 +232,83 @@ def test_a_searchers_own_archs_are_admitted_if_they_obey_and_made_canonical():
     assert SPACE.decode(SPACE.admit(raw)) == SPACE.decode(SPACE.canonical(raw))
     free = FeasibleSpace(SPACE, COST, [])
     assert all(arch in SPACE for arch in free.decode(free.admit(raw)))
+
+
+def exact(space, inside):
+    """The probability of each arch under `draw` given that it is inside, by a list of all of them."""
+    archs = [arch for arch in space if inside(arch)]
+    active = space.active(space.encode(archs))
+    sizes = np.array([len(variable.choices) for variable in space.variables])
+    chances = np.where(active, 1 / sizes, 1).prod(axis=1)
+    return archs, chances / chances.sum()
+
+
+def is_drawn_from(archs, drawn, chances):
+    """Whether a chi-square test, its level 0.1%, has nothing against a sample of a distribution over some archs."""
+    number = {arch: index for index, arch in enumerate(archs)}
+    counts = np.bincount([number[arch] for arch in drawn], minlength=len(archs))
+    return scipy.stats.chisquare(counts, chances * len(drawn)).pvalue > 0.001
+
+
+WINDOWS = [
+    [Constraint("flops", 5000, 8000)],
+    [Constraint("flops", high=2700)],
+    [Constraint("params", 500, 800)],
+    [Constraint("flops", 3000, 8000), Constraint("params", 300, 700)],
+]
+
+
+@pytest.mark.parametrize("bins", [64, 1 << 16])
+@pytest.mark.parametrize("constraints", WINDOWS, ids=lambda c: " ".join(map(str, c)))
+def test_draws_in_a_narrow_window_are_those_of_the_space_given_the_window(constraints, bins, monkeypatch):
+    monkeypatch.setattr(windows, "_MOST_BINS", bins)
+    monkeypatch.setattr(windows, "_FEWEST_BINS", 1)
+    monkeypatch.setattr(constrained, "_LOOSE", 1.1)
+    drawing, rng = FeasibleSpace(SPACE, COST, constraints), np.random.default_rng(0)
+    costs = dict(zip(ARCHS, COSTS, strict=True))
+    archs, chances = exact(SPACE, lambda arch: all(c.met(costs[arch]) for c in constraints))
+    assert drawing.method == "tables"
+    assert len(archs) > 5
+    codes = drawing.draw(rng, 300 * len(archs))
+    assert is_drawn_from(archs, drawing.decode(codes), chances)
+    if len(constraints) == 1:  # drawn again in full, a mutant is a new arch
+        assert is_drawn_from(archs, drawing.decode(drawing.mutated(codes, 1.0, rng)), chances)
+    assert (drawing.mutated(codes, 0.0, rng) == codes).all()
+    share = sum(exact(SPACE, lambda arch: True)[1][[ARCHS.index(arch) for arch in archs]])
+    assert drawing.share == pytest.approx(share, rel=0.1)
+
+
+def test_mutants_and_children_in_a_narrow_window_are_like_their_parents():
+    middle = np.median(LARGE_COST(LARGE.draw(np.random.default_rng(5), 9999))["flops"])
+    constraint = Constraint("flops", middle, middle * 1.0005)
+    drawing, rng = FeasibleSpace(LARGE, LARGE_COST, [constraint]), np.random.default_rng(0)
+    assert drawing.method == "tables"
+    parents = drawing.draw(rng, 2000)
+    for bred in (parents, drawing.mutated(parents, 0.1, rng), drawing.crossed(parents, parents[::-1], rng)):
+        assert (constraint.violation(drawing.cost(bred)["flops"]) == 0).all()
+    mutants, children = drawing.mutated(parents, 0.1, rng), drawing.crossed(parents, parents[::-1], rng)
+    free = LARGE.mutated(parents, 0.1, rng)
+    assert (mutants != parents).sum() < 2 * (free != parents).sum()
+    assert (mutants != parents).any(axis=1).mean() > 0.25
+    assert ((children == parents) | (children == parents[::-1])).mean() > 0.9
+    assert ((children == parents).mean(axis=1)[: len(parents) // 2]).mean() == pytest.approx(0.55, abs=0.1)
+
+
+def test_what_tables_cannot_say_is_found_by_a_walk_and_said(monkeypatch):
+    middle = np.median(LARGE_COST(LARGE.draw(np.random.default_rng(5), 9999))["flops"])
+    monkeypatch.setattr(windows, "_MOST_MOVES", 10)
+    drawing = FeasibleSpace(LARGE, LARGE_COST, [Constraint("flops", middle, middle * 1.0005)])
+    assert drawing.method == "walk"
+    codes = drawing.draw(np.random.default_rng(0), 3)
+    assert (np.abs(drawing.cost(codes)["flops"] - middle * 1.00025) <= middle * 0.00026).all()
+
+
+def test_what_costs_nothing_is_drawn_as_ever_in_a_narrow_window():
+    space = SearchSpace([*LARGE.variables, Float("lr", 0.1, 1.0), Int("seed", 0, 9)])
+    middle = np.median(LARGE_COST(LARGE.draw(np.random.default_rng(5), 9999))["flops"])
+    drawing = FeasibleSpace(space, LARGE_COST.on(space), [Constraint("flops", middle, middle * 1.001)])
+    assert drawing.method == "tables"
+    codes = drawing.draw(np.random.default_rng(0), 4000)
+    assert codes[:, -2].mean() == pytest.approx(0.5, abs=0.03)
+    assert np.bincount(codes[:, -1].astype(int), minlength=10) == pytest.approx(400, abs=80)
+    assert (drawing.mutated(codes, 0.0, np.random.default_rng(1)) == codes).all()

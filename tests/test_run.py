@@ -242,6 +242,26 @@ def test_what_does_not_derive_is_refused_before_it_trains_and_so_are_constraints
 
 
 @frozen
+class Choosy(toys.AlgorithmOptions):
+    """Trains no network of more than 20,000 flops."""
+
+    def check(self, context):
+        assert context.supernet is not None
+        if context.cost.of([context.space.largest()])[0]["flops"] > 20e3:
+            raise UserError("this network is too large for it", key=("space",))
+
+
+def test_what_an_algorithm_cannot_train_is_told_with_the_other_mistakes_before_there_are_weights(tmp_path):
+    catalogue = toys.make_catalogue(algorithms=Choosy)
+    spec = toys.make_spec(tmp_path, catalogue, search={"constraints": {"latency": 1.0}})
+    with pytest.raises(UserError, match="latency") as caught:
+        prepare(spec, data=False, weights=False)
+    assert "space: this network is too large for it" in str(caught.value)
+    small = toys.make_spec(tmp_path, catalogue, space=toys.TABLE | {"width": [4], "depth": [1]})
+    prepare(small, data=False, weights=False)
+
+
+@frozen
 class Rare(toys.AlgorithmOptions):
     """A checkpoint after every second epoch, whatever the spec says."""
 

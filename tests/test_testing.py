@@ -21,6 +21,7 @@ from torch import nn
 
 from corenas import contracts, plugins
 from corenas.contracts import Failure, Metric, Phase, Progress, Proposal, RunDone
+from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.mutable import Elastic, apply
 from corenas.objectives import Trial
@@ -348,6 +349,22 @@ class Pythons(small.Trainer):
 def test_an_algorithm_that_breaks_a_promise_is_found_out(live, check):
     mutator = small.Paths(1) if live is AlwaysLargest else small.Paths()
     fails(check, Labels(live), mutator=mutator)
+
+
+@frozen
+class Particular(Labels):
+    """Wants weights to look at, before there are any.
+
+    live: class of its trainer
+    """
+
+    def check(self, context):
+        if next(context.supernet.parameters()).is_meta:
+            raise UserError("this network has no weights", key=("backbone",))
+
+
+def test_an_algorithm_that_checks_weights_where_there_are_none_is_found_out():
+    fails(algorithms.checks_a_network_that_has_no_weights, Particular())
 
 
 @pytest.mark.parametrize(("stages", "needs"), [

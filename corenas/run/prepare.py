@@ -18,13 +18,16 @@ from corenas.checkpoint import load_weights
 from corenas.constrained import FeasibleSpace, reachable
 from corenas.contracts import (
     AlgorithmContext,
+    Checking,
     Evaluator,
     EvaluatorContext,
     Fingerprinted,
+    LiveDistiller,
     LiveTask,
     Metric,
     Pretrained,
     Task,
+    Teacher,
 )
 from corenas.cost import METRICS, Cost
 from corenas.errors import Fault, KeyPath, UserError, collecting, raise_if_any
@@ -129,9 +132,12 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
         if "search" in spec.stages:
             objectives = goals.read_objectives(spec.search, metrics)
     targets = _read_targets(spec, cost, metrics, faults) if metrics else []
+    prepared = Prepared(spec, task, supernet, cost, metrics, objectives, targets, device, retrain_task)
+    if "train" in prepared.stages and isinstance(spec.algorithm, Checking):
+        with collecting(faults):
+            spec.algorithm.check(_algorithm_context(prepared))
     raise_if_any(faults)
-    notes = _notes(spec, task, metrics, targets)
-    return Prepared(spec, task, supernet, cost, metrics, objectives, targets, device, retrain_task, notes)
+    return evolve(prepared, notes=_notes(spec, task, metrics, targets))
 
 
 def _start_task(options: Task, seed: int, data: bool, key: KeyPath) -> LiveTask:
@@ -247,11 +253,17 @@ def start_trainer(prepared: Prepared) -> Any:
     spec = prepared.spec
     prepared.supernet.to(prepared.device)
     distiller, teacher = start_teaching(spec.distiller, spec.teacher, prepared.task, prepared.supernet, prepared.device)
-    context = AlgorithmContext(
-        prepared.supernet, spec.space, prepared.cost, prepared.task, spec.train, prepared.device, distiller, teacher
-    )
     with seeding.seeded(spec.seed, "algorithm", device=prepared.device):
-        return spec.algorithm.start(context)
+        return spec.algorithm.start(_algorithm_context(prepared, distiller, teacher))
+
+
+def _algorithm_context(
+    prepared: Prepared, distiller: LiveDistiller | None = None, teacher: Teacher | None = None
+) -> AlgorithmContext:
+    space, train = prepared.spec.space, prepared.spec.train
+    return AlgorithmContext(
+        prepared.supernet, space, prepared.cost, prepared.task, train, prepared.device, distiller, teacher
+    )
 
 
 def start_trial_runner(

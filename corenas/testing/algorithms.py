@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,6 +25,7 @@ from corenas.calibrate import statistics_kept
 from corenas.contracts import (
     Algorithm,
     AlgorithmContext,
+    Checking,
     LiveDistiller,
     Mutator,
     MutatorContext,
@@ -35,6 +36,7 @@ from corenas.contracts import (
     Trainer,
 )
 from corenas.cost import Cost
+from corenas.errors import UserError
 from corenas.mutable import apply
 from corenas.optim import Schedule
 from corenas.settings import Train
@@ -113,7 +115,13 @@ class Scene:
     def state(self) -> dict[str, Any]:
         """The weights, and what the trainer keeps."""
         own = self.trainer.state_dict() if isinstance(self.trainer, Stateful) else {}
-        return {"model": {k: v.clone() for k, v in self.model.state_dict().items()}, "trainer": own}
+        distiller = getattr(self.trainer, "distiller", None)
+        learnt = distiller.state_dict() if isinstance(distiller, nn.Module) else {}
+        return {
+            "model": {k: v.clone() for k, v in self.model.state_dict().items()},
+            "trainer": own,
+            "distiller": learnt,
+        }
 
 
 def scene(
@@ -196,6 +204,8 @@ class _Killed:
         self.phases = trainer.phases
         if isinstance(trainer, Stateful):
             self.state_dict, self.load_state_dict = trainer.state_dict, trainer.load_state_dict
+        if hasattr(trainer, "distiller"):
+            self.distiller = trainer.distiller  # type: ignore[attr-defined]
 
     def train_step(self, batch: Any, step: Any) -> Any:
         if step.index >= self.step:
@@ -315,15 +325,20 @@ def _losses_around_60_steps(algorithm: Algorithm, mutator: Mutator, lr: float) -
 def killed_and_resumed_ends_with_the_same_bits(algorithm: Algorithm, mutator: Mutator) -> None:
     """Wherever a training is killed, a new process ends it with the weights of one that was never killed.
 
-    A trainer with a state of its own gives and takes it as tensors and plain data (`torch.load(weights_only=True)`).
+    So do their moving average and what a distiller learns. A trainer with a state of its own gives and takes it as
+    tensors and plain data (`torch.load(weights_only=True)`).
     """
-    whole = scene(algorithm, mutator)
-    whole.train()
+
+    def fresh() -> Scene:
+        return scene(algorithm, mutator, evolve(SETTINGS, ema=0.9), **_learning_teaching(algorithm))
+
+    whole = fresh()
+    average = whole.train()
     steps = sum(p.train.epochs * (whole.task.splits["train"] // p.train.batch_size) for p in whole.trainer.phases)
     for step in {steps // 3 + 1, steps - 2}:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "checkpoint.pt"
-            first, then = scene(algorithm, mutator), scene(algorithm, mutator)
+            first, then = fresh(), fresh()
             killed = _Killed(first.trainer, step)
             try:
                 run_training(killed, first.model, first.task, first.mutator, first.cost, seed=1, checkpoint=path)  # type: ignore[arg-type]
@@ -331,20 +346,41 @@ def killed_and_resumed_ends_with_the_same_bits(algorithm: Algorithm, mutator: Mu
                 pass
             else:
                 raise AssertionError("the training ended before its last step")
-            then.train(checkpoint=path)
-            assert same(then.state(), whole.state()), f"killed at step {step} of {steps} it ends otherwise"
+            end = then.train(checkpoint=path)
+            text = f"killed at step {step} of {steps} it ends otherwise"
+            assert same(then.state(), whole.state()), text
+            assert same(end.state_dict(), average.state_dict()), f"{text}: its moving average"
+
+
+def _learning_teaching(algorithm: Algorithm) -> dict[str, Any]:
+    """Return a distiller that learns something, and a fixed teacher, for an algorithm that looks at them."""
+    uses = {*algorithm.needs, *getattr(algorithm, "uses", ())}
+    teacher = Oracle() if "teacher" in uses else None
+    return {"distiller": ScaledLabels(), "teacher": teacher} if "distiller" in uses else {}
+
+
+@_where_it_trains
+def checks_a_network_that_has_no_weights(algorithm: Algorithm, mutator: Mutator) -> None:
+    """What it says before there are weights and data (`Checking`) refuses no network that it trains."""
+    if not isinstance(algorithm, Checking):
+        return
+    space, data = make_space(), Task()
+    model = supernet(space, data).to("meta")
+    cost = Cost(model, space, data.example)
+    try:
+        algorithm.check(AlgorithmContext(model, space, cost, data, SETTINGS, torch.device("meta")))
+    except UserError as error:
+        raise AssertionError(f"refuses a network that it trains: {error}") from error
 
 
 @_where_it_trains
 def trains_what_its_distiller_learns(algorithm: Algorithm, mutator: Mutator) -> None:
     """What a distiller learns itself is trained beside the supernet: its trainer keeps it as `distiller`."""
-    uses = {*algorithm.needs, *getattr(algorithm, "uses", ())}
-    if "distiller" not in uses:
+    teaching = _learning_teaching(algorithm)
+    if not teaching:
         return
-    distiller = ScaledLabels()
-    this = scene(algorithm, mutator, distiller=distiller, teacher=Oracle() if "teacher" in uses else None)
-    this.train()
-    assert float(distiller.scale.detach()) != 1.0, "what the distiller learns is not trained"
+    scene(algorithm, mutator, **teaching).train()
+    assert float(teaching["distiller"].scale.detach()) != 1.0, "what the distiller learns is not trained"
 
 
 @_where_it_trains
@@ -391,6 +427,7 @@ algorithm_checks = [
     leaves_the_arch_in_force_and_the_mode_as_they_were,
     learns_in_anyones_loop,
     killed_and_resumed_ends_with_the_same_bits,
+    checks_a_network_that_has_no_weights,
     trains_what_its_distiller_learns,
     takes_a_batch_in_parts,
     derives_where_it_says_so,

@@ -512,17 +512,10 @@ def test_the_imagenet_spec_runs_on_a_folder_of_a_few_images(tmp_path):
             folder.mkdir(parents=True)
             for number in range(n):
                 Image.fromarray(rng.integers(255, size=(40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-    settings = [
-        *SHORT,
-        *SHORT_RETRAINING,
-        "retrain.data=train",
-        f"task.data.root={tmp_path / 'images'}",
-        "task.classes=2",
-        "task.valid=8",
-        "task.size=32",
-        'task.augment=[{type = "RandomResizedCrop", size = 32}]',
-        'export.formats=["safetensors"]',
-    ]
+    settings = [*SHORT, *SHORT_RETRAINING, "retrain.data=train", 'export.formats=["safetensors"]']
+    for task in ("task", "retrain.task"):
+        settings += [f"{task}.data.root={tmp_path / 'images'}", f"{task}.classes=2", f"{task}.valid=8"]
+        settings += [f"{task}.size=32", f"{task}.augment.0.size=32"]
     spec, _, catalogue = open_spec(ROOT / "spec/imagenet/cream.toml", settings)
     result = run_spec(spec, catalogue, tmp_path / "run", lambda event: None)
     assert spec.space.arch(result["best"]["arch"])

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from attrs import evolve
 from torch import nn
 
+from corenas.cli import main
 from corenas.contracts import Algorithm, AlgorithmContext
 from corenas.cost import Cost
 from corenas.errors import UserError
@@ -374,6 +375,14 @@ def test_the_readme_shows_specs_that_are_right():
         if "algorithm" in fragment:
             options = load_catalogue().options("algorithms", fragment["algorithm"])
             assert isinstance(options, OnceForAll)
+
+
+def test_a_check_of_a_spec_finds_what_is_wrong_with_its_phases(capsys):
+    wrong = ["--set", 'algorithm.phases.0.open={"*kernl" = "all"}', "--set", "search.constraints.flops=1"]
+    assert main(["check", "--no-data", str(SPEC / "ofa.toml"), *wrong]) == 2
+    told = capsys.readouterr().err
+    assert "algorithm.phases.0.open: no variable '*kernl'" in told
+    assert "search.constraints" in told, "what else is wrong is told as well"
 
 
 @pytest.mark.parametrize("name", ["ofa.toml", "imagenet/ofa.toml"])

@@ -42,6 +42,12 @@ class DARTS:
     stages: ClassVar[tuple[str, ...]] = ("train", "derive", "retrain")
     needs: ClassVar[tuple[str, ...]] = ()
 
+    def check(self, context: AlgorithmContext) -> None:
+        """Raise UserError if no layer of a network can mix operations."""
+        from corenas_algorithm_darts.trainer import mixed_variables
+
+        mixed_variables(context.supernet, context.space)
+
     def start(self, context: AlgorithmContext) -> DARTSTrainer:
         """Return the trainer of a supernet. Raises UserError if no layer of it can mix operations."""
         from corenas_algorithm_darts.trainer import DARTSTrainer

@@ -199,8 +199,11 @@ def mixed_variables(model: nn.Module, space: SearchSpace) -> dict[str, tuple[Any
             elsewhere.update(key for value in values for key in value.keys)
     mixed = {key: names[key] for key in space.keys if key in names.keys() - elsewhere and len(names[key]) > 1}
     if not mixed:
+        text = "no layer of this network can mix what is searched"
+        if shared := [key for key in space.keys if key in names.keys() & elsewhere]:
+            text += f": {shared[0]} does not choose operations alone, other layers' shapes depend on it"
         hint = 'a space with choices of operations, for the backbone "darts" for instance'
-        raise UserError("no layer of this network can mix what is searched", key=("algorithm",), hint=hint)
+        raise UserError(text, key=("algorithm",), hint=hint)
     return mixed
 
 

@@ -66,6 +66,12 @@ class OnceForAll:
     needs: ClassVar[tuple[str, ...]] = ("mutator", "searcher", "distiller")
     defaults: ClassVar[Mapping[str, str]] = {"distiller": "soft_cross_entropy"}
 
+    def check(self, context: AlgorithmContext) -> None:
+        """Raise UserError for phases that do not end with the whole space, and for widths that cannot be sorted."""
+        from corenas_algorithm_ofa.phases import planned_stages
+
+        planned_stages(context, self.phases)
+
     def start(self, context: AlgorithmContext) -> OnceForAllTrainer:
         """Return the trainer of a supernet. Raises UserError for phases that do not end with the whole space."""
         from corenas_algorithm_ofa.trainer import OnceForAllTrainer

@@ -6,9 +6,10 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import evolve, frozen
-from torch import nn
+from torch import Tensor, nn
 
-from corenas.errors import Fault, did_you_mean, raise_if_any
+from corenas.contracts import AlgorithmContext
+from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.mutable import Resizing, mutables
 from corenas.settings import Train
 from corenas.space import Choice, SearchSpace
@@ -40,6 +41,15 @@ class Stage:
     train: Train
     paths: int = 1
     narrows: bool = False
+
+
+def planned_stages(context: AlgorithmContext, phases: Sequence[Shrinking] | None) -> Sequence[Stage]:
+    """Return the stages of a training. Raises UserError as `read_stages` does, and where channels cannot be sorted."""
+    stages = read_stages(context.space, context.supernet, context.train, phases)
+    if any(stage.narrows for stage in stages) and not isinstance(context.task.example, Tensor):
+        text = "this network takes more than one tensor: its channels cannot be sorted"
+        raise UserError(text, key=("algorithm",), hint="a space without widths to choose from")
+    return stages
 
 
 def read_stages(

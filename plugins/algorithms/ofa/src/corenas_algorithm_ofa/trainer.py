@@ -18,7 +18,7 @@ from corenas.regularisation import unregularised
 from corenas.space import Arch, SearchSpace
 from corenas.supernet import observe
 from corenas.teaching import FixedTeacher
-from corenas_algorithm_ofa.phases import read_stages, resized
+from corenas_algorithm_ofa.phases import planned_stages, resized
 from corenas_mutable_sorting import sort_channels
 
 if TYPE_CHECKING:
@@ -38,10 +38,7 @@ class OnceForAllTrainer:
         self.distiller = context.distiller
         self.full, self.resized = context.space.largest(), resized(context.supernet)
         self.teacher: nn.Module | None = None
-        full, *shrinking = read_stages(context.space, context.supernet, context.train, options.phases)
-        if any(stage.narrows for stage in shrinking) and not isinstance(self.task.example, Tensor):
-            text = "this network takes more than one tensor: its channels cannot be sorted"
-            raise UserError(text, key=("algorithm",), hint="a space without widths to choose from")
+        full, *shrinking = planned_stages(context, options.phases)
         self.phases, trained = [Phase(full.space, full.train, paths=full.paths)], full.space
         for stage in shrinking:
             begin = partial(self.begin, trained if stage.narrows else None)

@@ -7,6 +7,12 @@ from argparse import Namespace
 from corenas.run.spec import open_spec
 from corenas_tool_inspect.table import print_json, print_table
 
+_DRAWN = {
+    "rejection": "the others are drawn and thrown away",
+    "tables": "they are drawn by the tables of the costs, distributed as if the others were thrown away",
+    "walk": "they are found by mutating the nearest ones, so how they are distributed is not known",
+}
+
 
 def command(options: Namespace) -> None:
     """Print it."""
@@ -38,7 +44,8 @@ def command(options: Namespace) -> None:
         if target.constraints:
             print(f"constraints {target}")
         if cheap := target.region.constraints:
-            print(f"about {target.region.share:.1%} of drawn archs have {' and '.join(map(str, cheap))}")
+            share, wanted = target.region.share, " and ".join(map(str, cheap))
+            print(f"about {share:.1%} of drawn archs have {wanted}; {_DRAWN[target.region.method]}")
     for note in prepared.notes:
         print(f"note       {note}")
     if needs is not None:
