@@ -128,7 +128,7 @@ def _exported(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     return fx.GraphModule(parts, graph, "Network")
 
 
-def _tie(source: nn.Module, plain: nn.Module, tied: dict[Any, nn.Parameter]) -> None:
+def _tie(source: Any, plain: nn.Module, tied: dict[Any, nn.Parameter]) -> None:
     """Let what a layer exports share the parameters that it shares with another one of the same values."""
     elastic = elastic_of(source)
     values = None if elastic is None else tuple(elastic.values.items())
