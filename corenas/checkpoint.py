@@ -96,8 +96,8 @@ def load_states(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: {type(error).__name__}: {_first_line(error)}") from error
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Give a supernet the weights of a checkpoint: of the moving average where there is one.
+def load_weights(model: nn.Module, path: Path, raw: bool = False) -> None:
+    """Give a supernet the weights of a checkpoint: of the moving average where there is one, unless `raw`.
 
     Raises UserError if there is no checkpoint, none of this model, or one of a training that has not come to its end.
     """
@@ -107,7 +107,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if not checkpoint.found["done"]:
         text = "this training has not come to its end"
         raise UserError(text, file=str(path), hint="the command that began its run goes on with it")
-    name = "average" if "average" in checkpoint.found else "model"
+    name = "average" if "average" in checkpoint.found and not raw else "model"
     try:
         load_states({name: model}, checkpoint.found)
     except ValueError as error:

@@ -38,12 +38,14 @@ Json: TypeAlias = Any
 class Backbone(Protocol):
     """Options of a network without its head.
 
-    Its class may be `LaidOut`, `Exemplary` and `SpaceGiving`, its options `Fingerprinted`.
+    Its class may be `LaidOut`, `Exemplary` and `SpaceGiving`, its options `Fingerprinted`. Optional: `in_channels`,
+    which is that of the task's images where None.
     """
 
     def build(self, space: SearchSpace) -> nn.Module:
         """Return a module with `features(x) -> [Tensor, …]` and `feat_dims`, the dimension of each of these tensors.
 
+        Its `forward` gives the features as well, so that it can be called, counted and exported without a head.
         It may be `Segmented` and `Headed`; any module in it `ProgressTracking`, `ZeroInitializing`, `Synchronizable` or
         `RunningStatistics`. Raises UserError if the space is none for it.
         """
@@ -92,6 +94,22 @@ class Segmented(Protocol):
     segments: Sequence[nn.Module]
 
 
+@runtime_checkable
+class Pretrained(Protocol):
+    """A backbone that can begin with weights from a file.
+
+    weights: the file, None where weights are drawn
+    """
+
+    weights: str | None
+
+    def load(self, model: nn.Module, space: SearchSpace) -> None:
+        """Give a supernet, or a network of one arch, the weights of the file; called after `build`, with the head on.
+
+        What they say nothing of stays. Raises UserError for a file that cannot be read, or fits nothing in the space.
+        """
+
+
 @frozen
 class Metric:
     """What a number means.
@@ -121,7 +139,8 @@ class LiveTask(Protocol):
         positional arguments, a dict for those by keyword (`corenas.mutable.as_arguments`)
     metrics: what its meter computes
     splits: how many samples each split has: "train", "valid", "test"
-    It may be `Fingerprinted` and `Preprocessing`.
+    It may be `Fingerprinted` and `Preprocessing`. Optional: `notes`, what a person should know of the data, and `cut`,
+    how its splits were made and whether a sample may be in two of them, both in words.
     """
 
     @property
@@ -657,7 +676,8 @@ class Evaluator(Protocol):
         that constraints spare the others
     Optional: `batch`, how many archs a costly one wants at once, since it can share work among them (1 unless it says
     so); `exclusive`, whether it wants the machine for itself (timing): then nothing else is measured meanwhile,
-    whatever the executor
+    whatever the executor; `alone`, whether it trains archs alone, by the context's `alone` (left out, it may where no
+    supernet is trained): where nothing does, variables named `spec:…` and `[train]` are refused
     """
 
     cheap: ClassVar[bool]

@@ -6,15 +6,16 @@ The cost of an arch is the sum of these terms over all layers, and each term dep
 the same variables are summed into one table beforehand, with a row for each combination of their choices; only terms
 with too many combinations stay values. The costs of many archs are then a few rows of tables, looked up and added.
 
-`flops` counts a multiply-add of a convolution, a linear layer or an attention product once; bias, norms, activations
-and pooling count nothing. `activations` are the elements of the outputs of convolutions and linear layers.
+`flops` counts a multiply-add once: of convolutions, transposed ones too, of linear and bilinear layers, of recurrent
+layers' gates and of attention products. Bias, norms, activations and pooling count nothing. `activations` are the
+elements of the outputs of convolutions and linear layers.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,27 +24,26 @@ from torch import nn
 
 from corenas.errors import did_you_mean
 from corenas.mutable import Costed, LayerCost, WhollyCosted, conv_cost, elastic_of, keys_used, linear_cost
-from corenas.positions import occurrences, positions, weightless_twin
+from corenas.positions import cost_of_call, occurrences, positions, weightless_twin
 from corenas.space import Codes, SearchSpace
-from corenas.value import LARGEST_TABLE, Constant, Expression, Value, at_least, grid
+from corenas.value import LARGEST_TABLE, Constant, Dimension, Expression, Value, at_least, grid
 
 METRICS = ("flops", "params", "activations")
 
-_UNKNOWN = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.MultiheadAttention, nn.RNNBase, nn.Bilinear)
 
-
-def _cost(module: nn.Module, positions: Value) -> LayerCost:
+def _cost(module: nn.Module, *figures: Value) -> LayerCost:
+    """Return what a layer costs: at how many positions its output stands, or what a call was seen to cost."""
     if isinstance(module, Costed):
-        return module.cost(positions)
+        return module.cost(figures[0])
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         taps = math.prod(module.kernel_size)
-        return conv_cost(module.in_channels, module.out_channels, taps, positions, module.groups, bias)
+        return conv_cost(module.in_channels, module.out_channels, taps, figures[0], module.groups, bias)
     if isinstance(module, nn.Linear):
-        return linear_cost(module.in_features, module.out_features, positions, bias)
-    if isinstance(module, _UNKNOWN):
-        raise ValueError(f"the flops of a {type(module).__name__} are not known; a mutable with `cost` could say them")
-    return LayerCost(params=Constant(sum(p.numel() for p in module.parameters(recurse=False))))
+        return linear_cost(module.in_features, module.out_features, figures[0], bias)
+    params = Constant(sum(p.numel() for p in module.parameters(recurse=False)))
+    flops, activations = figures if cost_of_call(module) is not None else (Constant(0), Constant(0))
+    return LayerCost(flops, params, activations)
 
 
 class Cost:
@@ -209,15 +209,21 @@ def _terms(model: nn.Module, space: SearchSpace, example: Any) -> list[tuple[int
     calls = positions(twin, space, example, gates)
     # Layers that cost the same under the same variables, as the blocks of a stage do, are counted, not listed.
     alike: dict[tuple[int, Value, frozenset[str]], list[Value]] = defaultdict(list)
+    owners: dict[Any, list[Value]] = defaultdict(list)
+    tied = _tied_parameters(gates)
     for layer, own in gates.items():
         runs = _added(own)
         shared = frozenset(runs.keys)
-        # What stands in several places is called in each, but has its weights once.
-        alike[METRICS.index("params"), _cost(layer, Constant(0)).params, shared].append(at_least(runs, 1))
-        for count in calls[layer]:
-            once = _cost(layer, count)
+        # What stands in several places, or is tied to another layer's, is there once, wherever one of them runs.
+        for owner, params in _params(layer, tied):
+            owners[owner, params].append(runs)
+        for figures in calls[layer]:
+            once = _cost(layer, *figures)
             alike[METRICS.index("flops"), once.flops, shared].append(runs)
             alike[METRICS.index("activations"), once.activations, shared].append(runs)
+    for (_, params), every in owners.items():
+        runs = at_least(_added(every), 1)
+        alike[METRICS.index("params"), params, frozenset(runs.keys)].append(runs)
     terms += [(metric, _added(times) * once) for (metric, once, _), times in alike.items() if once != Constant(0)]
     return terms
 
@@ -227,6 +233,36 @@ def _terms_of_costs(costs: Iterable[LayerCost]) -> Iterator[tuple[int, Value]]:
         for metric, value in enumerate((cost.flops, cost.params, cost.activations)):
             if value != Constant(0):
                 yield metric, value
+
+
+def _tied_parameters(layers: Iterable[nn.Module]) -> set[Any]:
+    """Return those parameters that several layers have."""
+    counts = Counter(id(parameter) for layer in layers for parameter in layer.parameters(recurse=False))
+    return {owner for owner, count in counts.items() if count > 1}
+
+
+def _params(layer: nn.Module, tied: set[Any]) -> list[tuple[Any, Value]]:
+    """Return how many parameters a layer has, as values, each with what tells whose they are.
+
+    Layers that share a parameter have it once if it has the same shape in both, as plain layers and those of the same
+    values do. Raises ValueError for a mutable of which it is not known how many of its parameters are shared.
+    """
+    whole = _cost(layer, Constant(0), Constant(0)).params
+    own = [*layer.parameters(recurse=False)]
+    shared = [parameter for parameter in own if id(parameter) in tied]
+    if not shared:
+        return [(layer, whole)]
+    elastic = elastic_of(layer)
+    if elastic is None:
+        rest = sum(parameter.numel() for parameter in own) - sum(parameter.numel() for parameter in shared)
+        return [(layer, Constant(rest)), *((id(p), Constant(p.numel())) for p in shared)]
+    if len(shared) == len(own):
+        return [(tuple(map(id, own)), whole)]
+    if len(shared) > 1 or any(p.dim() > 1 for p in own if p is not shared[0]) or "outputs" not in elastic.values:
+        text = f"a {type(layer).__name__} shares some of its parameters with another layer"
+        raise ValueError(f"{text}: what it has of its own is not known; share all of them, or the weight alone")
+    rest = Dimension.of(elastic.values["outputs"]).size * (len(own) - 1)
+    return [(layer, rest), (id(shared[0]), whole - rest)]
 
 
 def _gates_of_layers(model: nn.Module) -> dict[nn.Module, list[Value]]:

@@ -8,7 +8,9 @@ import keyword
 import math
 import operator
 import re
+import traceback
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +19,22 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from corenas.calibrate import statistics_kept
 from corenas.errors import UserError
-from corenas.mutable import Exportable, Reducible, apply, call_model
+from corenas.mutable import Exportable, Reducible, apply, call_model, elastic_of
 
 TOLERANCE = 1e-5
 """Largest difference to the supernet that is put down to rounding, relative to the largest output."""
 
 
 class _Tracer(fx.Tracer):
+    where = ""  # the innermost module in which tracing failed
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.where = self.where or f"{self.path_of_module(m)}, a {type(m).__name__}"
+            raise
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Exportable) or super().is_leaf_module(m, module_qualified_name)
 
@@ -31,7 +42,8 @@ class _Tracer(fx.Tracer):
 def export_subnet(model: nn.Module, choices: Mapping[str, Any], example: Any) -> fx.GraphModule:
     """Return the subnet of an arch as a plain module: layers of torch.nn, functional calls, a copy of its weights.
 
-    example: an input, as `call_model` takes it; the outputs of both are compared on noise of its shapes
+    example: an input, as `call_model` takes it; the outputs of both are compared on noise of its shapes, in double
+        precision where rounding makes more of a difference than is allowed
     Raises UserError if they differ by more than 1e-5 of the largest, if the model's forward cannot be traced, or if a
     part is no layer of torch.
 
@@ -58,6 +70,8 @@ def export_active(model: nn.Module, example: Any) -> fx.GraphModule:
     if parameter is not None:
         example = tree_map_only(Tensor, lambda tensor: tensor.to(parameter.device), example)
     error = difference(model, plain, example)
+    if not error <= TOLERANCE:  # in single precision a network may be its own worst enemy
+        error = difference(copy.deepcopy(model).double(), copy.deepcopy(plain).double(), _in_double(example))
     if not error <= TOLERANCE:
         text = f"the exported network differs from the supernet by {error:.1e} of its largest output"
         raise UserError(text, hint="please report this with the spec")
@@ -86,23 +100,38 @@ def _reduced(module: nn.Module) -> nn.Module:
     return shallow
 
 
+def _in_double(example: Any) -> Any:
+    return tree_map_only(Tensor, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, example)
+
+
 def _traced(model: nn.Module) -> fx.Graph:
     """Return what a model does under the arch in force, and leave it in evaluation mode."""
+    tracer = _Tracer()
     try:
         # Without gradient layers may take short cuts that are not to be exported; in training a model may have outputs
         # that the network has not.
         with torch.enable_grad(), statistics_kept(model):
-            return _Tracer().trace(model.eval())
+            return tracer.trace(model.eval())
     except Exception as error:  # whatever a forward may do with a value that it takes for a tensor
         hint = "forward must not branch on the values of tensors; put such a part into a mutable with `export`"
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"this model cannot be traced for export: {reason}", hint=hint) from error
+        place = f"{tracer.where or f'the model, a {type(model).__name__}'}{_line(error)}"
+        raise UserError(f"this model cannot be traced for export: {place}: {reason}", hint=hint) from error
+
+
+def _line(error: Exception) -> str:
+    """Return in which line of a model's own code an error was raised, "" if in none."""
+    tools = str(Path(torch.__file__).parent), str(Path(__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*tools, "<"))]
+    return f", {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
 
 
 def _exported(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """Return a module of the parts that a graph calls, each as what it exports or as a copy."""
+    """Return a module of the parts that a graph calls, each as what it exports or as a copy; ties stay."""
     parts: dict[str, Any] = {}
     names: dict[str, str] = {}
+    copied: dict[int, Any] = {}
+    tied: dict[Any, nn.Parameter] = {}
     for node in graph.nodes:
         node.meta.pop("nn_module_stack", None)  # of the model: torch.export would take it for the network's
         if node.op not in ("call_module", "get_attr"):
@@ -110,12 +139,27 @@ def _exported(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
         target = str(node.target)
         if target not in names:
             names[target] = _unique(target, parts)
-            part = operator.attrgetter(target)(model)
-            parts[names[target]] = part.export() if isinstance(part, Exportable) else copy.deepcopy(part)
+            part: Any = operator.attrgetter(target)(model)
+            exports = isinstance(part, Exportable)
+            parts[names[target]] = part.export() if exports else copy.deepcopy(part, copied)
+            if exports and isinstance(parts[names[target]], nn.Module):
+                _tie(part, parts[names[target]], tied)
         node.target = names[target]
         if isinstance(parts[node.target], nn.Parameter):  # what was called is there without a call
             node.op, node.args, node.kwargs = "get_attr", (), {}
     return fx.GraphModule(parts, graph, "Network")
+
+
+def _tie(source: Any, plain: nn.Module, tied: dict[Any, nn.Parameter]) -> None:
+    """Let what a layer exports share the parameters that it shares with another one of the same values."""
+    elastic = elastic_of(source)
+    values = None if elastic is None else tuple(elastic.values.items())
+    for name, parameter in source.named_parameters(recurse=False):
+        own = plain._parameters.get(name)
+        if own is not None:
+            first = tied.setdefault((id(parameter), values), own)
+            if first is not own and first.shape == own.shape and torch.equal(first, own):
+                plain.register_parameter(name, first)
 
 
 def flat_name(name: str) -> str:

@@ -7,11 +7,13 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from attrs import Factory, define, frozen
 from torch import nn
 
 from corenas.value import Constant, Dimension, Value, as_value, largest_of
+from corenas.variables import variables_of
 
 Values = Mapping[str, Value | Dimension]
 
@@ -211,7 +213,8 @@ def apply(model: nn.Module, choices: Mapping[str, Any]) -> Applied:
 
     choices: a choice for each key; for a mixed operation (`Mixing`) it may be a tensor of weights, one per candidate;
         one with a gradient only in a `with`, since a model that holds it cannot be copied
-    Raises KeyError for a key that the choices lack; the model is then as it was.
+    Raises KeyError for a key that the choices lack, ValueError for a choice that its variable does not have (a depth of
+        9 of 2); the model is then as it was.
 
     >>> import torch
     >>> from corenas import SearchSpace, apply
@@ -257,7 +260,7 @@ _MOST_CHOICES = 256
 """How many choices a group keeps, the latest ones."""
 
 _PLAIN = frozenset({int, float, str, bool})
-"""What a choice is that may be kept. A tensor of weights is none of them."""
+"""What a choice of a variable is. A tensor of weights is none of them."""
 
 
 @define(eq=False)
@@ -329,13 +332,26 @@ class _Plan:
         """Return the same, computing what is not known yet, and keep what only the variables' own choices give."""
         arch, foreign = dict(given), set()
         for key, choices in self._domains.items():
-            own = given[key] if type(given[key]) in _PLAIN else None
-            if own is None or own not in choices:
+            own = given[key].item() if isinstance(given[key], np.generic) else given[key]
+            if type(own) not in _PLAIN:  # a tensor of weights
+                foreign.add(key)
+            elif own in choices:
+                arch[key] = choices[choices.index(own)]  # 8 for 8.0: what is kept serves both
+            elif self._is_between(key, own):
                 foreign.add(key)
             else:
-                arch[key] = choices[choices.index(own)]  # 8 for 8.0: what is kept serves both
+                known = ", ".join(map(repr, choices[:20])) + (", …" if len(choices) > 20 else "")
+                raise ValueError(f"{key} = {own!r} is none of its choices, {known}")
         numbers: dict[Value | Dimension, Any] = {}
         return [self._choice(group, arch, numbers, foreign.isdisjoint(group.keys)) for group in self.groups]
+
+    def _is_between(self, key: str, number: Any) -> bool:
+        """Return whether a key is of a continuous variable, and a number between its bounds."""
+        values = (
+            part for group in self.groups for value in group.values.values() for part in Dimension.of(value).parts
+        )
+        variable = next(v for value in values if key in value.domains for v in variables_of(value) if v.key == key)
+        return variable.continuous and not isinstance(number, str) and variable.low <= number <= variable.high
 
     def _choice(
         self, group: _Group, arch: Mapping[str, Any], numbers: dict[Value | Dimension, Any], keep: bool

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,12 @@ def occurrences(
             yield from occurrences(child, gate, gated)
 
 
-def positions(twin: nn.Module, space: SearchSpace, example: Any, gates: Gates) -> dict[nn.Module, list[Value]]:
+def positions(
+    twin: nn.Module, space: SearchSpace, example: Any, gates: Gates
+) -> dict[nn.Module, list[tuple[Value, ...]]]:
     """Return at how many positions a layer's output stands, for each time it is called where it stands once.
+
+    Of a plain layer whose cost follows from more than that, its flops and activations instead (`cost_of_call`).
 
     twin: without weights; it gets hooks, and its element-wise layers do nothing from now on
     Raises ValueError where the positions depend on a variable that no `Resizing` mutable declares, and where a layer
@@ -61,7 +65,7 @@ def positions(twin: nn.Module, space: SearchSpace, example: Any, gates: Gates) -
     all_sizes = [*itertools.product(*(value.possible for value in resizing.values()))]
     covering = _covering_archs(space, itertools.chain(*gates.values()))
     recorder = _Recorder(twin, example, gates)
-    seen: dict[tuple[nn.Module, tuple[Any, ...]], list[int]] = {}
+    seen: dict[tuple[nn.Module, tuple[Any, ...]], list[tuple[int, ...]]] = {}
     # The smallest arch opens nothing new: it shows what changes sizes without saying so.
     for base, sizes in [*itertools.product(covering, all_sizes), (space.smallest(), all_sizes[0])]:
         arch = {**base, **dict(zip(resizing, sizes, strict=True))}
@@ -70,15 +74,70 @@ def positions(twin: nn.Module, space: SearchSpace, example: Any, gates: Gates) -
             once = called[: len(called) // max(times, 1)]
             if once * times != called or seen.setdefault((module, sizes), once) != once:
                 raise ValueError(
-                    f"a {type(module).__name__} runs at {called} positions in {times} places under one arch, "
-                    f"at {seen.get((module, sizes), [])} in each under another: a mutable that resizes "
+                    f"a {type(module).__name__} runs at {_numbers(called)} positions in {times} places under one arch, "
+                    f"at {_numbers(seen.get((module, sizes), []))} in each under another: a mutable that resizes "
                     "must declare `resizes`, one that does not run all its children must have `gates`"
                 )
     result = {}
     for module in gates:  # a call that some sizes do without stands at no positions there
-        calls = itertools.zip_longest(*(seen.get((module, sizes), ()) for sizes in all_sizes), fillvalue=0)
-        result[module] = [looked_up(dict(zip(all_sizes, call, strict=True)), *resizing.values()) for call in calls]
+        nothing = (0, 0) if cost_of_call(module) else (0,)
+        calls = itertools.zip_longest(*(seen.get((module, sizes), ()) for sizes in all_sizes), fillvalue=nothing)
+        # Each call's figures, one value each.
+        columns = ([dict(zip(all_sizes, figure, strict=True)) for figure in zip(*call, strict=True)] for call in calls)
+        result[module] = [tuple(looked_up(table, *resizing.values()) for table in tables) for tables in columns]
     return result
+
+
+def cost_of_call(module: nn.Module) -> Callable[[Any, Sequence[Any], Any], tuple[int, int]] | None:
+    """Return what gives flops and activations of a call of a plain layer, from it, its inputs and its output.
+
+    None for a layer whose cost follows from the positions of its output, and one that computes nothing that counts.
+    """
+    if elastic_of(module) is not None:
+        return None
+    return next((function for kinds, function in _CALLS.items() if isinstance(module, kinds)), None)
+
+
+def _transposed(module: Any, inputs: Sequence[Any], output: Any) -> tuple[int, int]:
+    """Each weight counts at each position of the input."""
+    positions = inputs[0].numel() // module.in_channels
+    return positions * module.weight.numel(), output.numel()
+
+
+def _attention(module: nn.MultiheadAttention, inputs: Sequence[Any], output: Any) -> tuple[int, int]:
+    """Four projections, and two products of all heads together (what biases of keys and values add is one token)."""
+    queries, keys, values = (tensor.numel() // tensor.shape[-1] for tensor in inputs[:3])
+    tokens = keys // (1 if inputs[1].dim() == 2 else inputs[1].shape[0 if module.batch_first else 1])
+    tokens += (module.bias_k is not None) + module.add_zero_attn
+    width, kdim, vdim = module.embed_dim, module.kdim or 0, module.vdim or 0
+    projections = (2 * queries * width + keys * kdim + values * vdim) * width
+    return projections + 2 * queries * tokens * width, (2 * queries + keys + values) * width
+
+
+def _recurrent(module: nn.Module, inputs: Sequence[Any], output: Any) -> tuple[int, int]:
+    """Each weight matrix, of all layers, directions and gates, counts at each step."""
+    first = inputs[0].data  # of a packed sequence as well
+    steps = first.numel() // first.shape[-1]
+    matrices = [p for p in module.parameters(recurse=False) if p.dim() == 2]
+    # A step's gates get one output from the input and one from the state; a projection one.
+    return steps * sum(p.numel() for p in matrices), steps * sum(len(p) for p in matrices)
+
+
+def _bilinear(module: nn.Bilinear, inputs: Sequence[Any], output: Any) -> tuple[int, int]:
+    """Each weight counts at each position, as those of a linear layer of all products would."""
+    return output.numel() // module.out_features * module.weight.numel(), output.numel()
+
+
+_CALLS: Mapping[Any, Callable[[Any, Sequence[Any], Any], tuple[int, int]]] = {
+    (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d): _transposed,
+    nn.MultiheadAttention: _attention,
+    (nn.RNNBase, nn.RNNCellBase): _recurrent,
+    nn.Bilinear: _bilinear,
+}
+
+
+def _numbers(called: Sequence[tuple[int, ...]]) -> list[int]:
+    return [figures[0] for figures in called]
 
 
 def _resizing(model: nn.Module, space: SearchSpace) -> dict[str, Value]:
@@ -92,35 +151,45 @@ class _Recorder:
 
     def __init__(self, twin: nn.Module, example: Any, gates: Gates) -> None:
         self._twin = twin
-        self._input = tree_map(_on_meta, example)
+        floats = (p.dtype for p in (*twin.parameters(), *twin.buffers()) if p.is_floating_point())
+        kind = next(floats, torch.float32)
+        self._input = tree_map(lambda leaf: _on_meta(leaf, kind), example)
         self._batch = next((len(leaf) for leaf in tree_leaves(example) if isinstance(leaf, torch.Tensor)), 1)
         self._arch: Mapping[str, Any] = {}
-        self._called: dict[nn.Module, list[int]] = {}
+        self._called: dict[nn.Module, list[tuple[int, ...]]] = {}
         for module in gates:
-            module.register_forward_hook(self._note)
+            module.register_forward_hook(self._note, with_kwargs=True)
         for module in twin.modules():
             if isinstance(module, _ELEMENTWISE):  # on the meta device they take longer than a convolution
                 module.forward = _same  # type: ignore[method-assign, assignment]
 
-    def run(self, arch: Mapping[str, Any]) -> dict[nn.Module, list[int]]:
-        """Return the positions of each call of each layer under an arch."""
+    def run(self, arch: Mapping[str, Any]) -> dict[nn.Module, list[tuple[int, ...]]]:
+        """Return the positions of each call of each layer under an arch, or what it costs."""
         self._arch, self._called = arch, {}
         apply(self._twin, arch)
         with torch.enable_grad():  # without gradient layers may take short cuts; these weights want none
             call_model(self._twin, self._input)
         return self._called
 
-    def _note(self, module: nn.Module, args: Any, output: Any) -> None:
-        channels = output_channels(module)
+    def _note(self, module: nn.Module, args: Any, by_keyword: Any, output: Any) -> None:
         output = output[0] if isinstance(output, tuple) else output
+        of_call = cost_of_call(module)
+        if of_call is not None:
+            figures = of_call(module, [*args, *by_keyword.values()], output)
+            self._called.setdefault(module, []).append(tuple(figure // self._batch for figure in figures))
+            return
+        channels = output_channels(module)
         if channels is not None and isinstance(output, torch.Tensor):
             # Over the example's size, not the output's: some layers fold windows into the batch.
             count = output.numel() // self._batch // max(channels(self._arch), 1)
-            self._called.setdefault(module, []).append(count)
+            self._called.setdefault(module, []).append((count,))
 
 
-def _on_meta(leaf: Any) -> Any:
-    return torch.empty_like(leaf, device="meta") if isinstance(leaf, torch.Tensor) else leaf
+def _on_meta(leaf: Any, kind: torch.dtype) -> Any:
+    """Return a tensor of an example without its numbers, those of floats of the model's kind: only shapes count."""
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    return torch.empty_like(leaf, device="meta", dtype=kind if leaf.is_floating_point() else leaf.dtype)
 
 
 def output_channels(module: nn.Module) -> Value | None:

@@ -45,7 +45,8 @@ class Train:
     no_decay: which parameters have no weight decay: "norm", "bias"
     clip_norm: largest norm of all gradients together
     clip_value: largest size of one gradient
-    ema: share of the old weights in the exponential moving average that is searched and exported
+    ema: share of the old weights in the exponential moving average that is searched and exported; less while the
+        average is young, 1 - n^(-2/3) at its n-th step, as timm's warm-up has it
     precision: "float32", or automatic mixed precision in "bfloat16" or "float16"
     accumulate: parts a batch is cut into, for less memory
     sync_norm: whether batch norm sees the images of all processes under torchrun

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from corenas.contracts import Backbone, Headed, LiveTask, Segmented, Signals, Tap
+from corenas.contracts import Backbone, Headed, LiveTask, Pretrained, Segmented, Signals, Tap
 from corenas.cost import Cost
 from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.mutable import keys_used
@@ -37,8 +38,15 @@ class Supernet(nn.Module):
 def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Supernet:
     """Return the supernet of a space for a task, freshly initialised from torch's global generator.
 
+    A `Pretrained` backbone gets its weights. An option `in_channels` of the backbone that is None becomes the number of
+    channels of the task's images.
     Raises UserError, keys under "space" or "backbone", if they do not fit each other or a variable is used by no layer.
     """
+    if getattr(backbone, "in_channels", 0) is None:
+        images = [
+            leaf for leaf in tree_leaves(getattr(task, "example", None)) if isinstance(leaf, Tensor) and leaf.dim() > 2
+        ]
+        backbone = evolve(backbone, in_channels=images[0].shape[1]) if images else backbone  # type: ignore[type-var]
     try:
         body = backbone.build(space)
     except UserError as error:  # about the space, unless it says that it is about the backbone's options
@@ -47,6 +55,9 @@ def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Su
         raise UserError(str(error), key=("space",), hint="larger steps, or fewer choices") from None
     head = body.own_head if isinstance(body, Headed) else task.head(body.feat_dims)  # type: ignore[arg-type]
     supernet = Supernet(body, head)
+    pretrained = isinstance(backbone, Pretrained) and backbone.weights is not None
+    if pretrained and not any(parameter.is_meta for parameter in supernet.parameters()):
+        backbone.load(supernet, space)  # type: ignore[attr-defined]
     used = keys_used(supernet)
     parents = {condition.key for variable in space.variables for condition in variable.when}
     # No layer need use what is held at one choice, nor, as narrowing a depth leaves them, variables of blocks that no
@@ -72,7 +83,11 @@ def supernet_cost(supernet: nn.Module, space: SearchSpace, task: LiveTask) -> Co
         inputs = [leaf for leaf in tree_leaves(task.example) if isinstance(leaf, Tensor)]
         shapes = " and ".join("x".join(map(str, tensor.shape[1:])) for tensor in inputs)
         text = f"this network does not take the task's images of {shapes}: {str(error).splitlines()[0]}"
-        raise UserError(text, key=("backbone",), hint="does its number of input channels fit the data?") from error
+        raise UserError(
+            text,
+            key=("backbone",),
+            hint="does its number of input channels fit the data? `in_channels` left out is that of the data",
+        ) from error
 
 
 def observe(model: nn.Module, task: LiveTask, batch: Any, taps: Sequence[Tap] = ()) -> Signals:

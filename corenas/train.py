@@ -257,7 +257,7 @@ class LivePhase:
                     figures[name] = figures.get(name, 0.0) + part_share / share * figure
             self._update()
         if self.average is not None:
-            _follow(self.average, self.model, self.phase.train.ema or 0.0)
+            _follow(self.average, self.model, _decay(self.phase.train.ema or 0.0, self._steps_averaged))
         self.schedule.step()
         self.index += 1
         self.done += 1
@@ -279,6 +279,13 @@ class LivePhase:
         if tau >= stop.tau:
             self.done = self.phase.train.epochs * self.steps_per_epoch
         return {"tau": tau}
+
+    @property
+    def _steps_averaged(self) -> int:
+        """How many steps the moving average has seen: those of this phase, if it began with it."""
+        goes_on = self.number > 0 and self.phase.begin is None
+        before = self.trainer.phases[self.number - 1].train.ema if goes_on else None
+        return self.done if before is None else self.index
 
     def _tell_progress(self) -> None:
         """Tell modules that want to know it, as an epoch begins, which share of the phase is done."""
@@ -536,6 +543,11 @@ def _sampler(mutator: Mutator, phase: Phase, cost: Cost | None, rng: np.random.G
 def _autocast(device: str, precision: str) -> torch.autocast:
     # No cache: weights cast under no_grad would be found again, without their gradient, by the next forward.
     return torch.autocast(device, getattr(torch, precision), enabled=precision != "float32", cache_enabled=False)
+
+
+def _decay(ema: float, steps: int) -> float:
+    """Return how much of an average's old weights stays after so many steps: its first weights are not yet trained."""
+    return min(ema, 1 - (1 + steps) ** (-2 / 3))  # timm's ModelEmaV3 with use_warmup
 
 
 @torch.no_grad()

@@ -109,9 +109,31 @@ class Expression(Value):
                 raise ValueError(f"variable {key!r} has the choices {result[key]} here and {choices} there")
         return result
 
+    @cached_property
+    def largest(self) -> Any:  # type: ignore[override]
+        """The largest number it can be, also of too many combinations if it grows with each of its variables."""
+        try:
+            return self.possible[-1]
+        except TooManyCombinationsError:
+            if not _grows(self):
+                raise
+            return self({key: largest_of(choices) for key, choices in self.domains.items()})
+
     def __call__(self, choices: Choices) -> Any:
         """Return the number, or the column, of some choices."""
         return self.function(*(argument(choices) for argument in self.arguments))
+
+
+def _grows(value: Value) -> bool:
+    """Return whether a value, of numbers from 0 on, never falls where one of its variables rises."""
+    if not isinstance(value, Expression):
+        numbers = [number for choices in value.domains.values() for number in choices] or value.possible
+        return not any(isinstance(number, str) or number < 0 for number in numbers)
+    if value.function not in (operator.add, operator.mul, operator.floordiv, _rounded, _make_divisible):
+        return False
+    fixed = value.function in (operator.floordiv, _make_divisible)  # in all but the first argument
+    constant = all(isinstance(argument, Constant) for argument in value.arguments[1:])
+    return (constant or not fixed) and all(map(_grows, value.arguments))
 
 
 def as_value(value: Value | float | str) -> Value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from attrs.converters import optional
 
 from corenas.errors import UserError, did_you_mean
 from corenas.ranges import chances
-from corenas.value import Choices, Value, largest_of
+from corenas.value import Choices, Expression, Value, largest_of
 
 OVERRIDE = "spec:"
 """What the key of a variable begins with that overrides a key of the spec."""
@@ -254,6 +254,14 @@ def _before(low: float, high: float, step: float) -> list[Any]:
     if steps < 0 or not math.isclose(steps, round(steps), abs_tol=1e-9):
         raise ValueError(f"{low} to {high} in steps of {step} never ends on high")
     return [low + i * step for i in range(round(steps))]
+
+
+def variables_of(value: Value) -> Iterator[Any]:
+    """Yield the variables that a value is computed from, each time that it reads them."""
+    if isinstance(value, Variable):
+        yield value
+    for argument in value.arguments if isinstance(value, Expression) else ():
+        yield from variables_of(argument)
 
 
 TYPES: Mapping[str, type[Variable]] = {"categorical": Categorical, "int": Int, "float": Float}

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import toys
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.cost import Cost
+from corenas.export import export_subnet
 from corenas.mutable import Elastic, LayerCost, apply, conv_cost, linear_cost, mutables, norm_cost
 from corenas.space import SearchSpace
 from corenas.value import Dimension, as_value, at_least, equals, make_divisible, rounded
@@ -337,6 +340,26 @@ def test_candidates_that_only_a_deep_stage_runs_are_found():
         assert Cost(model, space, torch.zeros(1, 3, 4, 4)).of([choices])[0]["params"] == expected
 
 
+def test_a_model_of_another_precision_than_the_example_costs_the_same():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = Conv(3, WIDTH["width"], 3)
+            self.gate = Conv(WIDTH["width"], WIDTH["width"])
+
+        def forward(self, x):
+            x = self.conv(x)
+            return x * self.gate(x.mean((2, 3), keepdim=True))
+
+    model, example = Gate(), torch.zeros(1, 3, 4, 4)
+    expected = Cost(model, WIDTH, example).of(WIDTH)
+    for kind in (torch.float64, torch.bfloat16):
+        assert Cost(model.to(kind), WIDTH, example).of(WIDTH) == expected
+
+
+WIDTH = SearchSpace([Categorical("width", (4, 8))])
+
+
 def test_a_size_that_depends_on_an_undeclared_variable_is_an_error():
     class Shrink(Resize):
         resizes = ()
@@ -350,10 +373,89 @@ def test_a_size_that_depends_on_an_undeclared_variable_is_an_error():
         Cost(nn.Sequential(mixed, nn.Conv2d(3, 3, 1), candidates), space, torch.zeros(1, 3, 4, 4))
 
 
-def test_a_plain_layer_of_unknown_flops_is_an_error_not_nothing():
+class First(nn.Module):
+    """The first output of a layer, of its inputs by place or by keyword."""
+
+    def __init__(self, layer, **keywords):
+        super().__init__()
+        self.layer, self.keywords = layer, keywords
+
+    def forward(self, *inputs):
+        out = self.layer(*inputs, **self.keywords)
+        return out[0] if isinstance(out, tuple) else out
+
+
+def tokens(*shape):
+    return torch.zeros(1, *shape)
+
+
+@pytest.mark.parametrize(("layer", "example"), [
+    (nn.ConvTranspose1d(4, 6, 4, 2, groups=2), (tokens(4, 9),)),
+    (nn.ConvTranspose2d(3, 6, (4, 2), (2, 3), 1), (tokens(3, 5, 7),)),
+    (nn.ConvTranspose3d(2, 3, 3, 2), (tokens(2, 3, 4, 5),)),
+    (First(nn.MultiheadAttention(8, 2, batch_first=True)), (tokens(6, 8),) * 3),
+    (First(nn.MultiheadAttention(8, 4, kdim=5, vdim=3, batch_first=True, add_zero_attn=True), need_weights=False),
+     (tokens(6, 8), tokens(9, 5), tokens(9, 3))),
+    (nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), (tokens(6, 8),)),
+    (First(nn.LSTM(5, 7, 2, bidirectional=True, proj_size=3, batch_first=True)), (tokens(6, 5),)),
+    (First(nn.GRU(5, 7, 2, batch_first=True)), (tokens(6, 5),)),
+    (First(nn.LSTMCell(5, 7)), (tokens(5),)),
+], ids=lambda part: type(getattr(part, "layer", part)).__name__)  # fmt: skip
+def test_layers_of_which_not_the_output_alone_counts_cost_what_torch_counts(layer, example):
     space = SearchSpace([Int("unused", 0, 1)])
-    with pytest.raises(ValueError, match="the flops of a ConvTranspose2d are not known"):
-        Cost(nn.Sequential(nn.ConvTranspose2d(3, 3, 2)), space, torch.zeros(1, 3, 4, 4))
+    (cost,) = Cost(layer, space, example).of([space.default()])
+    plain = torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)
+    with plain[0], plain[1], FlopCounterMode(display=False) as counter:
+        layer.train()(*example)
+    assert cost["flops"] == counter.get_total_flops() // 2 > 0
+    assert cost["params"] == sum(p.numel() for p in layer.parameters())
+
+
+def test_activations_are_those_of_the_layers_inside():
+    space = SearchSpace([Int("unused", 0, 1)])
+
+    def activations(layer, *example):
+        return Cost(layer, space, example).of([space.default()])[0]["activations"]
+
+    assert activations(nn.ConvTranspose2d(3, 6, 2, 2), tokens(3, 5, 7)) == 6 * 10 * 14
+    assert activations(First(nn.MultiheadAttention(8, 2, batch_first=True)), *[tokens(6, 8)] * 3) == 4 * 6 * 8
+    assert activations(First(nn.GRU(5, 7, batch_first=True)), tokens(6, 5)) == 6 * 2 * 3 * 7
+    assert activations(nn.Bilinear(3, 4, 5), tokens(6, 3), tokens(6, 4)) == 6 * 5
+
+
+def test_a_bilinear_layer_costs_its_weights_at_each_position():
+    space = SearchSpace([Int("unused", 0, 1)])
+    (cost,) = Cost(nn.Bilinear(3, 4, 5), space, (tokens(6, 3), tokens(6, 4))).of([space.default()])
+    assert (cost["flops"], cost["params"]) == (6 * 3 * 4 * 5, 3 * 4 * 5 + 5)
+
+
+def test_weights_tied_between_layers_count_once_wherever_one_of_them_runs():
+    space = SearchSpace([Categorical("op", ("a", "b")), Int("depth", 1, 2), Categorical("width", (4, 6))])
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(10, 6), nn.Linear(6, 10, bias=False)
+            self.head.weight = self.embedding.weight
+            self.mixed = Mixed({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)}, space.value("op"))
+            second = nn.Linear(6, 6, bias=False)
+            second.weight = self.mixed.candidates["b"].weight
+            self.stage = Depth([nn.Identity(), second], space.value("depth"))
+            self.first, self.second = (toys.Linear(space.value("width"), 6) for _ in range(2))
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            x = self.stage(self.mixed(self.embedding(x)))
+            few = x[..., : sum(self.first.elastic.choice["inputs"])]
+            return self.head(x), self.first(few), self.second(few)
+
+    cost = Cost(Tied(), space, torch.zeros(1, 3, dtype=torch.long))
+    for arch in space:
+        by_hand = 60 + 36 + 6 + (36 if arch["op"] == "a" and arch["depth"] == 2 else 0) + 6 * arch["width"]
+        by_hand += 2 * 6  # two biases
+        assert cost.of([arch])[0]["params"] == by_hand
+        plain = export_subnet(Tied().eval(), arch, torch.zeros(1, 3, dtype=torch.long))
+        assert sum(p.numel() for p in plain.parameters()) == by_hand
 
 
 def test_what_a_layer_says_of_itself_counts():
@@ -465,3 +567,13 @@ def test_a_module_that_says_what_all_of_it_costs_is_taken_by_its_word_behind_gat
     assert free == [{"flops": 96 + 8 * 2 * 4, "params": 13 + 18, "activations": 16 + 8}]
     added = Cost.adding(Whole(width).whole_cost(image), space)
     assert [(*cost.values(),) for cost in added.of(archs)] == [wanted[2], *wanted[1:]]
+
+
+def test_a_backbone_alone_has_a_cost_and_is_exported():
+    space, task = toys.make_space(), toys.Task()
+    whole = toys.small.supernet(space, task).eval()
+    for arch in (space.smallest(), space.largest()):
+        (body,), (all_of_it,) = (Cost(part, space, task.example).of([arch]) for part in (whole.backbone, whole))
+        assert all_of_it["flops"] - body["flops"] == 3 * arch["width"]
+        plain = export_subnet(whole.backbone, arch, task.example)
+        assert sum(p.numel() for p in plain.parameters()) == body["params"]

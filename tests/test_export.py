@@ -1,6 +1,8 @@
 """Export: a plain network that computes what the supernet does."""
 
+import inspect
 import math
+import re
 
 import numpy as np
 import pytest
@@ -78,6 +80,24 @@ def test_a_network_that_differs_is_refused():
     model = nn.Sequential(nn.Flatten(), Wrong(64, WIDTH), nn.ReLU())
     with pytest.raises(UserError, match="differs from the supernet"):
         export_subnet(model, {"width": 8}, TASK.example)
+
+
+class Reordered(Linear):
+    """Adds up in another order than what it exports, as fused layers do."""
+
+    def forward(self, x):
+        return (x.flip(1).unsqueeze(1) * self.weight.flip(1) + self.bias[:, None] / x.shape[1]).sum(2)
+
+
+def test_a_network_that_rounding_alone_makes_differ_is_exported():
+    model = nn.Sequential(nn.Flatten(), Reordered(64, WIDTH), nn.BatchNorm1d(8)).eval()
+    norm = model[2]
+    with torch.no_grad():
+        model[1].bias += 1000
+        norm.running_mean.copy_(model[1].bias)  # what is left is a small difference of large numbers
+    plain = export_subnet(model, {"width": 8}, TASK.example)
+    assert difference(model, plain, TASK.example) > TOLERANCE
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
 
 
 def exported(*layers, arch=None, example=TASK.example):
@@ -178,8 +198,11 @@ class Gathers(nn.Module):
 @pytest.mark.parametrize("layer", [Branches(), Counts(), Gathers()], ids=lambda layer: type(layer).__name__)
 def test_a_model_that_cannot_be_traced_is_a_mistake(layer):
     with pytest.raises(UserError, match="cannot be traced") as caught:
-        exported(nn.Conv2d(1, 2, 1), layer)
+        exported(nn.Conv2d(1, 2, 1), nn.Sequential(nn.ReLU(), layer))
     assert "export" in caught.value.faults[0].hint
+    source, first = inspect.getsourcelines(type(layer).forward)
+    place = rf"1\.1, a {type(layer).__name__}, {__file__}:{first + 1} \({re.escape(source[1].strip())}\)"
+    assert re.search(place, str(caught.value))
 
 
 def test_a_mixed_operation_leaves_its_choice_alone():

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from corenas.mutable import Elastic, apply, call_model, channels_last, keys_used, largest_choice, mutables
-from corenas.value import Constant, Dimension, as_value, equals
-from corenas.variables import Variable
+from corenas.value import Constant, Dimension, as_value, equals, rounded
+from corenas.variables import Float, Variable
 
 WIDTH, OP = Variable("width", (4, 8)), Variable("op", ("skip", "double"))
 
@@ -162,10 +162,10 @@ def test_layers_that_come_and_go_are_switched_from_then_on():
     apply(model, arch | {"late": 1})
     assert choices(model)[-1] == {"outputs": (1,)}
     del model[3]
-    model[2][0] = Slice(Variable("width", (16, 32)))
+    model[2][0] = Slice(Variable("height", (16, 32)))
     model[1].inner = Slice(WIDTH)
-    apply(model, {"width": 16, "op": "skip"})
-    assert choices(model) == expected(model, {"width": 16})[:1] + [{"outputs": (16,)}] * 2 + [{"outputs": (16, 1)}]
+    apply(model, {"width": 4, "height": 16})
+    assert choices(model) == [{"outputs": (4,)}] * 2 + [{"outputs": (16,)}, {"outputs": (4, 1)}]
 
 
 def test_a_layer_that_gets_other_values_is_switched_by_them():
@@ -176,12 +176,32 @@ def test_a_layer_that_gets_other_values_is_switched_by_them():
     assert choices(model)[0] == {"outputs": (2,)}
 
 
-def test_a_choice_that_no_variable_has_is_taken_as_it_is_and_not_remembered():
+def test_equal_numbers_of_any_type_are_the_variables_own_choice():
     model = nn.Sequential(Mixed(WIDTH))
-    for width, kind in ((8.0, int), (8, int), (5, int), (5.0, float), (np.int64(4), np.int64), (4, int)):
+    for width in (8.0, 8, np.int64(4), 4, np.float32(8)):
         apply(model, {"width": width})
         (op,) = choices(model)[0].values()
-        assert (op, type(op)) == (width, kind)
+        assert (op, type(op)) == (width, int)
+
+
+@pytest.mark.parametrize("width", [5, 5.0, 9, "8", np.int64(2), float("nan")])
+def test_a_choice_that_no_variable_has_is_refused_and_leaves_the_model_as_it_was(width):
+    model = make()
+    apply(model, {"width": 4, "op": "double"})
+    before = choices(model)
+    with pytest.raises(ValueError, match="none of its choices, 4, 8"):
+        apply(model, {"width": width, "op": "skip"})
+    assert choices(model) == before
+
+
+def test_a_continuous_variable_takes_any_number_between_its_bounds():
+    ratio = Float("ratio", 0.5, 2.0)
+    model = nn.Sequential(Mixed(rounded(ratio * 10) + 1))
+    for given, expected in ((0.5, 6), (0.77, 9), (np.float64(1.5), 16), (1, 11)):
+        apply(model, {"ratio": given})
+        assert choices(model)[0] == {"op": expected}
+    with pytest.raises(ValueError, match=r"ratio = 2\.5"):
+        apply(model, {"ratio": 2.5})
 
 
 def test_weights_are_never_remembered():

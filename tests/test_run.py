@@ -17,9 +17,10 @@ from attrs import evolve, frozen
 from corenas import calibrate
 from corenas.contracts import Metric, Note, RunDone, RunStarted, StageDone, StageStarted, TrialDone
 from corenas.errors import UserError
+from corenas.mutable import apply
 from corenas.objectives import Trial, amount
 from corenas.ranking import kendall_tau
-from corenas.run.alone import stand_alone
+from corenas.run.alone import inherit, stand_alone, subnet
 from corenas.run.folder import opened
 from corenas.run.prepare import load_supernet, prepare
 from corenas.run.result import cost_card, exported, write_folder
@@ -415,7 +416,7 @@ def test_a_supernet_is_searched_again_under_other_constraints(tmp_path, monkeypa
     assert toys.same(dict(load_supernet(prepare(spec), tmp_path / "b").state_dict()), dict(weights))
     resolved, _ = load_spec(tmp_path / "b/spec.toml", catalogue)
     assert run_spec(resolved, catalogue, tmp_path / "b", lambda event: None) == result
-    kept, _ = load_spec(tmp_path / "again.toml", catalogue, ["search.trials=4", "train.optimizer.lr=0.5"])
+    kept, _ = load_spec(tmp_path / "again.toml", catalogue, ["search.trials=4", "train.workers=2"])
     assert (kept.search.trials, kept.search.constraints) == (4, {"flops": "50%"})
     (tmp_path / "bare.toml").write_text(f'[supernet]\nfrom = "{tmp_path}/a"\n')
     kept, _ = load_spec(tmp_path / "bare.toml", catalogue, ["search.trials=4", "space.fix.op=skip"])
@@ -545,6 +546,8 @@ import os, sys, time
 from pathlib import Path
 from corenas.ranking import kendall_tau
 from corenas.run.alone import stand_alone
+from corenas.mutable import apply
+from corenas.run.alone import inherit, subnet
 from corenas.run.folder import opened
 with opened(Path(sys.argv[1]), {}, {}, False, print):
     if os.fork() == 0:
@@ -665,3 +668,112 @@ def test_training_ends_where_the_ranking_of_a_sample_no_longer_changes(spec, cat
     Store(folder / "run.sqlite").set("result", None)
     run_spec(stopping, catalogue, folder, events.append)
     assert Store(folder / "run.sqlite", readonly=True).curve("train") == curve
+
+
+def told(spec):
+    return prepare(spec).notes
+
+
+def test_what_may_be_meant_otherwise_is_told_and_the_run_says_it_too(spec, catalogue, tmp_path):
+    assert told(spec()) == []
+    images = toys.Task().splits["train"]
+    (large,) = told(spec(train={"epochs": 1, "batch_size": images + 1}))
+    assert f"batch_size = {images + 1}, but there are {images} images" in large
+    (long,) = told(spec(train={"epochs": 2, "batch_size": 16, "ema": 0.9998}))
+    assert f"remembers 5,000 steps, more than the {2 * (images // 16)} of this training" in long
+    assert told(spec(train={"epochs": 2, "batch_size": 16, "ema": 0.5})) == []
+    search = {"trials": 4, "objectives": ["top1"], "constraints": {"top1": 0.6}}
+    catalogue = toys.make_catalogue()
+    wrong = toys.make_spec(tmp_path, catalogue, search=search)
+    (unit,) = told(wrong)
+    assert "this is 0.6 of 100" in unit
+    events = []
+    run_spec(wrong, catalogue, tmp_path / "run", events.append)
+    assert unit in [event.text for event in events if isinstance(event, Note)]
+    assert told(toys.make_spec(tmp_path, catalogue, search=search | {"constraints": {"top1": 60}})) == []
+
+
+def test_a_search_may_ask_for_the_weights_beside_the_average(tmp_path, catalogue):
+    toys.make_spec(tmp_path, catalogue, train={"epochs": 1, "batch_size": 16, "ema": 0.9}, search={"trials": 2})
+    first = load_spec(tmp_path / "spec.toml", toys.make_catalogue())[0]
+    run_spec(first, toys.make_catalogue(), tmp_path / "a", lambda event: None)
+    saved = torch.load(tmp_path / "a/supernet.pt", weights_only=True)
+    for weights, part in (("average", "average"), ("raw", "model")):
+        (tmp_path / "b.toml").write_text(f'[supernet]\nfrom = "{tmp_path}/a"\nweights = "{weights}"\n')
+        prepared = prepare(load_spec(tmp_path / "b.toml", toys.make_catalogue())[0])
+        assert toys.same(load_supernet(prepared, tmp_path / "b").state_dict(), saved[part])
+    (tmp_path / "b.toml").write_text(f'[supernet]\nfrom = "{tmp_path}/a"\n[train]\nepochs = 9\n')
+    with pytest.raises(UserError, match="nothing in this run is trained") as caught:
+        load_spec(tmp_path / "b.toml", toys.make_catalogue())
+    assert caught.value.faults[0].line == 3
+
+
+def test_a_finished_run_is_extended_by_more_trials_and_other_formats(tmp_path):
+    catalogue = toys.make_catalogue()
+    train = {"epochs": 1, "batch_size": 32}
+    run_spec(toys.make_spec(tmp_path, catalogue, search={"trials": 4}), catalogue, tmp_path / "run", lambda event: None)
+    before = Store(tmp_path / "run/run.sqlite", readonly=True).trials()
+    more = toys.make_spec(tmp_path, catalogue, search={"trials": 9}, train=train | {"workers": 1})
+    events = []
+    result = run_spec(more, catalogue, tmp_path / "run", events.append)
+    after = Store(tmp_path / "run/run.sqlite", readonly=True).trials()
+    assert (len(after), result["trials"]) == (9, 9)
+    assert after[:4] == before
+    assert result["best"]["metrics"]["top1"] == max(trial.metrics["top1"] for trial in after)
+    without = toys.make_spec(tmp_path, catalogue, search={"trials": 9}, export={"formats": []})
+    run_spec(without, catalogue, tmp_path / "run", lambda event: None)
+    assert not (tmp_path / "run/best/names.txt").exists()
+    for changes, key in (({"search": {"trials": 3}}, "search.trials"), ({"seed": 1}, "seed")):
+        with pytest.raises(UserError, match=f"another spec: {key}"):
+            run_spec(toys.make_spec(tmp_path, catalogue, **{"search": {"trials": 9}} | changes), catalogue,
+                     tmp_path / "run", lambda event: None)  # fmt: skip
+
+
+def test_what_the_supernets_run_has_measured_is_not_measured_again(tmp_path):
+    catalogue = toys.make_catalogue()
+    run_spec(toys.make_spec(tmp_path, catalogue, search={"trials": 6}), catalogue, tmp_path / "a", lambda event: None)
+    before = {t.arch: t for t in Store(tmp_path / "a/run.sqlite", readonly=True).trials()}
+    (tmp_path / "again.toml").write_text(f'[supernet]\nfrom = "{tmp_path}/a"\n[search]\ntrials = 9\n')
+    run_spec(load_spec(tmp_path / "again.toml", catalogue)[0], catalogue, tmp_path / "b", lambda event: None)
+    after = Store(tmp_path / "b/run.sqlite", readonly=True).trials()
+    assert len(after) == 9
+    assert sum(trial == before.get(trial.arch) for trial in after) == 6  # their seconds as well
+
+
+@frozen
+class WithRetraining(toys.AlgorithmOptions):
+    """As the toy, but for a last stage."""
+
+    stages: ClassVar = ("train", "search", "retrain")
+
+
+def test_a_found_arch_is_fine_tuned_from_its_weights_in_the_supernet(tmp_path):
+    catalogue = toys.make_catalogue()
+    train = {"epochs": 6, "batch_size": 32}
+    toys.make_spec(tmp_path, catalogue, train=train, search={"trials": 4})
+    run_spec(load_spec(tmp_path / "spec.toml", catalogue)[0], catalogue, tmp_path / "a", lambda event: None)
+    losses = {}
+    for begin, offered in (("supernet", catalogue), ("scratch", toys.make_catalogue(algorithms=WithRetraining))):
+        retrain = f'[retrain]\nbegin = "{begin}"\ntrain = {{ epochs = 1, batch_size = 32 }}\n'
+        (tmp_path / "again.toml").write_text(f'[supernet]\nfrom = "{tmp_path}/a"\n{retrain}')
+        spec, events = load_spec(tmp_path / "again.toml", offered)[0], []
+        result = run_spec(spec, offered, tmp_path / begin, events.append)
+        assert [e.stage for e in events if isinstance(e, StageStarted)] == ["search", "retrain", "export"]
+        (losses[begin],) = [e.figures["loss"] for e in events if isinstance(e, StageDone) and e.stage == "retrain"]
+        assert result["best"]["test"]["top1"] > 0
+    with pytest.raises(UserError, match="no retraining"):
+        prepare(load_spec(tmp_path / "again.toml", catalogue)[0])
+    assert losses["supernet"] < 0.85 * losses["scratch"]
+
+
+def test_a_network_inherits_all_that_its_export_has(tmp_path):
+    prepared = prepare(toys.make_spec(tmp_path, toys.make_catalogue()))
+    arch = prepared.spec.space.smallest()
+    plain = exported(prepared, arch, prepared.supernet, calibrated=True)
+    network = subnet(prepared.spec, prepared.task, arch)
+    inherit(network, plain.state_dict())
+    images = prepared.task.data["valid"][0]
+    with torch.no_grad(), apply(network.eval(), arch):
+        torch.testing.assert_close(network(images), plain(images), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="no place for other"):
+        inherit(network, {"other.weight": torch.zeros(1)})

@@ -137,6 +137,19 @@ class Giving:
         return SearchSpace([Categorical("a.width", (4, 8)), Categorical("b.0.width", (4, 8, round(16 * self.mult)))])
 
 
+class Untrained(Options):
+    """An evaluator of fresh networks."""
+
+    alone: ClassVar = False
+
+
+@frozen
+class Trains(Options):
+    """An evaluator that trains."""
+
+    alone: ClassVar = True
+
+
 class Plugin:
     corenas_tasks = staticmethod(hookimpl(specname="corenas_tasks")(lambda: {"toy": ToyTask}))
     corenas_backbones = staticmethod(hookimpl(specname="corenas_backbones")(lambda: {"net": Net, "giving": Giving}))
@@ -145,7 +158,9 @@ class Plugin:
     )
     corenas_mutators = staticmethod(hookimpl(specname="corenas_mutators")(lambda: {"uniform": Uniform}))
     corenas_searchers = staticmethod(hookimpl(specname="corenas_searchers")(lambda: {"random": Random}))
-    corenas_evaluators = staticmethod(hookimpl(specname="corenas_evaluators")(lambda: {"accuracy": Options}))
+    corenas_evaluators = staticmethod(
+        hookimpl(specname="corenas_evaluators")(lambda: {"accuracy": Options, "untrained": Untrained, "trains": Trains})
+    )
     corenas_exporters = staticmethod(
         hookimpl(specname="corenas_exporters")(lambda: dict.fromkeys(Export().formats, Options))
     )
@@ -570,6 +585,18 @@ def test_a_format_that_nothing_writes_is_a_mistake(write):
 )
 def test_what_a_run_could_not_use_is_a_mistake(write, override):
     assert places(write(), override) == [("--set", None, override.split("=")[0])]
+
+
+def test_what_nothing_in_a_run_would_look_at_is_refused(write):
+    idle = SPEC.replace('"oneshot"', '"scores"')  # no supernet, no retraining: an evaluator may train archs alone
+    assert places(write(idle)) == [("spec.toml", 7, "mutator")]
+    without = idle.replace('mutator = "uniform"\n', "").replace('"accuracy"', '"untrained"')
+    assert places(write(without)) == [("spec.toml", 13, "train")]
+    load_spec(write(without.replace("epochs = 2", "workers = 2").replace("schedule", "# ")), CATALOGUE)
+    space = SPACE + '"spec:train.epochs" = [1, 2]\n'
+    assert places(write(SPEC, space)) == [("space.toml", 5, "spec:train.epochs")]
+    load_spec(write(SPEC.replace('"accuracy"', '"trains"'), space), CATALOGUE)
+    load_spec(write(without.replace('"untrained"', '"accuracy"'), space), CATALOGUE)
 
 
 def test_overrides_change_any_key(write):

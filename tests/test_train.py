@@ -18,7 +18,7 @@ from corenas.settings import Train
 from corenas.space import Arch
 from corenas.supernet import build_supernet, supernet_cost
 from corenas.testing.small import Paths
-from corenas.train import LoopStep, run_training
+from corenas.train import LoopStep, _decay, run_training
 
 pytestmark = pytest.mark.filterwarnings("error")
 SPACE = make_space()
@@ -35,7 +35,8 @@ def setup(*phases, task=None, norm=True, space=SPACE, trainer=Trainer):
     torch.manual_seed(0)
     model = build_supernet(Backbone(norm), space, task)
     cost = supernet_cost(model, space, task)
-    live = trainer(model, task, [Phase(*p) if isinstance(p, tuple) else Phase(space, p) for p in phases])
+    made = [Phase(*p) if isinstance(p, tuple) else p if isinstance(p, Phase) else Phase(space, p) for p in phases]
+    live = trainer(model, task, made)
 
     def go(mutator=None, **more):
         return run_training(live, model, task, mutator or Mutator(), cost, seed=5, **more)
@@ -128,7 +129,12 @@ def test_accumulated_parts_amount_to_the_whole_batch(parts):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
-def test_the_moving_average_is_the_one_written_by_hand():
+@pytest.mark.parametrize("phases", [
+    [settings(ema=0.9)],
+    [settings(ema=0.9, epochs=2), settings(ema=0.9, epochs=1)],  # goes on
+    [settings(ema=0.9, epochs=2), Phase(SPACE, settings(ema=0.9, epochs=1), lambda: None)],  # starts anew
+], ids=["one", "two", "anew"])  # fmt: skip
+def test_the_moving_average_is_the_one_written_by_hand(phases):
     kept = []
 
     class Watched(Trainer):
@@ -136,15 +142,24 @@ def test_the_moving_average_is_the_one_written_by_hand():
             kept.append([p.detach().clone() for p in self.model.parameters()])
             return super().train_step(batch, step)
 
-    model, _, go = setup(settings(ema=0.9), trainer=Watched)
+    model, _, go = setup(*phases, trainer=Watched)
     average = go()
     kept.append([p.detach().clone() for p in model.parameters()])
-    wanted = kept[0]
-    for step in kept[1:]:
-        wanted = [0.9 * old + 0.1 * new for old, new in zip(wanted, step, strict=True)]
+    assert len(kept) == 19
+    first = 12 if isinstance(phases[-1], Phase) else 0
+    wanted = kept[first]
+    for n, step in enumerate(kept[first + 1 :], 1):
+        decay = min(0.9, 1 - n ** (-2 / 3))
+        wanted = [decay * old + (1 - decay) * new for old, new in zip(wanted, step, strict=True)]
     assert average is not model
     for ours, theirs in zip(average.parameters(), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_a_young_moving_average_forgets_as_timm_documents_it():
+    # timm's ModelEma: "gamma=1, power=2/3 … (reaches decay factor 0.999 at 31.6K steps, 0.9999 at 1M steps)"
+    assert [round(_decay(1.0, steps), 4) for steps in (0, 31_600, 1_000_000)] == [0, 0.999, 0.9999]
+    assert _decay(0.98, 10_000) == 0.98
 
 
 class Clipped(Trainer):
@@ -525,6 +540,10 @@ def test_the_weights_of_a_checkpoint_are_those_that_training_returned(tmp_path):
                 p.zero_()
         load_weights(model, path)
         assert same(model.state_dict(), trained.state_dict())
+        load_weights(model, path, raw=True)
+        raw = torch.load(path, weights_only=True)["model"]
+        assert same(model.state_dict(), raw)
+        assert same(raw, trained.state_dict()) == (ema is None)
 
 
 @pytest.mark.parametrize("content", [

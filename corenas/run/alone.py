@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from corenas import seeding
 from corenas.checkpoint import Checkpoint
 from corenas.contracts import Distiller, Emit, LiveDistiller, LiveTask, Phase, Step
+from corenas.export import flat_name
 from corenas.run.spec import Spec, TeacherSettings
 from corenas.space import Arch
 from corenas.supernet import build_supernet
@@ -56,6 +57,23 @@ def subnet(spec: Spec, task: LiveTask, arch: Arch) -> nn.Module:
         return build_supernet(spec.backbone, spec.space.fix(arch), task)
 
 
+@torch.no_grad()
+def inherit(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a network of one arch the state of its exported network. What is there in training alone stays as it is.
+
+    Raises ValueError for a state of another network.
+    """
+    left = dict(state)
+    for name, tensor in network.state_dict().items():
+        path, _, last = name.rpartition(".")
+        given = left.pop(f"{flat_name(path)}.{last}" if path else last, None)
+        given = left.pop(flat_name(name), None) if given is None else given
+        if given is not None:
+            tensor.copy_(given.view(tensor.shape))
+    if left:
+        raise ValueError(f"no place for {', '.join([*left][:5])} of the exported network")
+
+
 def stand_alone(
     spec: Spec,
     task: LiveTask,
@@ -70,8 +88,9 @@ def stand_alone(
     distiller: Distiller | None = None,
     teacher: TeacherSettings | None = None,
     again: int = 0,
+    begin: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """Train one arch from scratch as a spec says: its backbone, train settings and seed. Test data is never read.
+    """Train one arch as a spec says: its backbone, train settings and seed. Test data is never read.
 
     arch: its choices of variables named `spec:…` override the spec
     fidelity: share of the epochs, one at least: the first of the whole training, whose schedule it has
@@ -79,6 +98,7 @@ def stand_alone(
     split: the data that it is trained on
     distiller, teacher: what it learns beside the labels, and from whom
     again: which of several trainings that differ in their seed alone; the data is cut by the spec's
+    begin: the state of the arch's exported network, which it begins with; None for weights that are drawn
     """
     given, spec = spec, spec.overridden(arch)
     if spec.task != given.task:
@@ -89,6 +109,8 @@ def stand_alone(
     if checkpoint is not None and Checkpoint(checkpoint).place[1:3] > (until, 0):
         checkpoint = None  # of a longer training, that cannot go back
     network = subnet(spec, task, arch)
+    if begin is not None:
+        inherit(network, begin)
     device = device or torch.device("cpu")
     live, fixed = start_teaching(distiller, teacher, task, network.to(device), device)
     trainer = _Alone(network, task, [Phase(spec.space, spec.train)], live, fixed)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,6 +20,7 @@ import corenas
 from corenas import distributed
 from corenas.contracts import Emit, Note
 from corenas.errors import UserError
+from corenas.run.spec import parse_duration
 from corenas.space import flatten
 from corenas.store import Store
 
@@ -187,13 +190,38 @@ def _empty(files: OwnFiles, emit: Emit) -> None:
         emit(Note(f"what this run has not written stays in {files.folder}: {shown}"))
 
 
+_FREE = re.compile(
+    r"executor(\..*)?|export\..*|device\.threads|plugins|name|(retrain\.)?(train\.workers|task\.data\.(root|file))"
+)
+"""Keys that may change as a run goes on: no result hangs on them, or, as on threads, it is told that it does."""
+
+
+def is_place(key: str) -> bool:
+    """Return whether a key says where data lies; whether it is the same data, its fingerprint says."""
+    return re.fullmatch(r"(retrain\.)?task\.data\.(root|file)", key) is not None
+
+
+def _grows(key: str, before: Any, now: Any, store: Store) -> bool:
+    """Return whether a key gives a search more trials or time, and nothing hangs on what it has found so far."""
+    if store.curve("retrain"):
+        return False
+    if key == "search.budget":
+        return now is None or (before is not None and (parse_duration(now) or 0) > (parse_duration(before) or math.inf))
+    return key == "search.trials" and isinstance(before, int) and now > before
+
+
 def _begin(store: Store, table: Mapping[str, Any], data: Mapping[str, Any], folder: Path) -> None:
     """Refuse what was begun with another spec or data, and keep what it is begun with. A run that is new is kept."""
     plain = json.loads(json.dumps(table))
     begun = store.get("spec", plain)
-    if begun != plain:
-        ours, theirs = flatten(plain), flatten(begun)
-        keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    ours, theirs = flatten(plain), flatten(begun)
+    changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    known = data.get("data") is not None  # whether other data would be noticed
+    keys = [key for key in changed if not _FREE.fullmatch(key) or (is_place(key) and not known)]
+    keys = [key for key in keys if not _grows(key, theirs.get(key), ours.get(key), store)]
+    if not keys and any(key.startswith(("search.", "export.")) for key in changed):
+        store.set("result", None)  # it is made anew of what is there, and of what comes
+    if keys:
         changes = ", ".join(f"{key} ({theirs.get(key)} then, {ours.get(key)} now)" for key in keys[:8])
         hint = "--out DIR for another directory, --fresh to begin anew"
         raise UserError(f"this run was begun with another spec: {changes}", file=str(folder), hint=hint)
@@ -205,6 +233,18 @@ def _begin(store: Store, table: Mapping[str, Any], data: Mapping[str, Any], fold
             raise UserError(text, file=str(folder), hint="put it back, or --fresh to begin anew")
         store.set(name, now)
     store.set("spec", plain)
+
+
+def check_base(base: Path, fingerprint: str | None) -> None:
+    """Raise UserError if the run whose supernet is used was trained on other data: what it saw would be test data."""
+    if fingerprint is None or not (base / "run.sqlite").exists():
+        return
+    store = Store(base / "run.sqlite", readonly=True)
+    then = store.get("data", fingerprint)
+    store.close()
+    if then not in (None, fingerprint):
+        text = f"the supernet of {base} was trained on other data, or cut otherwise: {then} then, {fingerprint} now"
+        raise UserError(text, key=("task", "data"), hint="the same data, wherever it lies")
 
 
 def _keep_versions(store: Store, processes: int, emit: Emit) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tomli
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 
 from corenas import seeding
@@ -25,6 +25,7 @@ from corenas.contracts import (
     LiveDistiller,
     LiveTask,
     Metric,
+    Pretrained,
     Task,
     Teacher,
 )
@@ -38,6 +39,7 @@ from corenas.run.alone import stand_alone, start_teaching, subnet
 from corenas.run.spec import Retrain, Spec
 from corenas.space import Arch, SearchSpace
 from corenas.supernet import build_supernet, pick_device, supernet_cost
+from corenas.variables import OVERRIDE
 
 
 @frozen
@@ -62,6 +64,7 @@ class Prepared:
     supernet: on the meta device where nothing trains it; a spec without a network has one of no layers
     targets: one for each of the run's searches
     retrain_task: `task`, or what `[retrain]` has of its own
+    notes: what a person should know of the spec; no mistakes
     """
 
     spec: Spec
@@ -73,10 +76,11 @@ class Prepared:
     targets: Sequence[SearchTarget]
     device: torch.device
     retrain_task: LiveTask
+    notes: Sequence[str] = ()
 
     @property
     def stages(self) -> list[str]:
-        """What the algorithm asks for; a supernet that was trained before is not trained again."""
+        """What the spec asks for; a supernet that was trained before is not trained again."""
         return [stage for stage in self.spec.stages if stage != "train" or self.spec.supernet is None]
 
     @property
@@ -158,7 +162,7 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
         with collecting(faults):
             spec.algorithm.check(_algorithm_context(prepared))
     raise_if_any(faults)
-    return prepared
+    return evolve(prepared, notes=_notes(spec, task, metrics, targets))
 
 
 class NoTask:
@@ -207,7 +211,10 @@ def _build(spec: Spec, space: SearchSpace, task: LiveTask, meta: bool) -> nn.Mod
     """Return the supernet of a spec. Raises UserError for a space that torch cannot allocate."""
     try:
         with seeding.seeded(spec.seed, "init"), torch.device("meta") if meta else nullcontext():
-            return build_supernet(spec.backbone, space, task)
+            backbone: Any = spec.backbone
+            if spec.supernet is not None and isinstance(backbone, Pretrained):
+                backbone = evolve(backbone, weights=None)  # it has been trained since
+            return build_supernet(backbone, space, task)
     except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
         if isinstance(error, TypeError) and "Overflow" not in str(error):  # torch's answer to a width beyond 64 bits
             raise
@@ -220,6 +227,13 @@ def _faults_of_unused_tables(spec: Spec) -> list[Fault]:
     faults: list[Fault] = []
     if "retrain" not in spec.stages and spec.retrain != Retrain():
         faults.append(Fault("this algorithm has no retraining", ("retrain",), hint="leave this table out"))
+    again = spec.retrain.backbone or spec.backbone
+    scratch = spec.retrain.begin == "scratch"
+    if scratch and {"search", "retrain"} <= {*spec.stages} and getattr(again, "weights", None) is not None:
+        text = "the arch that is found is retrained, and is likely none that these weights are of"
+        hint = "a [retrain.backbone] without `weights`, or an algorithm that does not retrain"
+        key = ("retrain", "backbone", "weights") if spec.retrain.backbone else ("backbone", "weights")
+        faults.append(Fault(text, key, hint=hint))
     if "search" not in spec.stages and any(spec.search.bounds):
         text = "this algorithm has no search, which would hold to these"
         faults.append(Fault(text, ("search", "constraints"), hint="leave them out"))
@@ -238,6 +252,35 @@ def _read_targets(spec: Spec, cost: Cost, metrics: Mapping[str, Metric], faults:
             cheap = [constraint for constraint in constraints if largest and constraint.metric in METRICS]
             targets.append(SearchTarget(constraints, FeasibleSpace(spec.space, cost, cheap)))
     return targets
+
+
+def _notes(spec: Spec, task: LiveTask, metrics: Mapping[str, Metric], targets: Sequence[SearchTarget]) -> list[str]:
+    """Return what a spec says that may be meant otherwise, and what is done about it."""
+    notes = [*getattr(task, "notes", ())]
+    trainings = {"train": spec.train} if "train" in spec.stages and spec.supernet is None else {}
+    if "retrain" in spec.stages:
+        trainings |= {"retrain.train" if spec.retrain.train else "train": spec.retrain.train or spec.train}
+    for key, settings in trainings.items():
+        split = spec.retrain.data if key.startswith("retrain") else "train"
+        images = sum(task.splits.get(name, 0) for name in split.split("+"))
+        if 0 < images < settings.batch_size:
+            text = f"{key}.batch_size = {settings.batch_size:,}, but there are {images:,} images: each step sees all"
+            notes.append(f"{text} of them")
+        steps = settings.epochs * max(1, images // settings.batch_size)
+        if settings.ema is not None and images and (settings.ema == 1 or 1 / (1 - settings.ema) > steps):
+            memory = "all" if settings.ema == 1 else f"{1 / (1 - settings.ema):,.0f}"
+            notes.append(
+                f"{key}.ema = {settings.ema:g} remembers {memory} steps, more than the {steps:,} of this training: its "
+                "first steps count for less, as long as the average is young"
+            )
+    for constraint in (constraint for target in targets for constraint in target.constraints):
+        for bound in (constraint.low, constraint.high):
+            if metrics[constraint.metric].unit == "%" and 0 < bound <= 1:
+                notes.append(f"the constraint {constraint}: {constraint.metric} is in %, so this is {bound:g} of 100")
+    unread = [key for key in spec.space.keys if key.startswith(OVERRIDE)]
+    if unread and "search" in spec.stages and "train" in spec.stages:
+        notes.append(f"{unread[0]} changes how an arch is trained alone, nothing of the supernet that is searched")
+    return list(dict.fromkeys(notes))
 
 
 def _trained_space(spec: Spec, folder: Path) -> SearchSpace:
@@ -294,8 +337,9 @@ def start_trial_runner(
 
 def load_supernet(prepared: Prepared, folder: Path) -> nn.Module:
     """Return the trained supernet of a run, on its device. Raises UserError if it has not come so far."""
-    source = Path(prepared.spec.supernet.from_) if prepared.spec.supernet is not None else folder
-    load_weights(prepared.supernet, source / "supernet.pt")
+    source = prepared.spec.supernet
+    path = (Path(source.from_) if source is not None else folder) / "supernet.pt"
+    load_weights(prepared.supernet, path, raw=source is not None and source.weights == "raw")
     return channels_last(prepared.supernet.to(prepared.device))
 
 

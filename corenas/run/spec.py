@@ -155,8 +155,9 @@ class TeacherSettings:
 
 @frozen
 class Retrain:
-    """How an arch that was found is trained again from scratch, where the algorithm asks for it.
+    """How an arch that was found is trained again, where the algorithm or `begin` asks for it.
 
+    begin: "scratch", or "supernet": with the weights that it has there, which fine-tunes it, whatever the algorithm
     train: how its weights are trained; left out, as the supernet's were
     data: what it is trained on: "train", or "train+valid" where the search is over and nothing is chosen any more
     backbone: its backbone's options, wider or deeper ones for instance; left out, the supernet's
@@ -167,6 +168,7 @@ class Retrain:
     seeds: how often it is trained, each time with another seed: the first is exported, and their mean is told
     """
 
+    begin: Literal["scratch", "supernet"] = "scratch"
     train: Train | None = None
     data: Literal["train", "train+valid"] = "train"
     backbone: Any = field(default=None, metadata={"kind": "backbones"})
@@ -181,9 +183,11 @@ class Source:
     """A supernet that was trained before.
 
     from: the directory of its run; what a spec leaves out is as it was there
+    weights: of a training with `ema` the "average" or the "raw" weights; without, there is one set of them
     """
 
     from_: str
+    weights: Literal["average", "raw"] = "average"
 
 
 @frozen
@@ -267,8 +271,9 @@ class Spec:
 
     @property
     def stages(self) -> Sequence[str]:
-        """What the algorithm asks for."""
-        return ("search",) if self.algorithm is None else self.algorithm.stages
+        """The algorithm's stages in order, and a last one that fine-tunes if the spec asks for it."""
+        stages = ("search",) if self.algorithm is None else (*self.algorithm.stages,)
+        return stages if self.retrain.begin == "scratch" or "retrain" in stages else (*stages, "retrain")
 
     def to_table(self, catalogue: Catalogue) -> dict[str, Any]:
         """Return the spec with every default written out, as TOML: what a run directory keeps."""
@@ -411,8 +416,10 @@ def _read_spec(
     faults += _teaching_faults(spec)
     faults += _override_faults(spec)
     faults += _format_faults(spec, catalogue)
-    if base is not None:
-        faults += _base_faults(spec, base, catalogue)
+    trained = structure({**base, "space": None}, Spec, catalogue.options) if base is not None else None
+    faults += _idle_faults(spec, trained)
+    if trained is not None:
+        faults += _base_faults(spec, trained)
     raise_if_any(faults)
     return spec
 
@@ -484,6 +491,39 @@ def _teaching_faults(spec: Spec) -> list[Fault]:
     return faults
 
 
+def _idle_faults(spec: Spec, trained: Spec | None) -> list[Fault]:
+    """Return what a spec says that nothing in its run would look at; what a supernet's run says is not its own."""
+    faults: list[Fault] = []
+    algorithm, stages = spec.algorithm, spec.stages
+    looked_at = {*algorithm.needs, *getattr(algorithm, "uses", ()), *getattr(algorithm, "defaults", ())}
+    looked_at |= {"searcher"} if "search" in stages else set()
+    for key in ("mutator", "searcher"):
+        own = getattr(spec, key)
+        if own is not None and key not in looked_at and own != getattr(trained, key, None):
+            faults.append(Fault(f"this algorithm looks at no {key}", (key,), hint="leave it out"))
+    has_supernet = "train" in stages or trained is not None
+    trains_supernet = "train" in stages and trained is None
+    alone = any(getattr(evaluator, "alone", not has_supernet) for evaluator in spec.evaluators)
+    retrains = "retrain" in stages
+    if spec.retrain.begin == "supernet":
+        if not has_supernet:
+            faults.append(Fault("this algorithm trains no supernet to begin with", ("retrain", "begin")))
+        if spec.retrain.backbone is not None:
+            text = "a network of another backbone has no weights in the supernet"
+            faults.append(Fault(text, ("retrain", "backbone"), hint='leave it out, or begin = "scratch"'))
+    own = attrs.evolve(spec.train, workers=0)  # which evaluation has as well
+    given = attrs.evolve(Train() if trained is None else trained.train, workers=0)
+    if own != given and not (trains_supernet or alone or (retrains and spec.retrain.train is None)):
+        hint = "its supernet is trained already" if trained is not None else "leave this table out"
+        faults.append(Fault("nothing in this run is trained with these settings", ("train",), hint=hint))
+    for key in spec.space.keys if spec.space is not None else ():
+        if key.startswith(OVERRIDE) and not (alone or retrains or not has_supernet):
+            text = "nothing in this run trains an arch alone, so that this variable would change nothing"
+            hint = "an algorithm that retrains, or an evaluator that trains archs alone"
+            faults.append(Fault(text, ("space", key), hint=hint))
+    return faults
+
+
 def _override_faults(spec: Spec) -> list[Fault]:
     """Return which variables named `spec:…` name no place, or have a choice that is refused there."""
     faults: list[Fault] = []
@@ -510,18 +550,25 @@ def _format_faults(spec: Spec, catalogue: Catalogue) -> list[Fault]:
     return faults
 
 
-def _base_faults(spec: Spec, base: Mapping[str, Any], catalogue: Catalogue) -> list[Fault]:
+def _base_faults(spec: Spec, trained: Spec) -> list[Fault]:
     """Return in what a spec differs from the run whose supernet it uses, where it must not."""
-    trained = structure({**base, "space": None}, Spec, catalogue.options)
     faults = [
         Fault("the supernet was trained with another one", (key,), hint=f"leave `{key}` out")
         for key in ("task", "backbone", "seed")  # data cut by another seed would be seen in training
-        if getattr(spec, key) != getattr(trained, key)
+        if _unplaced(getattr(spec, key)) != _unplaced(getattr(trained, key))
     ]
     if "derive" in spec.stages:
         text = "this algorithm finds its arch while it trains"
         faults.append(Fault(text, ("algorithm",), hint="leave `supernet` out"))
     return faults
+
+
+def _unplaced(options: Any) -> Any:
+    """Return options without where their data lies: whether it is the same data, a run's fingerprint of it says."""
+    data = getattr(options, "data", None)
+    if not attrs.has(type(options)) or not attrs.has(type(data)):
+        return options
+    return type(options), {**to_table(options), "data": {**to_table(data), "root": None, "file": None}}
 
 
 def _over_base(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:

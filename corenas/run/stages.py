@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 import shutil
 import statistics
@@ -40,7 +41,7 @@ from corenas.plugins import Catalogue, file_digest
 from corenas.ranking import FEWEST
 from corenas.run import trust
 from corenas.run.alone import stand_alone
-from corenas.run.folder import OwnFiles, check_checkpoint, check_folder, opened
+from corenas.run.folder import OwnFiles, check_base, check_checkpoint, check_folder, opened
 from corenas.run.prepare import Prepared, load_supernet, prepare, start_trainer, start_trial_runner, trials_folder
 from corenas.run.result import cost_card, exported, front_folders, read_exporters, write_folder
 from corenas.run.spec import Spec, parse_duration
@@ -71,6 +72,7 @@ def run_spec(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: 
         if isinstance(spec.backbone, Fingerprinted):
             data["backbone"] = spec.backbone.fingerprint
         if spec.supernet is not None:
+            check_base(Path(spec.supernet.from_), data["data"])  # type: ignore[arg-type]
             data["supernet"] = _digest(Path(spec.supernet.from_) / "supernet.pt")
         for name, teacher in (("teacher", spec.teacher), ("retrain teacher", spec.retrain.teacher)):
             if teacher is not None:
@@ -139,8 +141,11 @@ class _Run:
         store.set("metrics", {name: attrs.asdict(metric) for name, metric in metrics.items()})
         store.set("searches", [str(target) for target in prepared.targets])
         store.set("device", str(prepared.device))
+        store.set("cut", getattr(prepared.task, "cut", ""))
         resumed = bool(store.get("seconds") or store.curve("train"))
         self.tell(RunStarted(self.spec.name or self.folder.name, self.folder, resumed))
+        for note in prepared.notes:
+            self.tell(Note(note))
         result = distributed.on_rank_zero(self._finished_result)
         if result is None:  # a finished run does not touch its test data again
             result = self._run_stages()
@@ -282,7 +287,11 @@ class _Run:
         screen = start_trial_runner(prepared, number, supernet, lambda evaluator: evaluator.cheap)
         alone = [e for e in spec.evaluators if not e.cheap and is_exclusive(e)]
         # What another search of this run has measured is judged by the constraints of this one.
-        known = {(t.arch, t.fidelity): _judged(t, target.constraints) for t in self.store.trials() if t.ok}
+        known = {
+            (t.arch, t.fidelity): _judged(t, target.constraints)
+            for t in (*self._trials_of_base(), *self.store.trials())
+            if t.ok
+        }
         return run_search(
             searcher,
             self._costly(number, supernet),
@@ -299,6 +308,18 @@ class _Run:
             executor=spec.executor,
             emit=self.emit,
         )
+
+    def _trials_of_base(self) -> Sequence[Trial]:
+        """Return what the run whose supernet is used has measured, if it measured in the same way."""
+        base = None if self.spec.supernet is None else Path(self.spec.supernet.from_)
+        if base is None or self.spec.supernet.weights == "raw" or not (base / "run.sqlite").exists():  # type: ignore[union-attr]
+            return ()
+        store = Store(base / "run.sqlite", readonly=True)
+        then, trials = store.get("spec", {}), store.trials()
+        store.close()
+        now = json.loads(json.dumps(self.spec.to_table(self.catalogue)))
+        alike = all(then.get(key) == now.get(key) for key in ("evaluators", "calibration", "backbone", "seed"))
+        return trials if alike else ()
 
     def _costly(self, number: int, supernet: nn.Module | None) -> TrialRunner | WorkerRunner:
         """Return what measures an arch that has passed the cheap evaluators, here or in a worker."""
@@ -330,7 +351,7 @@ class _Run:
         folder = self.folder / f"best{suffix}"
         prepared, network = self._trained(best, f"retrain{suffix}", supernet)
         test = distributed.on_rank_zero(lambda: self._export(prepared, network, best, folder))
-        again = {"seeds": self._over_seeds(best.arch, suffix, test)} if self._repeats > 1 else {}
+        again = {"seeds": self._over_seeds(best.arch, suffix, test, supernet)} if self._repeats > 1 else {}
         return {
             "constraints": str(self.prepared.targets[number]) if "search" in prepared.stages else "",
             "arch": dict(best.arch),
@@ -344,7 +365,9 @@ class _Run:
     def _repeats(self) -> int:
         return self.spec.retrain.seeds if "retrain" in self.prepared.stages else 1
 
-    def _over_seeds(self, arch: Arch, suffix: str, first: Mapping[str, float]) -> dict[str, Any]:
+    def _over_seeds(
+        self, arch: Arch, suffix: str, first: Mapping[str, float], supernet: nn.Module | None
+    ) -> dict[str, Any]:
         """Train an arch again with other seeds. Returns its metrics on test data: of each seed, mean and spread."""
         runs = [dict(first)]
         for again in range(1, self._repeats):
@@ -354,7 +377,7 @@ class _Run:
                 stage = f"retrain{suffix}-seed-{again}"
                 every = (self.spec.retrain.train or self.spec.train).checkpoint_every
                 checkpoint = self._checkpoint(f"{stage}.pt", stage, every)
-                prepared, network = retrain(self.prepared, arch, checkpoint, stage, self.emit, again)
+                prepared, network = retrain(self.prepared, arch, checkpoint, stage, self.emit, again, supernet)
                 plain = exported(prepared, arch, network, calibrated=False)
                 found = evaluate(plain, prepared.task, prepared.evaluation(plain).split("test"))
                 distributed.on_rank_zero(lambda key=key, found=found: self.store.set(key, dict(found)))
@@ -387,7 +410,7 @@ class _Run:
             return self.prepared, supernet
         every = (self.spec.retrain.train or self.spec.train).checkpoint_every
         checkpoint = self._checkpoint(f"{stage}.pt", stage, every)
-        return retrain(self.prepared, trial.arch, checkpoint, stage, self.emit)
+        return retrain(self.prepared, trial.arch, checkpoint, stage, self.emit, supernet=supernet)
 
     def _export(
         self, prepared: Prepared, network: nn.Module | None, best: Trial, folder: Path, test_too: bool = True
@@ -413,13 +436,18 @@ def retrain(
     stage: str = "retrain",
     emit: Emit = _silent,
     again: int = 0,
+    supernet: nn.Module | None = None,
 ) -> tuple[Prepared, nn.Module]:
-    """Train an arch from scratch as `[retrain]` says, or as far as it got.
+    """Train an arch again as `[retrain]` says, or as far as it got.
 
+    supernet: where its first weights are, if it does not begin from scratch
     again: which of several trainings that differ in their seed alone
     Returns what is then prepared (its backbone and its task may be others, so its cost is) and the network.
     """
     spec, task, device = prepared.spec, prepared.retrain_task, prepared.device
+    begin = None
+    if spec.retrain.begin == "supernet" and supernet is not None:
+        begin = exported(prepared, arch, supernet, calibrated=True).state_dict()
     own = evolve(
         spec,
         train=spec.retrain.train or spec.train,
@@ -438,6 +466,7 @@ def retrain(
         distiller=spec.retrain.distiller,
         teacher=spec.retrain.teacher,
         again=again,
+        begin=begin,
     )
     return evolve(prepared, spec=own, task=task, cost=supernet_cost(network, spec.space.fix(arch), task)), network
 

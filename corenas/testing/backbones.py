@@ -102,7 +102,7 @@ def states_the_layout_of_its_spaces(backbone: Backbone, space: SearchSpace, imag
 
 
 def gives_the_features_that_it_states(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
-    """`features` gives as many tensors as `feat_dims` has, each of so many channels; all finite."""
+    """`features`, and a mere call, give as many tensors as `feat_dims` has, each of so many channels; all finite."""
     model = used_network(backbone, space, image)
     dims = model.backbone.feat_dims
     for arch in some_archs(space, 6):
@@ -110,6 +110,9 @@ def gives_the_features_that_it_states(backbone: Backbone, space: SearchSpace, im
             features = model.backbone.features(noise(image))
         assert [(len(f), f.shape[1]) for f in features] == [(2, sum(dim(arch))) for dim in dims], arch
         assert all(f.isfinite().all() for f in features), arch
+    with torch.no_grad():
+        called, features = model.backbone(noise(image)), model.backbone.features(noise(image))
+    assert all(map(torch.equal, called, features)), "`forward` gives something else than `features`"
 
 
 def begins_with_its_largest_arch(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:

@@ -211,6 +211,10 @@ class Body(nn.Module):
         self.segments = [self.stem, self.stage, self.op]
         self.feat_dims = [Dimension.of(width)]
 
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Its features."""
+        return self.features(x)
+
     def features(self, x: Tensor) -> list[Tensor]:
         """(n, channels, h, w) -> [(n, width, h / 2, w / 2)]."""
         return [self.op(self.stage(F.relu(self.norm(self.stem(x)))))]

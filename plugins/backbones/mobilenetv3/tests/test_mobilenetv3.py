@@ -582,8 +582,11 @@ def test_wrong_options_are_named(table, key):
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
-def test_images_are_resized_as_the_options_say(mode):
-    model, space = network(changed(SMALL, "resolution", [20, 28]), in_channels=1, resize_mode=mode)
+@pytest.mark.parametrize("of_space", [False, True])
+def test_images_are_resized_as_the_space_or_else_the_options_say(mode, of_space):
+    table = changed(SMALL, "resolution", [20, 28])
+    table, options = ({**table, "resize_mode": mode}, {}) if of_space else (table, {"resize_mode": mode})
+    model, space = network(table, in_channels=1, **options)
     model.eval()
     x = noise("small", 2)
     with torch.no_grad(), apply(model, {**space.default(), "resolution": 20}):

@@ -5,6 +5,7 @@ import functools
 import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomli
@@ -17,6 +18,7 @@ from corenas.errors import UserError
 from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.space import SearchSpace
+from corenas.supernet import build_supernet
 from corenas.testing.backbones import (
     backbone_checks,
     costs_what_its_exported_networks_cost,
@@ -115,16 +117,16 @@ def unlike(net):
     return net.double().eval()
 
 
-@pytest.mark.parametrize(("file", "name", "family", "eps"), [
-    ("mobilenetv3-large", "mobilenet_v3_large", "mobilenet_v3", 1e-3),
-    ("mobilenetv3-small", "mobilenet_v3_small", "mobilenet_v3", 1e-3),
-    ("mobilenetv2", "mobilenet_v2", "mobilenet_v2", 1e-5),
-    ("efficientnet-b0", "efficientnet_b0", "efficientnet", 1e-5),
+@pytest.mark.parametrize(("file", "name", "family"), [
+    ("mobilenetv3-large", "mobilenet_v3_large", "mobilenet_v3"),
+    ("mobilenetv3-small", "mobilenet_v3_small", "mobilenet_v3"),
+    ("mobilenetv2", "mobilenet_v2", "mobilenet_v2"),
+    ("efficientnet-b0", "efficientnet_b0", "efficientnet"),
 ])  # fmt: skip
-def test_weights_move_from_and_to_torchvision(file, name, family, eps):
+def test_weights_move_from_and_to_torchvision(file, name, family):
     make = getattr(pytest.importorskip("torchvision.models"), name)
     theirs, again = unlike(make()), make().double().eval()
-    model, space = network(table_of(file), norm_eps=eps)
+    model, space = network(table_of(file))
     model, arch, x = model.double(), space.default(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     rename = torchvision_names(model, arch, family)
     load(model, arch, theirs.state_dict(), rename)
@@ -136,13 +138,24 @@ def test_weights_move_from_and_to_torchvision(file, name, family, eps):
             torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
 
 
+def test_a_spec_may_begin_with_torchvisions_weights(tmp_path):
+    theirs = pytest.importorskip("torchvision.models").mobilenet_v3_small().eval()
+    torch.save({"model": theirs.state_dict()}, tmp_path / "small.pt")
+    theirs.classifier = theirs.classifier[:2]
+    options = MobileNetV3(weights=str(tmp_path / "small.pt"))
+    space, x = SearchSpace.from_table(table_of("mobilenetv3-small")), torch.randn(2, 3, 64, 64)
+    ours = build_supernet(options, space, SimpleNamespace(head=lambda dims: nn.Flatten(), example=x[:1])).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours.backbone(x)[0], theirs(x), rtol=1e-4, atol=1e-4)
+
+
 def test_torchvisions_large_network_is_a_point_of_a_wider_space():
     models = pytest.importorskip("torchvision.models")
     theirs, table = unlike(models.mobilenet_v3_large()), table_of("mobilenetv3-large", resolution=[32, 64])
     for stage in table["stages"][1:]:
         stage["depth"] = [1, stage.get("depth", len(stage.get("blocks", [])))]
         stage["kernel"] = [3, 5, 7]
-    wider, space = network(table, norm_eps=1e-3)
+    wider, space = network(table)
     choices = {f"stages.{i}.kernel": kernel for i, kernel in enumerate((3, 5, 3, 3, 5), 1)}
     arch, x = space.arch({"resolution": 64, **choices}), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     wider.double()
@@ -208,7 +221,7 @@ def test_a_specialised_network_of_once_for_alls_proxyless_space_comes_out_to_the
 
 
 def test_once_for_alls_proxyless_network_computes_what_a_plain_one_computes():
-    model, space = network(table_of("ofa-proxyless", resolution=[40, 48]), 10, width_mult=1.3, norm_eps=1e-3)
+    model, space = network(table_of("ofa-proxyless", resolution=[40, 48]), 10, width_mult=1.3)
     rows = [Row(k, mid, out, stride) for k, mid, out, stride in [(3, 40, 24, 1), *rows_of(V100_BLOCKS)]]
     theirs = Plain(40, rows, [1664], act=nn.ReLU6, eps=1e-3)
     agree(model.double(), proxyless(space, 40, **V100_11MS), unlike(theirs), torch.randn(2, 3, 40, 40).double())
@@ -438,11 +451,13 @@ def test_a_network_of_fairnas_computes_what_a_plain_one_computes():
 
 # -- Cream ------------------------------------------------------------------------------------------------------------
 
-CREAM = [  # resolution; operations of the blocks of each stage; params and flops of a rebuild, published names are soft
-    (14, 64, ["3", "33", "33", "3", "3"], 2_686_608, 14_501_888),
-    (43, 96, ["3", "31", "31", "333", "33"], 4_404_432, 43_330_432),
-    (114, 160, ["3", "33", "33", "333", "33"], 4_415_952, 117_050_240),
-    (287, 224, ["3", "33", "313", "3333", "333"], 6_050_200, 290_815_616),
+# Resolution; operations of the blocks of each stage; params and flops that the released code gives (on timm 0.1.20). It
+# ignores its list of operations where a stage has one block: k3e4 stands there, k3e6 in the fourth stage.
+CREAM = [
+    (14, 64, ["0", "33", "33", "1", "3"], 2_673_096, 13_188_608),
+    (43, 96, ["0", "31", "31", "333", "33"], 4_398_600, 40_655_232),
+    (114, 160, ["0", "33", "33", "333", "33"], 4_410_120, 109_623_680),
+    (287, 224, ["0", "33", "313", "3333", "333"], 6_044_368, 276_262_016),
     (481, 224, ["3431", "3230", "33311", "3333", "3333"], 7_713_360, 460_398_080),
     (604, 224, ["33233", "32323", "32323", "332233", "332333"], 9_695_624, 578_698_368),
 ]
@@ -459,7 +474,7 @@ def cream(space, stages):
 def test_figures_of_cream_come_out_to_the_last_digit(name, resolution, stages, params, flops):
     model, space = supernet("cream")
     assert figures(model, space, cream(space, stages), resolution) == (params, flops)
-    assert flops == pytest.approx(name * 1e6, rel=0.045)
+    assert 0 < name * 1e6 - flops < 0.06 * name * 1e6  # the names count norms, activations and pooling as well
 
 
 def test_the_space_of_cream_is_the_papers_where_stages_have_four_blocks():

@@ -1,8 +1,10 @@
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import tomli
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from corenas.mutable import apply, keys_used
 from corenas.options import structure
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
+from corenas.supernet import build_supernet
 from corenas.testing.backbones import backbone_checks, counted, more_of_a_variable_never_costs_less
 from corenas.testing.components import changed, spec_fragments
 from corenas.testing.distributions import distribution_checks
@@ -152,6 +155,40 @@ def test_torchvisions_weights_load_and_compute_the_same_and_go_back(family, name
     assert all(torch.equal(state[key], tensor) for key, tensor in expected.items())
     theirs.load_state_dict(state, strict=True)
     assert counted(plain, IMAGENET) == dict(zip(("params", "flops"), PUBLISHED[name], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_a_spec_may_begin_with_published_weights(family, tmp_path, kind):
+    theirs, file = models.resnet18(), tmp_path / f"resnet18.{kind}"
+    safetensors.torch.save_model(theirs, file) if kind == "safetensors" else torch.save(theirs.state_dict(), file)
+    theirs.eval().fc = nn.Identity()
+    x = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    space = around(family[0], "resnet18").narrow({"stem.width": [64]})
+    task = SimpleNamespace(head=Classes, example=x[:1])
+    arch = space.arch(TORCHVISION["resnet18"])
+    for part in (space, space.fix(arch)):
+        ours = build_supernet(ResNet(weights=str(file)), part, task).eval()
+        with torch.no_grad(), apply(ours, arch):
+            torch.testing.assert_close(ours.backbone(x)[-1].flatten(1), theirs(x), rtol=1e-4, atol=1e-4)
+            assert ours(x).shape == (2, 7)
+    with torch.device("meta"):
+        build_supernet(ResNet(weights="not read"), space, task)
+    other = space.narrow({"stem.kernel": [3]})
+    for weights, part, says in ((str(file), other, "no network of this space"), ("none", space, "cannot read none")):
+        with pytest.raises(UserError, match=says) as caught:
+            build_supernet(ResNet(weights=weights), part, task)
+        assert caught.value.faults[0].dotted == "backbone.weights"
+
+
+class Classes(nn.Module):
+    """Seven classes of the last features."""
+
+    def __init__(self, dims):
+        super().__init__()
+        self.classifier = LinearSlice(dims[-1], 7)
+
+    def forward(self, features):
+        return self.classifier(features[-1].flatten(1))
 
 
 def groups_table():

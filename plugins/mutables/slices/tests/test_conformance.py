@@ -9,8 +9,12 @@ from corenas.value import make_divisible
 from corenas.variables import Variable
 from corenas_mutable_slices import (
     BatchNorm2dSlice,
+    Conv1dSlice,
     Conv2dSlice,
+    Conv3dSlice,
+    ConvTranspose2dSlice,
     ElasticDepth,
+    GroupNormSlice,
     InputResize,
     LinearSlice,
     MixedOp,
@@ -27,6 +31,12 @@ LAYERS = {
     "groups": lambda: Conv2dSlice(IN, OUT, KERNEL, groups=GROUPS),
     "depthwise": lambda: Conv2dSlice(INNER, INNER, KERNEL, groups="depthwise"),
     "parts": lambda: Conv2dSlice([IN, 3, OUT], [OUT, IN], 3),
+    "even": lambda: Conv2dSlice(IN, OUT, Variable("k", (2, 4)), 2, padding=1),
+    "oblong": lambda: Conv2dSlice(IN, OUT, (KERNEL, Variable("w", (1, 3))), (2, 1), padding=(2, 1)),
+    "transposed": lambda: ConvTranspose2dSlice(IN, [OUT, 2], Variable("k", (2, 4))),
+    "oblong transposed": lambda: ConvTranspose2dSlice([IN, 1], OUT, (3, KERNEL), (3, 1), bias=False),
+    "group norm": lambda: GroupNormSlice(GROUPS, OUT),
+    "group norm of parts": lambda: GroupNormSlice(2, [OUT, IN], affine=False),
     "norm": lambda: BatchNorm2dSlice(OUT),
     "norm of parts": lambda: BatchNorm2dSlice([OUT, 3, IN], affine=False),
     "switched norm": lambda: BatchNorm2dSlice(OUT, switch=OUT),
@@ -50,6 +60,15 @@ def test_conforms(layer, check):
 def test_a_convolution_with_transforms_conforms_but_for_its_matrices(check):
     # They have gradients and are no part of the exported layer: see test_layers.py.
     check(lambda: Conv2dSlice(INNER, INNER, KERNEL, groups="depthwise", transforms=True))
+
+
+@pytest.mark.parametrize("check", mutable_checks)
+@pytest.mark.parametrize(("layer", "side"), [
+    (lambda: Conv1dSlice(IN, OUT, KERNEL, 2, GROUPS), (9,)),
+    (lambda: Conv3dSlice(IN, OUT, (2, KERNEL, 3), (1, 2, 1), padding=(0, 2, 1)), (3, 5, 4)),
+], ids=["one", "three"])  # fmt: skip
+def test_convolutions_of_other_axes_conform(layer, side, check):
+    check(layer, shape=lambda arch: (2, arch["i"], *side))
 
 
 @pytest.mark.parametrize("check", mutable_checks)

@@ -9,24 +9,30 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.cost import Cost
 from corenas.mutable import apply
 from corenas.space import SearchSpace
-from corenas.value import make_divisible
-from corenas.variables import Categorical, Int, Variable
+from corenas.value import Dimension, TooManyCombinationsError, as_value, make_divisible, rounded
+from corenas.variables import Categorical, Condition, Int, Variable
 from corenas_mutable_slices import (
     ACTIVATIONS,
     BatchNorm2dSlice,
+    Conv1dSlice,
     Conv2dSlice,
+    Conv3dSlice,
     ConvNormAct,
+    ConvTranspose2dSlice,
     ElasticDepth,
+    GroupNormSlice,
     InputResize,
     LinearSlice,
     MixedOp,
     SqueezeExcitation,
     activation,
 )
+from corenas_mutable_slices.layers import cut
 
 IN, OUT, K, G = Variable("i", (2, 4, 6)), Variable("o", (4, 6, 8)), Variable("k", (1, 3, 5)), Variable("g", (1, 2))
 ARCHS = [dict(zip("iokg", row, strict=True)) for row in itertools.product((2, 4, 6), (4, 6, 8), (1, 3, 5), (1, 2))][::5]
@@ -196,6 +202,93 @@ def test_mistakes_of_a_convolution_are_told_when_it_is_made():
         Conv2dSlice(IN, OUT, Variable("k", (3, 4)))
     with pytest.raises(ValueError, match="same dimension on both sides"):
         Conv2dSlice(IN, OUT, 3, groups="depthwise")
+    width, by = Variable("w", (24, 36, 40)), Variable("g", (1, 4, 8))
+    with pytest.raises(ValueError, match=r"36 channels cannot be cut into 8 groups \(w = 36, g = 8\)"):
+        Conv2dSlice(width, 48, 3, groups=by)
+    with pytest.raises(ValueError, match="30 channels cannot be cut into 4 groups"):
+        Conv2dSlice(24, Variable("o", (24, 30)), 3, groups=4)
+    with pytest.raises(ValueError, match="10 channels cannot be cut into 4 groups"):
+        GroupNormSlice(4, Variable("o", (8, 10)))
+    with pytest.raises(ValueError, match="padding of 0 for the kernel of 5 leaves less than none for that of 1"):
+        Conv2dSlice(IN, OUT, K, padding=0)
+    with pytest.raises(ValueError, match="all odd or all even"):
+        Conv2dSlice(IN, OUT, Variable("k", (3, 4)), padding=2)
+    with pytest.raises(ValueError, match="at least the stride 3"):
+        ConvTranspose2dSlice(IN, OUT, 2, 3)
+
+
+def test_groups_that_only_archs_without_them_would_not_divide_are_fine():
+    kind = Variable("kind", ("grouped", "plain"))
+    by = Variable("g", (1, 4), default=1, when=[Condition("kind", frozenset({"grouped"}))])
+    width = Variable("w", (36, 30), default=36, when=[Condition("g", frozenset({1}))])
+    Conv2dSlice(width, 36, 3, groups=by)  # with four groups the width is 36
+    with pytest.raises(ValueError, match="30 channels"):
+        Conv2dSlice(Variable("w", (36, 30)), 36, 3, groups=by)
+    assert kind.choices
+
+
+@pytest.mark.parametrize(("layer", "plain", "side"), [
+    (lambda: Conv2dSlice(4, 6, Variable("k", (2, 4)), 2, padding=(1, 2)),
+     {2: nn.Conv2d(4, 6, 2, 2, (0, 1)), 4: nn.Conv2d(4, 6, 4, 2, (1, 2))}, (9, 8)),
+    (lambda: Conv2dSlice(4, 6, (Variable("k", (1, 3)), 5), (1, 3), dilation=(2, 1)),
+     {1: nn.Conv2d(4, 6, (1, 5), (1, 3), (0, 2), (2, 1)), 3: nn.Conv2d(4, 6, (3, 5), (1, 3), (2, 2), (2, 1))}, (9, 8)),
+    (lambda: Conv1dSlice(4, 6, Variable("k", (3, 7)), 2, groups=2, padding=5),
+     {3: nn.Conv1d(4, 6, 3, 2, 3, groups=2), 7: nn.Conv1d(4, 6, 7, 2, 5, groups=2)}, (9,)),
+    (lambda: Conv3dSlice(4, 6, (4, Variable("k", (1, 3)), 3), padding=(0, 1, 1)),
+     {1: nn.Conv3d(4, 6, (4, 1, 3), padding=(0, 0, 1)), 3: nn.Conv3d(4, 6, (4, 3, 3), padding=(0, 1, 1))}, (4, 5, 6)),
+    (lambda: ConvTranspose2dSlice(4, 6, Variable("k", (3, 5)), 2),
+     {3: nn.ConvTranspose2d(4, 6, 3, 2, 1, 1), 5: nn.ConvTranspose2d(4, 6, 5, 2, 2, 1)}, (5, 6)),
+])  # fmt: skip
+def test_convolutions_of_any_shape_are_plain_ones_of_that_shape(layer, plain, side):
+    layer, x = layer(), torch.randn(2, 4, *side)
+    whole = layer.weight.shape[2:]
+    for kernel, wanted in plain.items():
+        wanted = copy.deepcopy(wanted).double()
+        size = wanted.weight.shape[2:]
+        crop = tuple(slice((n - k) // 2, (n - k) // 2 + k) for n, k in zip(whole, size, strict=True))
+        wanted.load_state_dict({"weight": layer.weight[(..., *crop)], "bias": layer.bias})
+        with apply(layer, {"k": kernel}):
+            assert str(layer.export()) == str(wanted)
+            assert_close(layer(x), wanted(x))
+            space = SearchSpace([Variable("k", tuple(plain))])
+            with FlopCounterMode(display=False) as counter:
+                wanted(x[:1])
+            assert Cost(layer, space, x[:1]).of([{"k": kernel}])[0]["flops"] == counter.get_total_flops() // 2
+            if isinstance(layer, ConvTranspose2dSlice):
+                assert layer(x).shape[2:] == tuple(2 * n for n in side)
+
+
+@pytest.mark.parametrize("groups", [1, 2, G])
+def test_a_group_norm_is_a_plain_one_of_the_active_size(groups):
+    layer = GroupNormSlice(groups, [OUT, IN])
+    nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
+    for arch in ARCHS:
+        at = torch.tensor(indices(layer.outputs, arch))
+        count = arch["g"] if groups is G else groups
+        plain = nn.GroupNorm(count, len(at))
+        plain.load_state_dict({"weight": layer.weight[at], "bias": layer.bias[at]})
+        same_as(plain, layer, arch, torch.randn(2, len(at), 3, 3), {"weight": at, "bias": at})
+
+
+def test_half_of_many_widths_needs_no_table_of_all_of_them():
+    parts = [Variable(f"p{i}", (4, 8, 12, 16)) for i in range(12)]
+    joined = Dimension.of(parts)
+    assert (joined.size // 2).largest == 96
+    assert make_divisible(rounded(joined.size * 0.3), 8).largest == 56
+    with pytest.raises(TooManyCombinationsError):
+        print((as_value(200) - joined.size).largest)
+    layer = Conv2dSlice(joined, joined.size // 2, 1)
+    arch = {f"p{i}": 4 for i in range(12)}
+    with apply(layer, arch):
+        assert layer(torch.zeros(1, 48, 2, 2)).shape == (1, 24, 2, 2)
+
+
+def test_the_cuts_that_are_kept_are_bounded():
+    layer = LinearSlice(Int("a", 1, 200), Int("b", 1, 200), bias=False)
+    for a, b in itertools.islice(itertools.product(range(1, 201), repeat=2), 9000):
+        with apply(layer, {"a": a, "b": b}):
+            layer.active()
+    assert cut.cache_info().currsize <= 8192
 
 
 @CHOICES
@@ -352,7 +445,7 @@ OP = Variable("op", ("a", "b"))
 CHANNELS_LAST = {
     "convolution": (lambda: Conv2dSlice(6, OUT, K), {"o": 6, "k": 3}),
     "depthwise": (lambda: Conv2dSlice([6], [6], K, groups="depthwise"), {"k": 3}),
-    "several parts": (lambda: Conv2dSlice([IN, IN], [OUT, OUT], K), {"i": 3, "o": 4, "k": 3}),
+    "several parts": (lambda: Conv2dSlice([IN, 2], [OUT, OUT], K), {"i": 4, "o": 4, "k": 3}),
     "norm": (lambda: BatchNorm2dSlice(Variable("i", (6, 9))), {"i": 6}),
     "block": (lambda: ConvNormAct(6, OUT, K, act="h_swish"), {"o": 6, "k": 3}),
     "gates": (lambda: SqueezeExcitation(Variable("i", (6, 9))), {"i": 6}),
@@ -479,5 +572,5 @@ def test_the_entry_module_imports_no_torch_until_a_layer_is_wanted():
     subprocess.run([sys.executable, "-c", code], check=True)
     import corenas_mutable_slices
 
-    with pytest.raises(AttributeError, match="no attribute 'Conv3dSlice'"):
-        _ = corenas_mutable_slices.Conv3dSlice
+    with pytest.raises(AttributeError, match="no attribute 'Conv4dSlice'"):
+        _ = corenas_mutable_slices.Conv4dSlice

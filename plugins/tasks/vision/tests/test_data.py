@@ -71,7 +71,7 @@ def test_a_16_bit_pgm_is_read_by_its_scale(tmp_path):
     (tmp_path / "data" / "a" / "x.pgm").write_bytes(b"P5 40 30 65535\n" + grey.tobytes())
     pool = start(data={"type": "folder", "root": root}, size=16).dataset("train", False).split.pool
     place = [str(path) for path in pool.paths.astype(str)].index(str(tmp_path / "data" / "a" / "x.pgm"))
-    assert {*pool[place].unique().tolist()} == {128}
+    assert pool[place].unique().item() == pytest.approx(128 / 255)
 
 
 @pytest.mark.parametrize("data", ["digits", "mnist5k"])
@@ -235,7 +235,7 @@ def test_a_broken_image_is_told_by_its_name(tmp_path, content):
     root = folder(tmp_path, {"cat": 3, "dog": 3})
     for file in tmp_path.glob("*/*.jpg"):
         file.write_bytes(file.read_bytes()[:600] if content == "half" else content)
-    data = start(data={"type": "folder", "root": root}).dataset("train", False)
+    data = start(data={"type": "folder", "root": root}, verify="none").dataset("train", False)
     with pytest.raises(UserError, match="cannot be read") as caught:
         data[0]
     assert Path(caught.value.faults[0].file).parent.parent == tmp_path

@@ -92,7 +92,13 @@ def test_a_palette_with_transparency_raises_no_warning(tmp_path):
 def test_grey_of_16_bits_keeps_its_shades(tmp_path):
     pixels = noise(9, 9, dtype=np.uint16)
     Image.fromarray(pixels).save(tmp_path / "scan.png")
-    assert np.array_equal(Files([str(tmp_path / "scan.png")], 3, 9)[0][1], pixels >> 8)
+    read = Files([str(tmp_path / "scan.png")], 3, 9)[0]
+    assert read.shape == (3, 9, 9)
+    torch.testing.assert_close(read[1], torch.from_numpy((pixels / 65535).astype(np.float32)))
+    shades = (pixels >> 4).astype(np.uint16)  # 12 bits, as cameras give
+    Image.fromarray(shades).save(tmp_path / "camera.png")
+    read = Files([str(tmp_path / "camera.png")], 1, 9, bits=12)[0]
+    torch.testing.assert_close(read[0], torch.from_numpy((shades / 4095).astype(np.float32)))
 
 
 def test_pixels_of_32_bits_are_refused_by_the_name_of_the_file(tmp_path):

@@ -17,7 +17,7 @@ from corenas.plugins import load_catalogue
 from corenas.testing.components import component_checks, spec_fragments
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.tasks import task_checks
-from corenas_task_vision import Classification, Data, corenas_tasks
+from corenas_task_vision import Classification, Data, MultiLabel, Regression, corenas_tasks
 from corenas_task_vision.known import TORCHVISION
 
 
@@ -54,11 +54,11 @@ def test_the_entry_module_imports_nothing_heavy():
 
 
 def test_options_are_a_task_under_its_name():
-    assert corenas_tasks() == {"classification": Classification}
+    assert corenas_tasks() == {"classification": Classification, "multilabel": MultiLabel, "regression": Regression}
     assert isinstance(Classification("digits"), Task)
 
 
-@pytest.mark.parametrize("cls", [Classification, Data])
+@pytest.mark.parametrize("cls", [Classification, MultiLabel, Regression, Data])
 def test_every_option_is_explained(cls):
     assert explanations(cls).keys() == {field.name for field in attrs.fields(cls)}
 
@@ -74,7 +74,7 @@ def test_the_readme_shows_specs_that_are_right():
         assert task.start(np.random.default_rng(0), data=False).example.shape == shape  # its transforms exist
 
 
-@pytest.mark.parametrize("cls", [Classification, Data])
+@pytest.mark.parametrize("cls", [Classification, MultiLabel, Regression, Data])
 def test_the_readme_names_every_option(cls):
     text = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
     assert not [field.name for field in attrs.fields(cls) if f"`{field.name}`" not in text]
@@ -98,9 +98,9 @@ def test_options_survive_being_written_and_read_again():
     ("valid", 1.5, "expected a number of images, or a share"),
     ("test", -3, "expected a number of images, or a share"),
     ("test", "10%", "or a share between 0 and 1, found '10%'"),
-    ("size", 0, "must be >= 1"),
+    ("size", 0, "expected a whole number of at least 1 or a list, found 0"),
     ("crop", 1.5, "must be <= 1"),
-    ("channels", 2, "expected 1 or 3"),
+    ("channels", 0, "must be >= 1"),
     ("classes", 1, "must be >= 2"),
     ("mean", [0.5, 0.5], "expected one number, found 2"),
     ("std", [0.0], "expected finite numbers above 0"),
@@ -111,9 +111,9 @@ def test_options_survive_being_written_and_read_again():
     ("valid", 1.0, "expected a number of images, or a share"),
     ("valid", math.nan, "found nan"),
     ("test", True, "found true"),
-    ("size", True, "expected a whole number, found true"),
-    ("size", 32.0, "expected a whole number, found 32.0"),
-    ("channels", True, "expected 1 or 3, found true"),
+    ("size", True, "expected a whole number of at least 1 or a list, found true"),
+    ("size", 32.0, "expected a whole number of at least 1 or a list, found 32.0"),
+    ("channels", True, "expected a whole number, found true"),
     ("dropout", math.nan, "expected a number, found nan"),
     ("dropout", "0.1", "expected a number, found '0.1'"),
     ("label_smoothing", False, "expected a number, found false"),

@@ -91,7 +91,7 @@ def test_a_run_is_told_from_its_first_line_to_its_last(watching):
         assert line in watching.text, line
     assert watching.lines[-4:] == [
         "best of 4 trials: top1 70.0 ± 2.0 %, flops 200M on 500 validation images",
-        "on 1000 test images, touched once: top1 69.5 ± 1.5 %",
+        "on 1000 test images: top1 69.5 ± 1.5 %",
         "network:   runs/none/best/ ()",
         "trials:    runs/none/run.sqlite, listed by: corenas trials runs/none",
     ]

@@ -105,6 +105,13 @@ def test_a_run_has_a_page_with_all_that_it_found(run_writer):
     assert "out of <memory>" in page.text
 
 
+def test_a_page_says_only_what_was_done(run_writer):
+    page = page_of(run_writer("again", retrain=False, supernet={"from": "runs/a"}))
+    assert "touched once here, and by the run runs/a before" in page.text
+    assert "as the supernet was trained" not in page.text
+    assert "two splits" not in page.text
+
+
 def test_the_whole_spec_stands_there_as_toml(run_writer):
     folder = run_writer("digits")
     text = page_of(folder).all("pre")[-1]["text"]

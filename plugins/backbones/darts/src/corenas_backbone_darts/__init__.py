@@ -142,7 +142,7 @@ class Darts:
     auxiliary: whether, in training, features for an auxiliary classifier come before the last ones; they follow the
         second reduction cell and are 768 wide. The task says what the classifier's loss is worth
     drop_path: probability of dropping an operation's output for an image at the end of a training; it grows from 0
-    in_channels: channels of the images
+    in_channels: channels of the images; left out, those of the task's (3 without a task)
     levels: which of the three stages, counted from 1, whose outputs are the features, for detection; reduction cells
         begin the second and the third. Without, the last cell's output is the only one
     resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"
@@ -154,7 +154,7 @@ class Darts:
     stem: Literal["cifar", "imagenet"] = "cifar"
     auxiliary: bool = False
     drop_path: float = field(default=0.0, validator=[ge(0), le(1)])
-    in_channels: int = field(default=3, validator=ge(1))
+    in_channels: int | None = field(default=None, validator=optional(ge(1)))
     levels: tuple[int, ...] = ()
     resize_mode: ResizeMode = "bilinear"
 

@@ -263,10 +263,10 @@ class CellNetwork(nn.Module):
         if layout.resolution is not None:
             self.resize = InputResize(layout.resolution, options.resize_mode)
         if options.stem == "cifar":
-            self.stem = _stem(options.in_channels, [3 * width], 1)
+            self.stem = _stem(options.in_channels or 3, [3 * width], 1)
             before = last = Dimension.of(3 * width)
         else:
-            self.stem = _stem(options.in_channels, [max(1, width // 2), width], 2)
+            self.stem = _stem(options.in_channels or 3, [max(1, width // 2), width], 2)
             self.second_stem = nn.Sequential(nn.ReLU(), *_stem(width, [width], 2))
             before = last = Dimension.of(width)
         self.segments = [*self.children()][layout.resolution is not None :]
@@ -291,6 +291,10 @@ class CellNetwork(nn.Module):
         if options.auxiliary:
             self.feat_dims.insert(0, Dimension.of(768))
         self.segments += [*self.cells]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Its features."""
+        return self.features(x)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """(n, channels, h, w) -> the maps of the levels, or of the last cell; in training the auxiliary ones first."""

@@ -118,12 +118,12 @@ class GENet:
     The GPU-efficient networks of Lin et al. 2020 (arXiv:2006.14090): full convolutions in the early stages, depthwise
     ones in the late. Smaller kernels are the centre of larger ones.
 
-    in_channels: channels of the images
+    in_channels: channels of the images; left out, those of the task's (3 without a task)
     levels: stages, counted from 1, whose outputs are the features, for detection; without, the network's end is
     resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"
     """
 
-    in_channels: int = field(default=3, validator=ge(1))
+    in_channels: int | None = field(default=None, validator=optional(ge(1)))
     levels: tuple[int, ...] = ()
     resize_mode: ResizeMode = "bilinear"
 

@@ -29,7 +29,7 @@ def supernet(layout: Layout, options: GENet) -> Staged:
     Weights are drawn as torch draws them, as in the reference code.
     """
     width = layout.stem.width
-    stem = ConvNormAct(options.in_channels, width, layout.stem.kernel, layout.stem.stride)
+    stem = ConvNormAct(options.in_channels or 3, width, layout.stem.kernel, layout.stem.stride)
     stages = []
     for stage in layout.stages:
         stages.append((_stage(stage, width), stage.width))

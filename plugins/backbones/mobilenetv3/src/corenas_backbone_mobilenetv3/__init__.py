@@ -17,6 +17,8 @@ from corenas.value import Value, as_value
 from corenas_mutable_slices.layouts import ResizeMode, check_blocks, depth_of_blocks, odd, positive, stride_field, whole
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from corenas_mutable_slices import Staged
 
 Act = Literal["none", "relu", "relu6", "h_swish", "swish", "gelu"]
@@ -149,12 +151,16 @@ class Layout:
     stages: the stages in order
     head: what follows them
     resolution: side of the square that images are resized to; without it they stay as they are
+    norm_eps: what batch norms add to the variance, unless the backbone's option says another
+    resize_mode: how images are resized to `resolution`, likewise: "nearest", "bilinear" or "bicubic"
     """
 
     stem: Stem
     stages: tuple[Stage, ...]
     head: Head
     resolution: Value | None = field(default=None, validator=optional(whole))
+    norm_eps: float = field(default=1e-5, validator=[gt(0), lt(1)])
+    resize_mode: ResizeMode = "bilinear"
 
 
 @frozen
@@ -165,23 +171,27 @@ class MobileNetV3:
     arXiv:1908.09791), BigNAS, AttentiveNAS, FairNAS and Cream.
 
     width_mult: factor of all widths, which are then made divisible by 8
-    in_channels: channels of the images
+    weights: a file of the weights of a published network that the space has, as torchvision names them; its
+        classifier is left out. The rest of a supernet begins at random
+    in_channels: channels of the images; left out, those of the task's (3 without a task)
     levels: stages, counted from 1, whose outputs are the features, for detection; without, the network's end is
     transforms: whether smaller kernels come from larger ones by learnt matrices, as in Once-for-All, and are not mere
         centres of them; the matrices are no part of a subnet
-    norm_eps: what batch norms add to the variance
-    resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"
+    norm_eps: what batch norms add to the variance; left out, as the space says (1e-5 where it says nothing)
+    resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"; left out, as the
+        space says ("bilinear" where it says nothing)
     drop_path: probability, in training, of leaving out a block's branch beside its shortcut; it grows from 0 with the
         blocks, and would be this after the last one
     drop_path_stages: how many of the last stages have it; without, all do
     """
 
     width_mult: float = field(default=1.0, validator=[gt(0), lt(math.inf)])
-    in_channels: int = field(default=3, validator=ge(1))
+    weights: str | None = None
+    in_channels: int | None = field(default=None, validator=optional(ge(1)))
     levels: tuple[int, ...] = ()
     transforms: bool = False
-    norm_eps: float = field(default=1e-5, validator=[gt(0), lt(1)])
-    resize_mode: ResizeMode = "bilinear"
+    norm_eps: float | None = field(default=None, validator=optional([gt(0), lt(1)]))
+    resize_mode: ResizeMode | None = None
     drop_path: float = field(default=0.0, validator=[ge(0), lt(1)])
     drop_path_stages: int | None = field(default=None, validator=optional(ge(1)))
 
@@ -211,6 +221,21 @@ class MobileNetV3:
         from corenas_backbone_mobilenetv3.model import supernet
 
         return supernet(structure(space.tree, Layout), self)
+
+    def load(self, model: nn.Module, space: SearchSpace) -> None:
+        """Give a supernet the weights that the options name. Raises UserError for those of no network of the space."""
+        from corenas_backbone_mobilenetv3.weights import FAMILIES, torchvision_names
+        from corenas_mutable_slices.exchange import load_pretrained
+
+        assert self.weights is not None
+        load_pretrained(
+            model,
+            space,
+            self.weights,
+            {},
+            lambda body, arch: [torchvision_names(body, arch, family) for family in FAMILIES],
+            ["classifier.3.", "classifier.1."],
+        )
 
 
 @hookimpl

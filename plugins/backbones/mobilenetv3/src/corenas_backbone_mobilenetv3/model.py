@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
+from attrs import evolve
 from torch import Tensor, nn
 
 from corenas.errors import UserError
@@ -38,8 +39,16 @@ def supernet(layout: Layout, options: MobileNetV3) -> Staged:
     def wide(width: Value, mult: float = options.width_mult) -> Value:
         return make_divisible(width * mult, 8)
 
+    options = evolve(
+        options,
+        in_channels=options.in_channels or 3,
+        norm_eps=options.norm_eps or layout.norm_eps,
+        resize_mode=options.resize_mode or layout.resize_mode,
+    )
     width = wide(layout.stem.width)
-    stem = ConvNormAct(options.in_channels, width, 3, layout.stem.stride, act=layout.stem.act, eps=options.norm_eps)
+    stem = ConvNormAct(
+        options.in_channels or 3, width, 3, layout.stem.stride, act=layout.stem.act, eps=options.norm_eps
+    )
     stages = []
     paths = iter(_drop_paths(layout, options))
     for number, stage in enumerate(layout.stages):

@@ -11,6 +11,8 @@ from corenas.mutable import apply
 
 _PARTS = {"conv": "0", "norm": "1", "reduce": "fc1", "expand": "fc2"}
 _BLOCKS = {"mobilenet_v3": "{number}.block", "mobilenet_v2": "{number}.conv", "efficientnet": "{stage}.{block}.block"}
+FAMILIES = tuple(_BLOCKS)
+"""Of torchvision's networks, by how their weights are named."""
 _HEADS = {"mobilenet_v3": "classifier.3", "mobilenet_v2": "classifier.1", "efficientnet": "classifier.1"}
 
 

@@ -25,6 +25,8 @@ from corenas_mutable_slices.layouts import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from corenas_mutable_slices import Staged
 
 Kind = Literal["basic", "bottleneck"]
@@ -165,12 +167,15 @@ class ResNet:
     arXiv:1605.07146) and the ResNet-50D of Once-for-All (Cai et al. 2020, arXiv:1908.09791). Smaller kernels are the
     centre of larger ones.
 
-    in_channels: channels of the images
+    weights: a file of the weights of a published network that the space has, as torchvision and timm names them; its
+        classifier is left out. The rest of a supernet begins at random
+    in_channels: channels of the images; left out, those of the task's (3 without a task)
     levels: stages, counted from 1, whose outputs are the features, for detection; without, the pooled end is
     resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"
     """
 
-    in_channels: int = field(default=3, validator=ge(1))
+    weights: str | None = None
+    in_channels: int | None = field(default=None, validator=optional(ge(1)))
     levels: tuple[int, ...] = ()
     resize_mode: ResizeMode = "bilinear"
 
@@ -198,6 +203,14 @@ class ResNet:
         from corenas_backbone_resnet.model import supernet
 
         return supernet(structure(space.tree, Layout), self)
+
+    def load(self, model: nn.Module, space: SearchSpace) -> None:
+        """Give a supernet the weights that the options name. Raises UserError for those of no network of the space."""
+        from corenas_backbone_resnet.weights import TORCHVISION, torchvision_name
+        from corenas_mutable_slices.exchange import load_pretrained
+
+        assert self.weights is not None
+        load_pretrained(model, space, self.weights, TORCHVISION, lambda body, arch: [torchvision_name], ["fc."])
 
 
 @hookimpl

@@ -32,7 +32,7 @@ def supernet(layout: Layout, options: ResNet) -> Staged:
         kinds = {kind: _blocks(kind, own, inputs, stage.stride, pool) for kind, own in stage.kinds.items()}
         stages.append((MixedOp(kinds, stage.choice), stage.width))
         inputs = stage.width
-    stem, final = _stem(layout.stem, options.in_channels), (nn.AdaptiveAvgPool2d(1), inputs)
+    stem, final = _stem(layout.stem, options.in_channels or 3), (nn.AdaptiveAvgPool2d(1), inputs)
     model = Staged(stem, stages, final, options.levels, layout.resolution, options.resize_mode)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -127,13 +127,13 @@ class ShuffleNetV2:
     The space of Single Path One-Shot (Guo et al. 2020, arXiv:1904.00420) on ShuffleNetV2 (Ma et al. 2018,
     arXiv:1807.11164). Each choice has weights of its own; of fewer inner channels the first ones are active.
 
-    in_channels: channels of the images
+    in_channels: channels of the images; left out, those of the task's (3 without a task)
     norm_affine: whether batch norms have weights and biases; SPOS's supernet has none, its retrained networks have
     levels: stages, counted from 1, whose outputs are the features, for detection; without, the network's end is
     resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"
     """
 
-    in_channels: int = field(default=3, validator=ge(1))
+    in_channels: int | None = field(default=None, validator=optional(ge(1)))
     norm_affine: bool = True
     levels: tuple[int, ...] = ()
     resize_mode: ResizeMode = "bilinear"

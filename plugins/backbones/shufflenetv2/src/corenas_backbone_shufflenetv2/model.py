@@ -20,7 +20,7 @@ KERNELS = {"shuffle_3x3": 3, "shuffle_5x5": 5, "shuffle_7x7": 7, "shuffle_xcepti
 def supernet(layout: Layout, options: ShuffleNetV2) -> Staged:
     """The supernet of one space: (n, in_channels, h, w) -> [(n, head width, 1, 1)]."""
     width = layout.stem.width
-    first = ConvNormAct(options.in_channels, width, 3, layout.stem.stride)
+    first = ConvNormAct(options.in_channels or 3, width, 3, layout.stem.stride)
     stem = nn.Sequential(first, nn.MaxPool2d(3, 2, 1)) if layout.stem.pool else first
     stages = []
     for stage in layout.stages:

@@ -90,7 +90,9 @@ class VisionTransformer:
     The supernet of AutoFormer (Chen et al. 2021, arXiv:2107.00651) on ViT (Dosovitskiy et al. 2021, arXiv:2010.11929)
     and DeiT (Touvron et al. 2021, arXiv:2012.12877).
 
-    in_channels: channels of the images
+    weights: a file of the weights of a published network that the space has, as torchvision names them; its
+        classifier is left out. The rest of a supernet begins at random
+    in_channels: channels of the images; left out, those of the task's (3 without a task)
     levels: stages, counted from 1, whose outputs are the features, as maps without the class token; without, the
         network's end is
     dropout: probability, in training, of features after the position embedding, attention and the MLP's two layers
@@ -98,7 +100,8 @@ class VisionTransformer:
     resize_mode: how images of another size are resized: "nearest", "bilinear" or "bicubic"
     """
 
-    in_channels: int = field(default=3, validator=ge(1))
+    weights: str | None = None
+    in_channels: int | None = field(default=None, validator=optional(ge(1)))
     levels: tuple[int, ...] = ()
     dropout: float = field(default=0.0, validator=[ge(0), lt(1)])
     drop_path: float = field(default=0.0, validator=[ge(0), lt(1)])
@@ -121,6 +124,15 @@ class VisionTransformer:
         from corenas_backbone_vit.model import supernet
 
         return supernet(structure(space.tree, Layout), self)
+
+    def load(self, model: nn.Module, space: SearchSpace) -> None:
+        """Give a supernet the weights that the options name. Raises UserError for those of no network of the space."""
+        from corenas_backbone_vit.weights import NETWORKS, torchvision_name
+        from corenas_mutable_slices.exchange import load_pretrained
+
+        assert self.weights is not None
+        heads = ["heads.", "head."]
+        load_pretrained(model, space, self.weights, NETWORKS, lambda body, arch: [torchvision_name], heads)
 
 
 @hookimpl

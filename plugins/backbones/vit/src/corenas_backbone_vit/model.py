@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def supernet(layout: Layout, options: VisionTransformer) -> Staged | Maps:
     """The supernet of one space: (n, in_channels, h, w) -> [(n, width)], or a map (n, width, h', w') for each level."""
     grid = layout.resolution // layout.patch
-    stem = Tokens(options.in_channels, layout.width, layout.patch, grid, options.dropout)
+    stem = Tokens(options.in_channels or 3, layout.width, layout.patch, grid, options.dropout)
     whole = sum(stage.depth.largest for stage in layout.stages)
     drop_path = iter(options.drop_path * i / max(whole - 1, 1) for i in range(whole))
     stages = []
@@ -116,6 +116,10 @@ class Maps(nn.Module):
         super().__init__()
         self.tokens, self.grid = tokens, grid
         self.feat_dims, self.segments = tokens.feat_dims, tokens.segments
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Its features."""
+        return self.features(x)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """(n, channels, h, w) -> (n, width, grid, grid) for each level."""

@@ -126,14 +126,14 @@ class ZenNet:
 
     se: whether blocks have squeeze-and-excitation, as the published networks named "SE" have
     residual: whether blocks have shortcuts; without them, as the Zen-Score looks at networks, projections are gone, too
-    in_channels: channels of the images
+    in_channels: channels of the images; left out, those of the task's (3 without a task)
     levels: stages, counted from 1, whose outputs are the features, for detection; without, the network's end is
     resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"
     """
 
     se: bool = False
     residual: bool = True
-    in_channels: int = field(default=3, validator=ge(1))
+    in_channels: int | None = field(default=None, validator=optional(ge(1)))
     levels: tuple[int, ...] = ()
     resize_mode: ResizeMode = "bilinear"
 

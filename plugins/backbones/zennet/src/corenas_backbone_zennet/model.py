@@ -34,7 +34,7 @@ def supernet(layout: Layout, options: ZenNet) -> Staged:
     Weights are drawn as torch draws them.
     """
     width = layout.stem.width
-    stem = convolutions(layout.stem, as_value(options.in_channels))
+    stem = convolutions(layout.stem, as_value(options.in_channels or 3))
     stages = []
     for stage in layout.stages:
         block, width = _stage(stage, width, options), _width_after(stage, width)

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from corenas_mutable_slices.blocks import basic_layers as basic_layers
     from corenas_mutable_slices.blocks import bottleneck_layers as bottleneck_layers
     from corenas_mutable_slices.layers import BatchNorm2dSlice as BatchNorm2dSlice
+    from corenas_mutable_slices.layers import Conv1dSlice as Conv1dSlice
     from corenas_mutable_slices.layers import Conv2dSlice as Conv2dSlice
+    from corenas_mutable_slices.layers import Conv3dSlice as Conv3dSlice
+    from corenas_mutable_slices.layers import ConvTranspose2dSlice as ConvTranspose2dSlice
+    from corenas_mutable_slices.layers import GroupNormSlice as GroupNormSlice
     from corenas_mutable_slices.layers import InputResize as InputResize
     from corenas_mutable_slices.layers import LinearSlice as LinearSlice
     from corenas_mutable_slices.layers import per_width_statistics as per_width_statistics
@@ -37,7 +41,17 @@ _MODULES = {
         "basic_layers",
         "bottleneck_layers",
     ),
-    "layers": ("BatchNorm2dSlice", "Conv2dSlice", "InputResize", "LinearSlice", "per_width_statistics"),
+    "layers": (
+        "BatchNorm2dSlice",
+        "Conv1dSlice",
+        "Conv2dSlice",
+        "Conv3dSlice",
+        "ConvTranspose2dSlice",
+        "GroupNormSlice",
+        "InputResize",
+        "LinearSlice",
+        "per_width_statistics",
+    ),
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from corenas.errors import UserError
 from corenas.mutable import Elastic
 from corenas.value import Constant, Dimension, Value, as_value, at_least, equals, make_divisible
-from corenas_mutable_slices.layers import BatchNorm2dSlice, Conv2dSlice, InputResize, Size
+from corenas_mutable_slices.layers import BatchNorm2dSlice, Conv2dSlice, InputResize, Kernel, Size
 
 
 class MixedOp(nn.Module):
@@ -95,7 +95,8 @@ def activation(name: str) -> nn.Module:
 class ConvNormAct(nn.Sequential):
     """Convolution, batch norm, activation: children `conv`, `norm` and, unless act is "none", `act`.
 
-    forward: (n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))
+    kernel_size, stride, groups, dilation, padding: as in `Conv2dSlice`
+    forward: (n, active inputs, h, w) -> (n, active outputs, h', w'); without `padding` h' is ceil(h / stride)
     """
 
     conv: Conv2dSlice
@@ -105,24 +106,25 @@ class ConvNormAct(nn.Sequential):
         self,
         inputs: Size,
         outputs: Size,
-        kernel_size: Value | int = 1,
-        stride: int = 1,
+        kernel_size: Kernel = 1,
+        stride: int | Sequence[int] = 1,
         groups: Value | int | str = 1,
         act: str = "relu",
-        dilation: int = 1,
+        dilation: int | Sequence[int] = 1,
         bias: bool = False,
         eps: float = 1e-5,
         transforms: bool = False,
+        padding: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.conv = Conv2dSlice(inputs, outputs, kernel_size, stride, groups, dilation, bias, transforms)
+        self.conv = Conv2dSlice(inputs, outputs, kernel_size, stride, groups, dilation, bias, transforms, padding)
         self.norm = BatchNorm2dSlice(outputs, eps)
         self.activated = act != "none"  # to ask for a child that is not there takes torch some microseconds
         if self.activated:
             self.act = activation(act)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))."""
+        """(n, active inputs, h, w) -> (n, active outputs, h', w')."""
         norm = self.norm
         exact = norm.training or torch.is_grad_enabled()
         x = norm(self.conv(input)) if exact else self.conv.normed(input, norm)
@@ -273,6 +275,10 @@ class Staged(nn.Module):
             self.final, dims = final[0], [final[1]]
         self.feat_dims = [Dimension.of(dim) for dim in dims]
         self.segments = [stem, *self.stages, *([] if levels else [final[0]])]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Its features."""
+        return self.features(x)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """(n, channels, h, w) -> the maps of the levels, or what comes out at the end."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, fx, nn
 from corenas.errors import UserError
 from corenas.export import flat_name
 from corenas.mutable import Exportable, Gated, apply
+from corenas.space import SearchSpace
 
 Rename = Callable[[str], str]
 """From a name in an exported network's state dict ("stages_0_blocks_1_body_conv1_conv.weight") to the published one."""
@@ -53,6 +55,65 @@ def load(model: nn.Module, arch: Mapping[str, Any], state: Mapping[str, Tensor],
         flat = whole.clone(memory_format=torch.contiguous_format).view(-1)
         flat[indices.reshape(-1)] = given.reshape(-1).to(flat)
         whole.copy_(flat.view(whole.shape))
+
+
+def load_pretrained(
+    model: nn.Module,
+    space: SearchSpace,
+    file: str,
+    networks: Mapping[str, Mapping[str, Any]],
+    renames: Callable[[nn.Module, Mapping[str, Any]], Iterable[Rename]],
+    heads: Sequence[str],
+) -> str:
+    """Give the backbone of a supernet the weights in a file, of whichever network it is. Returns its name.
+
+    file: safetensors, or a state dict that torch reads with weights alone
+    networks: name -> choices of published networks; those that the space has not are passed over. In a space of one
+        network that one is tried as well
+    renames: give the ways in which weights may be named, for a backbone and an arch
+    heads: how names of the classifier begin, which is the task's own
+    Raises UserError, keys under "backbone", for a file that cannot be read or is of no such network; the model is
+    then as it was.
+    """
+    state = {name: tensor for name, tensor in _state_in(file).items() if not name.startswith(tuple(heads))}
+    backbone: nn.Module = getattr(model, "backbone", model)
+    archs = {}
+    for name, choices in networks.items():
+        with suppress(UserError):
+            archs[name] = space.arch(choices)
+    if space.finite and space.size == 1:
+        archs["the space's network"] = space.default()
+    reasons = {}
+    for name, arch in archs.items():
+        for rename in renames(backbone, arch):
+            try:
+                load(backbone, arch, state, rename)
+            except (UserError, KeyError) as error:
+                reasons[name] = str(error).split("\n")[0]
+            else:
+                return name
+    text = f"{file} has the weights of no network of this space that is known"
+    known = ", ".join(networks)
+    hint = next(iter(reasons.values()), f"of {known} the space has none") if len(reasons) < 2 else f"tried: {known}"
+    raise UserError(text, key=("backbone", "weights"), hint=hint)
+
+
+def _state_in(file: str) -> dict[str, Tensor]:
+    """The state dict in a file. Raises UserError."""
+    try:
+        if file.endswith(".safetensors"):
+            import safetensors.torch
+
+            return safetensors.torch.load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of torch and safetensors, whatever the file is
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
+        raise UserError(f"cannot read {file}: {reason}", key=("backbone", "weights")) from error
+    for key in ("state_dict", "model_ema", "model"):  # as training scripts keep it
+        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
+    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise UserError(f"{file} holds no state dict", key=("backbone", "weights"))
+    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
 
 
 def published(network: nn.Module, rename: Rename = str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

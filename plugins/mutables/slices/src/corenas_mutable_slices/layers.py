@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corenas import distributed
 from corenas.mutable import Elastic, LayerCost, conv_cost, linear_cost, norm_cost
-from corenas.value import Constant, Dimension, Value, as_value
+from corenas.value import Constant, Dimension, TooManyCombinationsError, Value, as_value, grid
+from corenas.variables import variables_of
 
 Plain = TypeVar("Plain", bound=nn.Module)
 Size = Dimension | Value | int
+Kernel = Value | int | Sequence[Value | int]
 
 
 def per_choice(compute: Callable[[Any], Any]) -> property:
@@ -31,6 +36,10 @@ def per_choice(compute: Callable[[Any], Any]) -> property:
         return latest[1]
 
     return property(get, doc=compute.__doc__)
+
+
+_MOST_CUTS = 8192
+"""How many cuts are kept, the latest ones: about 10 MB."""
 
 
 class Cut(NamedTuple):
@@ -66,7 +75,7 @@ class Cut(NamedTuple):
             tensor[span] = new
 
 
-@functools.cache
+@functools.lru_cache(_MOST_CUTS)
 def cut(*axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Cut:
     """For each axis of a tensor the sizes of its parts, and how many elements at the start of each are active."""
     whole = [sum(sizes) for sizes, _ in axes]
@@ -123,70 +132,69 @@ class KernelTransform(nn.Module):
 class Conv2dSlice(nn.Conv2d):
     """A convolution of which the first channels are active (Yu et al. 2019, arXiv:1812.08928).
 
-    inputs, outputs: its channels; kernel_size: odd, a smaller one is the centre of the largest; groups: a number, a
-        value, or "depthwise" (as many as channels); the padding keeps the map's size at stride 1
+    inputs, outputs: its channels; kernel_size: a smaller one is the centre of the largest, so that all are odd or all
+        even; groups: a number, a value, or "depthwise" (as many as channels)
+    padding: pixels on each side for the largest kernel; a smaller one has fewer, so that its output has the same size.
+        Left out, kernels are odd and keep the map's size at stride 1
+    kernel_size, stride, padding, dilation: one for both axes, or one for each
     transforms: whether a smaller kernel comes from the next larger one by a learnt matrix, and is not its mere centre
-    forward: (n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))
+    forward: (n, active inputs, h, w) -> (n, active outputs, h', w'); without `padding` h' is ceil(h / stride)
+    Raises ValueError where groups do not divide the channels of every arch, or a kernel has no centre of that size.
     """
+
+    plain, convolve, axes = nn.Conv2d, staticmethod(F.conv2d), 2
 
     def __init__(
         self,
         inputs: Size,
         outputs: Size,
-        kernel_size: Value | int,
-        stride: int = 1,
+        kernel_size: Kernel,
+        stride: int | Sequence[int] = 1,
         groups: Value | int | str = 1,
-        dilation: int = 1,
+        dilation: int | Sequence[int] = 1,
         bias: bool = True,
         transforms: bool = False,
+        padding: int | Sequence[int] | None = None,
     ) -> None:
-        inputs, outputs, kernel = Dimension.of(inputs), Dimension.of(outputs), as_value(kernel_size)
-        if any(k % 2 == 0 for k in kernel.possible):
-            raise ValueError(f"kernel sizes are odd, not {kernel.possible}")
-        groups = groups.number if isinstance(groups, Constant) else groups
-        self.depthwise = groups == "depthwise"
-        if self.depthwise and inputs != outputs:
-            raise ValueError("a depthwise convolution has the same dimension on both sides")
-        group_count = outputs.size if self.depthwise else as_value(groups)
-        per_group = Constant(1) if self.depthwise else inputs.size // group_count
-        grouped = not self.depthwise and group_count != Constant(1)
-        # torch allocates (outputs, inputs / groups): the quotient is what a group sees at most.
-        width = per_group.largest if grouped or self.depthwise else inputs.allocated
-        super().__init__(width, outputs.allocated, kernel.largest, stride, dilation=dilation, bias=bias)
-        if self.depthwise:
-            self.groups = self.in_channels = outputs.allocated
-        self.inputs, self.outputs, self.kernel, self.group_count = inputs, outputs, kernel, group_count
-        values: dict[str, Value | Dimension] = {"inputs": inputs, "outputs": outputs, "kernel": kernel}
-        if grouped:
-            values |= {"groups": group_count, "per_group": per_group}
-        self.elastic = Elastic(values)
+        _start(self, inputs, outputs, kernel_size, stride, groups, dilation, bias, padding)
         self.transforms: nn.ModuleList | None = None
-        if transforms and len(kernel.possible) > 1:  # from the largest down: each begins with what the last one gave
-            self.transforms = nn.ModuleList(KernelTransform(size) for size in kernel.possible[-2::-1])
+        possible = self.kernels[0].possible
+        if transforms and len(possible) > 1:  # from the largest down: each begins with what the last one gave
+            if len(self.kernels) > 1 or not possible[0] % 2:
+                raise ValueError("transforms are for square kernels of odd sizes")
+            self.transforms = nn.ModuleList(KernelTransform(size) for size in possible[-2::-1])
+
+    @property
+    def kernel(self) -> Value:
+        """The size of the kernel, of the first axis where each has its own."""
+        return self.kernels[0]
 
     @per_choice
     def cuts(self) -> tuple[Cut, Cut]:
         """What is active of the weight, before transforms, and of the bias."""
-        choice, (_, width, kernel, _) = self.elastic.choice, self.weight.shape
+        choice, (_, width, *kernel) = self.elastic.choice, self.weight.shape
         outputs = axis(self, "outputs")
         if self.depthwise or "groups" in choice:
             inputs = (width,), (choice.get("per_group", 1),)
         else:
             inputs = axis(self, "inputs")
-        middle = centre(kernel, kernel if self.transforms else choice["kernel"])
-        return cut(outputs, inputs, middle, middle), cut(outputs)
+        chosen = kernel if self.transforms else _chosen_kernel(self)
+        return cut(outputs, inputs, *map(centre, kernel, chosen)), cut(outputs)
 
     @per_choice
-    def margin(self) -> tuple[int, int]:
-        """Pixels of the chosen kernel on each side of its middle; the number of groups."""
+    def margin(self) -> tuple[tuple[int, ...], int]:
+        """Pixels of the chosen kernel on each side of its middle, for each axis; the number of groups."""
         groups = sum(self.elastic.choice["outputs"]) if self.depthwise else self.elastic.choice.get("groups", 1)
-        return self.elastic.choice["kernel"] // 2, groups
+        return tuple(size // 2 for size in _chosen_kernel(self)), groups
 
     @property
     def shape(self) -> tuple[Any, ...]:
         """The chosen part's stride, padding, dilation and groups."""
-        (margin, groups), dilation = self.margin, self.dilation
-        return self.stride, (margin * dilation[0], margin * dilation[1]), dilation, groups
+        (margin, groups), dilation, whole = self.margin, self.dilation, self.whole_padding
+        if whole is None:
+            return self.stride, tuple(map(operator.mul, margin, dilation)), dilation, groups
+        sizes = zip(whole, dilation, self.kernel_size, margin, strict=True)
+        return self.stride, tuple(pad - step * (size // 2 - half) for pad, step, size, half in sizes), dilation, groups
 
     def active(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the chosen part: views where a dimension has one part, else one copy."""
@@ -199,40 +207,287 @@ class Conv2dSlice(nn.Conv2d):
         return weight, None if self.bias is None else of_bias(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(n, active inputs, h, w) -> (n, active outputs, ceil(h / stride), ceil(w / stride))."""
+        """(n, active inputs, h, w) -> (n, active outputs, h', w')."""
         weight, bias = self.active()
         if not _dense(weight):
             weight = weight.clone()  # else the convolution makes a copy, and its gradient another one
-        stride, *rest = self.shape
-        if stride != (1, 1) and self.elastic.choice["kernel"] == 1 and input.shape[1] < 16 and torch.is_grad_enabled():
+        stride, margin, *rest = self.shape
+        if (
+            max(stride) > 1
+            and set(weight.shape[2:]) == {1}
+            and not any(margin)
+            and input.shape[1] < 16
+            and torch.is_grad_enabled()
+        ):
             # The same by a stride of 1: on CPUs the gradient of such a layer writes beyond its memory (torch 2.15).
-            input, stride = input[:, :, :: stride[0], :: stride[1]], 1
-        return F.conv2d(input, weight, bias, stride, *rest)
+            input, stride = input[(..., *(slice(None, None, step) for step in stride))], 1
+        return self.convolve(input, weight, bias, stride, margin, *rest)
 
     def normed(self, input: Tensor, norm: BatchNorm2dSlice) -> Tensor:
         """The output after a batch norm in evaluation mode, without gradient: by way of the weights if that is less."""
         if _hooked(self) or _hooked(norm):
             return norm(self(input))
         weight, bias = self.active()
-        positions = input.numel() // input.shape[1] // (self.stride[0] * self.stride[1])
+        positions = input.numel() // input.shape[1] // math.prod(self.stride)
         less = weight.numel() <= weight.shape[0] * positions or not _dense(weight)  # it has to be copied anyway
         if not less or weight.dtype != norm._buffers["running_var"].dtype:
             return norm(self(input))
         scale, shift = norm.affine_map()
-        weight = weight * scale.view(-1, 1, 1, 1)
-        return F.conv2d(input, weight, shift if bias is None else bias * scale + shift, *self.shape)
+        weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+        return self.convolve(input, weight, shift if bias is None else bias * scale + shift, *self.shape)
 
     def cost(self, positions: Value) -> LayerCost:
         """Its cost at `positions` pixels."""
-        taps, biased = self.kernel * self.kernel, self.bias is not None
-        return conv_cost(self.inputs.size, self.outputs.size, taps, positions, self.group_count, biased)
+        taps = functools.reduce(operator.mul, self.kernels * (self.axes // len(self.kernels)))
+        return conv_cost(self.inputs.size, self.outputs.size, taps, positions, self.group_count, self.bias is not None)
 
-    def export(self) -> nn.Conv2d:
+    def export(self) -> nn.Module:
         """The chosen part as a plain convolution."""
         inputs, outputs = (sum(self.elastic.choice[name]) for name in ("inputs", "outputs"))
-        kernel, biased = self.elastic.choice["kernel"], self.bias is not None
-        plain = nn.Conv2d(inputs, outputs, kernel, *self.shape, bias=biased, device="meta")
+        kernel, biased = _chosen_kernel(self), self.bias is not None
+        plain = self.plain(inputs, outputs, kernel, *self.shape, bias=biased, device="meta")  # type: ignore[arg-type]
         weight, bias = self.active()
+        return filled(plain, self, weight=weight, bias=bias)
+
+
+def _start(
+    layer: Any,
+    inputs: Size,
+    outputs: Size,
+    kernel_size: Kernel,
+    stride: int | Sequence[int],
+    groups: Value | int | str,
+    dilation: int | Sequence[int],
+    bias: bool,
+    padding: int | Sequence[int] | None,
+) -> None:
+    """Initialise a convolution of torch that is to be a slice, and say what its shape follows from."""
+    inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
+    kernels = _kernels(kernel_size)
+    if len(kernels) not in (1, layer.axes):
+        raise ValueError(f"expected one kernel size, or one for each of {layer.axes} axes, found {len(kernels)}")
+    groups = groups.number if isinstance(groups, Constant) else groups
+    layer.depthwise = groups == "depthwise"
+    if layer.depthwise and inputs != outputs:
+        raise ValueError("a depthwise convolution has the same dimension on both sides")
+    group_count = outputs.size if layer.depthwise else as_value(groups)
+    per_group = Constant(1) if layer.depthwise else inputs.size // group_count
+    grouped = not layer.depthwise and group_count != Constant(1)
+    if grouped:
+        for dim in (inputs, outputs):
+            _refuse_indivisible(dim.size, group_count)
+    # torch allocates (outputs, inputs / groups): the quotient is what a group sees at most.
+    width = per_group.largest if grouped or layer.depthwise else inputs.allocated
+    whole = tuple(kernel.largest for kernel in kernels) * (layer.axes // len(kernels))
+    layer.plain.__init__(layer, width, outputs.allocated, whole, stride, dilation=dilation, bias=bias)
+    if layer.depthwise:
+        layer.groups = layer.in_channels = outputs.allocated
+    layer.inputs, layer.outputs, layer.kernels, layer.group_count = inputs, outputs, kernels, group_count
+    layer.whole_padding = _padding(layer, padding)
+    values: dict[str, Value | Dimension] = {"inputs": inputs, "outputs": outputs}
+    values |= {f"kernel_{i}" if i else "kernel": kernel for i, kernel in enumerate(kernels)}
+    if grouped:
+        values |= {"groups": group_count, "per_group": per_group}
+    layer.elastic = Elastic(values)
+
+
+def _kernels(size: Kernel) -> tuple[Value, ...]:
+    return tuple(map(as_value, size)) if isinstance(size, tuple | list) else (as_value(size),)  # type: ignore[arg-type]
+
+
+def _padding(layer: Any, padding: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    """Return the padding of the largest kernel on each side of an axis; None for what keeps the map's size."""
+    if padding is None:
+        if any(size % 2 == 0 for kernel in layer.kernels for size in kernel.possible):
+            sizes = tuple(size for kernel in layer.kernels for size in kernel.possible)
+            raise ValueError(f"kernel sizes are odd, not {sizes}; even ones keep no map's size: say their `padding`")
+        return None
+    found = tuple(padding) if isinstance(padding, tuple | list) else (padding,) * layer.axes
+    if len(found) != layer.axes:
+        raise ValueError(f"expected one padding, or one for each of {layer.axes} axes, found {len(found)}")
+    each = layer.kernels * (layer.axes // len(layer.kernels))
+    for kernel, pad, step in zip(each, found, layer.dilation, strict=True):
+        smallest, largest = kernel.possible[0], kernel.possible[-1]
+        if len({size % 2 for size in kernel.possible}) > 1:
+            raise ValueError(f"kernel sizes are all odd or all even, not {kernel.possible}: else they have no centre")
+        if pad < step * (largest - smallest) // 2:
+            text = f"a padding of {pad} for the kernel of {largest}"
+            raise ValueError(f"{text} leaves less than none for that of {smallest}, whose output has the same size")
+    return found
+
+
+def _refuse_indivisible(size: Value, groups: Value) -> None:
+    """Raise ValueError if some arch has channels that its groups do not divide."""
+    try:
+        archs = grid({**size.domains, **groups.domains}) if size.keys or groups.keys else {"": np.zeros(1)}
+    except TooManyCombinationsError:
+        return  # it shows when such an arch runs
+    reachable: Any = True
+    for variable in {v.key: v for value in (size, groups) for v in variables_of(value)}.values():
+        for condition in (c for c in variable.when if c.key in archs):
+            held = np.isin(archs[condition.key], [*condition.choices])
+            reachable &= held | (archs[variable.key] == variable.default)  # what is inactive holds its default
+    wrong = np.flatnonzero(np.atleast_1d(((size - size // groups * groups)(archs) != 0) & reachable))
+    if len(wrong):
+        arch = {key: column[wrong[0]].item() for key, column in archs.items() if key}
+        text = f"{size(arch)} channels cannot be cut into {groups(arch)} groups"
+        where = ", ".join(f"{key} = {choice!r}" for key, choice in arch.items())
+        raise ValueError(f"{text} ({where})" if where else text)
+
+
+def _chosen_kernel(layer: Any) -> tuple[int, ...]:
+    choice, count = layer.elastic.choice, len(layer.kernels)
+    if count == 1:
+        return (choice["kernel"],) * layer.axes
+    return tuple(choice[f"kernel_{i}" if i else "kernel"] for i in range(count))
+
+
+class Conv1dSlice(nn.Conv1d):
+    """A convolution along one axis, with all that `Conv2dSlice` has but transforms.
+
+    forward: (n, active inputs, l) -> (n, active outputs, l')
+    """
+
+    plain, convolve, axes, transforms = nn.Conv1d, staticmethod(F.conv1d), 1, None
+
+    def __init__(
+        self,
+        inputs: Size,
+        outputs: Size,
+        kernel_size: Kernel,
+        stride: int | Sequence[int] = 1,
+        groups: Value | int | str = 1,
+        dilation: int | Sequence[int] = 1,
+        bias: bool = True,
+        padding: int | Sequence[int] | None = None,
+    ) -> None:
+        _start(self, inputs, outputs, kernel_size, stride, groups, dilation, bias, padding)
+
+    cuts, margin, shape = Conv2dSlice.cuts, Conv2dSlice.margin, Conv2dSlice.shape
+    active, forward, cost, export = Conv2dSlice.active, Conv2dSlice.forward, Conv2dSlice.cost, Conv2dSlice.export
+
+
+class Conv3dSlice(nn.Conv3d):
+    """A convolution along three axes, with all that `Conv2dSlice` has but transforms.
+
+    forward: (n, active inputs, t, h, w) -> (n, active outputs, t', h', w')
+    """
+
+    plain, convolve, axes, transforms = nn.Conv3d, staticmethod(F.conv3d), 3, None
+    __init__ = Conv1dSlice.__init__
+    cuts, margin, shape = Conv2dSlice.cuts, Conv2dSlice.margin, Conv2dSlice.shape
+    active, forward, cost, export = Conv2dSlice.active, Conv2dSlice.forward, Conv2dSlice.cost, Conv2dSlice.export
+
+
+class ConvTranspose2dSlice(nn.ConvTranspose2d):
+    """A transposed convolution of which the first channels are active; its map is `stride` times as large.
+
+    inputs, outputs: its channels; kernel_size: at least the stride, and all such sizes even or all odd where it is a
+        variable: a smaller one is the centre of the largest; stride: a number, or one for each axis
+    forward: (n, active inputs, h, w) -> (n, active outputs, stride * h, stride * w)
+    Raises ValueError for a kernel that is smaller than the stride, or has no centre of that size.
+    """
+
+    def __init__(
+        self, inputs: Size, outputs: Size, kernel_size: Kernel, stride: int | Sequence[int] = 2, bias: bool = True
+    ) -> None:
+        inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
+        kernels = _kernels(kernel_size)
+        whole = tuple(kernel.largest for kernel in kernels) * (2 // len(kernels))
+        super().__init__(inputs.allocated, outputs.allocated, whole, stride, bias=bias)  # type: ignore[arg-type]
+        for kernel, step in zip(kernels * (2 // len(kernels)), self.stride, strict=True):
+            if kernel.possible[0] < step or len({size % 2 for size in kernel.possible}) > 1:
+                text = f"expected kernels of at least the stride {step}, all odd or all even"
+                raise ValueError(f"{text}, found {kernel.possible}")
+        self.inputs, self.outputs, self.kernels, self.axes = inputs, outputs, kernels, 2
+        named = {f"kernel_{i}" if i else "kernel": kernel for i, kernel in enumerate(kernels)}
+        self.elastic = Elastic({"inputs": inputs, "outputs": outputs, **named})
+
+    @per_choice
+    def cuts(self) -> tuple[Cut, Cut]:
+        """What is active of weight and bias."""
+        outputs, kernel = axis(self, "outputs"), _chosen_kernel(self)
+        return cut(axis(self, "inputs"), outputs, *map(centre, self.kernel_size, kernel)), cut(outputs)
+
+    @property
+    def shape(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The chosen part's padding, and its output padding: the map grows by the stride, whatever the kernel is."""
+        over = [size - step for size, step in zip(_chosen_kernel(self), self.stride, strict=True)]
+        return tuple((n + 1) // 2 for n in over), tuple(n % 2 for n in over)
+
+    def active(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the chosen part."""
+        of_weight, of_bias = self.cuts
+        return of_weight(self.weight), None if self.bias is None else of_bias(self.bias)
+
+    def forward(self, input: Tensor, output_size: None = None) -> Tensor:
+        """(n, active inputs, h, w) -> (n, active outputs, stride * h, stride * w)."""
+        weight, bias = self.active()
+        return F.conv_transpose2d(input, weight, bias, self.stride, *self.shape)
+
+    def cost(self, positions: Value) -> LayerCost:
+        """Its cost at `positions` pixels of the output: each weight counts at each pixel of the input."""
+        taps = functools.reduce(operator.mul, self.kernels * (2 // len(self.kernels)))
+        weights, outputs = self.inputs.size * self.outputs.size * taps, self.outputs.size
+        biases = outputs if self.bias is not None else Constant(0)
+        return LayerCost(weights * (positions // math.prod(self.stride)), weights + biases, outputs * positions)
+
+    def export(self) -> nn.ConvTranspose2d:
+        """The chosen part as a plain transposed convolution."""
+        inputs, outputs = (sum(self.elastic.choice[name]) for name in ("inputs", "outputs"))
+        weight, bias = self.active()
+        kernel: Any = _chosen_kernel(self)
+        padding, more = self.shape
+        plain = nn.ConvTranspose2d(
+            inputs,
+            outputs,
+            kernel,
+            self.stride,  # type: ignore[arg-type]
+            padding,  # type: ignore[arg-type]
+            more,  # type: ignore[arg-type]
+            bias=self.bias is not None,
+            device="meta",
+        )
+        return filled(plain, self, weight=weight, bias=bias)
+
+
+class GroupNormSlice(nn.GroupNorm):
+    """A group norm of which the first features are active.
+
+    groups: how many, a number or a value; it divides the features of every arch
+    forward: (n, active features, …) -> the same shape
+    Raises ValueError where it does not.
+    """
+
+    def __init__(self, groups: Value | int, features: Size, eps: float = 1e-5, affine: bool = True) -> None:
+        outputs, groups = Dimension.of(features), as_value(groups)
+        _refuse_indivisible(outputs.size, groups)
+        super().__init__(1, outputs.allocated, eps, affine)
+        self.outputs = outputs
+        self.elastic = Elastic({"outputs": outputs, "groups": groups})
+
+    @per_choice
+    def cut(self) -> Cut:
+        """What is active of every vector."""
+        return cut(axis(self, "outputs"))
+
+    def active(self) -> list[Any]:
+        """Weight and bias of the chosen part."""
+        return [None if tensor is None else self.cut(tensor) for tensor in (self.weight, self.bias)]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(n, active features, …) -> the same shape."""
+        return F.group_norm(input, self.elastic.choice["groups"], *self.active(), self.eps)
+
+    def cost(self, positions: Value) -> LayerCost:
+        """Two parameters a feature."""
+        return norm_cost(self.outputs.size, self.affine)
+
+    def export(self) -> nn.GroupNorm:
+        """The chosen part as a plain group norm."""
+        weight, bias = self.active()
+        features = sum(self.elastic.choice["outputs"])
+        plain = nn.GroupNorm(self.elastic.choice["groups"], features, self.eps, self.affine, device="meta")
         return filled(plain, self, weight=weight, bias=bias)
 
 

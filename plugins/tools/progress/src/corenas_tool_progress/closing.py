@@ -30,7 +30,7 @@ def closing_lines(event: RunDone) -> list[str]:
         lines.append(f"{which}best {several}: {figures}" + (f" on {valid} validation images" if valid else ""))
     if best["test"]:
         figures = figure_text(best["test"], event.metrics, splits["test"])
-        lines.append(f"on {splits['test']} test images, touched once: {figures}")
+        lines.append(f"on {splits['test']} test images: {figures}")
     for row in table if len(table) > 1 else ():
         figures = figure_text({**row["metrics"], **row["test"]}, event.metrics, splits.get("test", 0))
         lines.append(f"{row['constraints'] or 'no constraint'}: {figures}, in {folder}/{row['folder']}/")

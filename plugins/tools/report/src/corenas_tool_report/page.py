@@ -94,7 +94,7 @@ def _tiles(run: Run) -> Html:
         first = y if y in found.test else next(iter(found.test), None)
         if first is not None:
             text = measured(found.test[first], run.unit(first), run.samples("test"))
-            tiles.append((f"{first} on test data", text, "touched once"))
+            tiles.append((f"{first} on test data", text, _touched(run)))
         costs = _costs(found)
         tiles += [(name, exact(costs[name]), "of the best arch") for name in COSTS[:2] if name in costs]
     counts = Counter(trial.state for trial in run.all_trials)
@@ -175,7 +175,7 @@ def _found(run: Run, found: Found, open_: bool) -> list[Any]:
     if names:
         head = [
             f"in the search{f': {valid:,} {_split_word(run)} {kind}' if valid else ''}",
-            f"test: {f'{test:,} ' if test else ''}{kind}, touched once",
+            f"test: {f'{test:,} ' if test else ''}{kind}, {_touched(run)}",
         ]
         kept = [any(name in metrics for name in names) for metrics in (found.metrics, found.test)]
         rows = [["metric", *head], *([name, *_figures(run, found, [name])] for name in names)]
@@ -254,7 +254,7 @@ def _on_what(run: Run) -> str:
         again = ", trained from scratch," if "retrain" in run.curves else ""
         words.append(
             f"Test figures are those of the exported network{again} on {f'{test:,} ' if test else ''}other {kind}, "
-            f"touched once{' for each search' if len(run.founds) > 1 else ''}, when all choices had been made."
+            f"{_touched(run)}, when all choices had been made."
         )
         for found in run.founds:
             for name, mean in found.seeds.get("mean", {}).items():
@@ -269,6 +269,13 @@ def _on_what(run: Run) -> str:
         formula = "√(p\u00a0(100\u00a0−\u00a0p)\u00a0/\u00a0n)"
         words.append(f"What stands behind ± is one binomial standard error, the noise of so few {kind}: {formula}.")
     return " ".join(words)
+
+
+def _touched(run: Run) -> str:
+    """How often test data was looked at, as far as this run knows."""
+    before = (run.spec.get("supernet") or {}).get("from")
+    often = f"once for each of {len(run.founds)} searches" if len(run.founds) > 1 else "once"
+    return f"touched {often} here, and by the run {before} before" if before else f"touched {often}"
 
 
 def _split(run: Run) -> str:
@@ -407,8 +414,10 @@ def _asked(run: Run) -> Html:
     if run.space:
         rows.append(("space", _space_text(run)))
     rows += [("train", _train_text(spec["train"]))] if spec.get("train") else []
-    if any((spec.get("retrain") or {}).values()):
-        rows.append(("retrain", _train_text(spec["retrain"].get("train") or {}) or "as the supernet was trained"))
+    if any(stage.startswith("retrain") for stage in (*run.seconds, *run.curves)):
+        rows.append(
+            ("retrain", _train_text((spec.get("retrain") or {}).get("train") or {}) or "as the supernet was trained")
+        )
     if (spec.get("supernet") or {}).get("from"):
         rows.append(("supernet", f"that of {spec['supernet']['from']}"))
     rows += [("seed", esc(spec["seed"]))] if "seed" in spec else []
@@ -457,7 +466,7 @@ def _without_none(data: Any) -> Any:
 _USES = {
     "train": "trains the weights",
     "valid": "measures archs in the search",
-    "test": "touched once, for the exported network",
+    "test": "measures the exported network, at the end",
 }
 
 
@@ -465,8 +474,7 @@ def _data(run: Run) -> Html:
     if not run.splits:
         return Html()
     rows = [[split, f"{n:,}", _USES.get(split, "")] for split, n in run.splits.items()]
-    seed = f"Cut with seed {run.spec['seed']}. " if "seed" in run.spec else ""
-    text = f"{seed}No sample is in two splits."
+    text = " ".join([f"{run.cut[:1].upper()}{run.cut[1:]}."] if run.cut else [])
     return _section(
         "Data", table("splits", ["split", _kind(run), "what it does"], rows, seen=False), tag("p", text, class_="soft")
     )
@@ -553,7 +561,7 @@ def _runs_table(runs: Sequence[Run], names: Sequence[str]) -> Html:
                 ]
             )
     words = (
-        "Search: on validation data, by which archs were chosen. Test: the exported network, on data touched once. "
+        "Search: on validation data, by which archs were chosen. Test: the exported network, on other data. "
         "What stands behind ± is one binomial standard error."
     )
     return join([table("the best of each run", head, rows, "wide"), tag("p", words, class_="soft")])

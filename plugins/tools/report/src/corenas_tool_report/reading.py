@@ -54,6 +54,7 @@ class Run:
     curves: stage -> its points, each with the steps done and figures
     finished: whether it has its result
     trust: how far its ranking of archs is that of the same trained alone, where it was asked
+    cut: how its splits were made, in words, "" where that is not known
     """
 
     folder: Path
@@ -70,6 +71,7 @@ class Run:
     founds: Sequence[Found]
     finished: bool
     trust: Mapping[str, Any] | None = None
+    cut: str = ""
 
     @property
     def name(self) -> str:
@@ -161,6 +163,7 @@ def _run(folder: Path, store: Store) -> Run:
         _results(folder, result, searches) if result else _so_far(objectives, searches, trials),
         result is not None,
         (result or {}).get("trust"),
+        store.get("cut") or "",
     )
 
 

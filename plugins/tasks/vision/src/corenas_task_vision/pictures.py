@@ -1,0 +1,234 @@
+"""How one file becomes pixels, what its header says of it, and what is wrong with many of them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import define, frozen
+from PIL import Image, features
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy",
+    *((".avif",) if features.check("avif") else ()),
+)  # fmt: skip
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what broken files raise
+_MANY = 64
+"""How many headers are read to see what the images of a folder are like."""
+_SMALL = 224
+"""Largest side of images that stay as they are, if all have one size."""
+
+
+def pixels(source: Any, path: str, channels: int, size: int, bits: int = 16) -> Tensor:
+    """The pixels of a file, (c, h, w): bytes, or floats from 0 to 1 where a channel has more than 8 bits.
+
+    source: the file, or its content
+    size: JPEGs far larger than twice this are decoded smaller, which takes a fraction of the time
+    bits: how many of 16 are in use: pixels are divided by 2^bits - 1
+    Raises one of `UNREADABLE` for a file that is no image.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix == ".npy":
+        return _scaled(_by_channel(np.load(source, allow_pickle=False), channels), bits)
+    if channels not in (1, 3) and suffix in (".tif", ".tiff"):
+        import tifffile  # bands and pages beyond colour, which Pillow does not read
+
+        try:
+            return _scaled(_by_channel(tifffile.imread(source), channels), bits)
+        except tifffile.TiffFileError as error:
+            raise ValueError(str(error)) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(source) as picture:
+            if channels not in (1, 3):
+                return _scaled(_by_channel(np.asarray(picture), channels), bits)
+            picture.draft(mode_of(channels), (2 * size, 2 * size))
+            if _is_deep(picture):
+                return _scaled(np.asarray(picture).astype(np.uint16)[None], bits).expand(channels, -1, -1)
+            return functional.pil_to_tensor(converted(picture, mode_of(channels)))
+
+
+def mode_of(channels: int) -> str:
+    """PIL's mode of pictures of 1 or 3 channels."""
+    return "L" if channels == 1 else "RGB"
+
+
+def converted(picture: Image.Image, mode: str) -> Image.Image:
+    """A picture in another mode. Raises ValueError for one of 32 bits a pixel."""
+    if _is_deep(picture):  # PIL would cut off all that is brighter than 255 of 65,535
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits, of a scale that nobody knows; expected 8 or 16")
+    elif picture.mode == "P" and "transparency" in picture.info:  # PIL would warn
+        picture = picture.convert("RGBA")
+    return picture.convert(mode)
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether a grey picture has 16 bits."""
+    return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM")
+
+
+def _by_channel(array: np.ndarray, channels: int) -> np.ndarray:
+    """An array of pixels as (c, h, w). Raises ValueError if it has no axis of so many channels."""
+    if array.ndim == 2 and channels == 1:
+        return array[None]
+    if array.ndim == 3 and array.shape[0] == channels:
+        return array
+    if array.ndim == 3 and array.shape[2] == channels:
+        return array.transpose(2, 0, 1)
+    raise ValueError(f"it has the shape {array.shape}: expected {channels} channels first or last")
+
+
+def _scaled(array: np.ndarray, bits: int) -> Tensor:
+    """Pixels as bytes, or as floats from 0 to 1. Raises ValueError for other types."""
+    if array.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(array))
+    if array.dtype == bool:
+        return torch.from_numpy(array.astype(np.uint8) * 255)
+    if array.dtype in (np.uint16, ">u2", np.int32):
+        most = 2**bits - 1
+        return torch.from_numpy(np.minimum(array.astype(np.float32), most) / most)
+    if array.dtype.kind == "f":
+        return torch.from_numpy(array.astype(np.float32))
+    raise ValueError(f"its pixels are of {array.dtype}: expected 8 or 16 bits, or floats from 0 to 1")
+
+
+@frozen
+class Look:
+    """What headers of some images say of all.
+
+    channels: 1 where all are grey, the channels of arrays, else 3
+    side: height and width, if all have one size and it is small; None otherwise
+    """
+
+    channels: int
+    side: tuple[int, int] | None
+
+
+def look_at_headers(paths: Sequence[str]) -> Look | None:
+    """What some of the images are like, evenly spread; None if none of them can be read."""
+    every = np.linspace(0, len(paths) - 1, min(len(paths), _MANY)).astype(int)
+    channels, sizes = set(), set()
+    for path in [paths[i] for i in dict.fromkeys(every.tolist())]:
+        try:
+            if path.lower().endswith(".npy"):
+                shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+                least = int(np.argmin(shape)) if len(shape) == 3 else 0
+                channels.add(shape[least] if len(shape) == 3 else 1)
+                sizes.add(tuple(n for i, n in enumerate(shape) if len(shape) == 2 or i != least))
+            else:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    with Image.open(path) as picture:
+                        channels.add(1 if picture.mode in ("1", "L", "I") or picture.mode.startswith("I;") else 3)
+                        sizes.add(picture.size[::-1])
+        except UNREADABLE:
+            continue
+    if not channels:
+        return None
+    side = next(iter(sizes)) if len(sizes) == 1 and max(next(iter(sizes))) <= _SMALL else None
+    return Look(max(channels), side)
+
+
+@define
+class Checked:
+    """What was found in files.
+
+    broken: path -> what is wrong with it
+    digests: path -> that of its content, where contents were read
+    brightest: the largest pixel of files of more than 8 bits, on a scale of 0 to 1 after `bits`; None if there are none
+    """
+
+    broken: dict[str, str]
+    digests: dict[str, bytes]
+    brightest: float | None
+
+
+def check(paths: Sequence[str], how: str, channels: int, size: int, bits: int, workers: int | None = None) -> Checked:
+    """Read files, several at a time.
+
+    how: "all" decodes each, "headers" opens each, "none" nothing
+    """
+    found = Checked({}, {}, None)
+    if how == "none":
+        return found
+
+    def one(path: str) -> tuple[str | None, bytes | None, float | None]:
+        try:
+            if how == "headers":
+                if not path.lower().endswith(".npy"):
+                    with warnings.catch_warnings(), Image.open(path):
+                        pass
+                return None, None, None
+            content = Path(path).read_bytes()
+            image = pixels(io.BytesIO(content), path, channels, size, bits)
+            peak = float(image.max()) if image.is_floating_point() else None
+            return None, hashlib.blake2b(content, digest_size=16).digest(), peak
+        except (*UNREADABLE, MemoryError) as error:
+            return str(error) or type(error).__name__, None, None
+
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        for path, (reason, digest, peak) in zip(paths, pool.map(one, paths, chunksize=1), strict=True):
+            if reason is not None:
+                found.broken[path] = reason
+            if digest is not None:
+                found.digests[path] = digest
+            if peak is not None:
+                found.brightest = max(peak, found.brightest or 0.0)
+    return found
+
+
+def files_in(folder: Path) -> tuple[list[str], Counter[str]]:
+    """The images in a folder and below, in order; and what else lies there, counted by suffix."""
+    images: list[str] = []
+    skipped: Counter[str] = Counter()
+    seen: set[str] = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if os.path.realpath(where) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(where))
+        for file in files:
+            path = os.path.join(where, file)
+            if file.startswith("."):
+                skipped["hidden"] += 1
+            elif not file.lower().endswith(SUFFIXES):
+                skipped[os.path.splitext(file)[1].lower() or "without suffix"] += 1
+            elif not os.path.isfile(path):  # a pipe would be waited for, a device read without end
+                skipped["no regular file"] += 1
+            else:
+                images.append(path)
+    return sorted(images), skipped
+
+
+def said(counts: Mapping[str, int]) -> str:
+    """Counts in words, the most first: "3 .txt, 1 hidden"."""
+    return ", ".join(f"{n:,} {name}" for name, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def twins(digests: Mapping[str, bytes], splits: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
+    """Files of the same content that are in two splits."""
+    first: dict[bytes, tuple[str, str]] = {}
+    found = []
+    for split, paths in splits.items():
+        for path in paths:
+            digest = digests.get(path)
+            if digest is None:
+                continue
+            before = first.setdefault(digest, (split, path))
+            if before[0] != split:
+                found.append((before[1], path))
+    return found

@@ -1,0 +1,383 @@
+"""Data as people have it: broken files, other files, deep and odd pictures, tables of labels, unequal classes."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import sklearn.utils.class_weight
+import tifffile
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms import v2
+
+from corenas.errors import UserError
+from corenas.loading import Stream
+from corenas.options import structure
+from corenas.testing.tasks import task_checks
+from corenas_task_vision import Classification, Data, MultiLabel, Regression
+
+
+def start(cls=Classification, seed=0, read=True, **table):
+    return structure(table, cls).start(np.random.default_rng(seed), read)
+
+
+def wrong(cls=Classification, **table):
+    with pytest.raises(UserError) as caught:
+        start(cls, **table)
+    return caught.value.faults
+
+
+def folder(root, counts, size=(20, 30), kind="png", seed=0):
+    rng = np.random.default_rng(seed)
+    for name, n in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(n):
+            pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.{kind}")
+    return {"type": "folder", "root": str(root)}
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A folder in which three images are broken, each in its own way; and their names."""
+    data = folder(tmp_path / "data", {"cat": 12, "dog": 12}, kind="jpg")
+    cut, empty, text = (tmp_path / "data" / name for name in ("dog/7.jpg", "cat/0.jpg", "cat/3.jpg"))
+    cut.write_bytes(cut.read_bytes()[:-100])
+    empty.write_bytes(b"")
+    text.write_text("no picture")
+    return data, [str(path) for path in (empty, text, cut)]
+
+
+def test_all_broken_images_are_told_at_once_before_anything_else(broken):
+    data, names = broken
+    faults = wrong(data=data)
+    assert [fault.file for fault in faults] == names
+    assert all("cannot be read" in fault.message for fault in faults)
+    assert "skip_broken = true" in faults[0].hint
+    assert [fault.file for fault in wrong(data=data, verify="headers")] == names[:2]  # a header may be whole
+    assert start(data=data, verify="none").splits == {"train": 17, "valid": 2, "test": 5}
+
+
+def test_broken_images_are_left_out_on_request_and_told(broken):
+    data, names = broken
+    task = start(data=data, skip_broken=True, test=4, valid=4)
+    assert task.splits == {"train": 13, "valid": 4, "test": 4}
+    (note,) = task.notes
+    assert note == f"3 images cannot be read and are left out: {', '.join(names)}"
+    for split in task.splits:
+        dataset = task.dataset(split, False)
+        assert len([dataset[i] for i in range(len(dataset))]) == task.splits[split]
+
+
+def test_what_is_no_image_is_counted_aloud(tmp_path):
+    data = folder(tmp_path, {"cat": 5, "dog": 5})
+    for name in ("cat/notes.txt", "cat/more.txt", "dog/.hidden.png", "dog/Thumbs.db", "dog/film.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    (note,) = start(data=data).notes
+    assert note.endswith("passed over: 2 .txt, 1 .db, 1 .mp4, 1 hidden")
+    assert note.startswith("5 files in")
+
+
+@pytest.mark.parametrize("kind", ["gif", "jfif", "avif"])
+def test_formats_that_pillow_reads_are_read(tmp_path, kind):
+    data = folder(tmp_path, {"cat": 4, "dog": 4}, kind="png" if kind == "jfif" else kind)
+    for path in tmp_path.glob("*/*.png"):
+        Image.open(path).save(path.with_suffix(".jfif"), "JPEG")
+        path.unlink()
+    task = start(data=data, size=8)
+    assert sum(task.splits.values()) == 8
+    assert task.dataset("train", False)[0][0].shape == (3, 8, 8)
+
+
+def test_an_image_that_is_in_two_ready_splits_is_found_by_its_content(tmp_path):
+    for seed, (name, n) in enumerate({"train": 6, "val": 3, "test": 2}.items()):
+        folder(tmp_path / name, {"cat": n, "dog": n}, seed=seed)
+    data = {"type": "folder", "root": str(tmp_path)}
+    clean = start(data=data)
+    assert (clean.notes, clean.cut) == ([], "split as the data says; no image is in two splits, by content")
+    shutil.copy(tmp_path / "train/cat/1.png", tmp_path / "test/cat/again.png")
+    task = start(data=data)
+    assert task.cut == "split as the data says; 1 images are in two splits, by content"
+    assert "train/cat/1.png" in task.notes[0]
+    assert "nobody looked" in start(data=data, verify="headers").cut
+
+
+def test_a_moved_folder_has_the_same_fingerprint_and_another_image_another(tmp_path):
+    data = folder(tmp_path / "here", {"cat": 5, "dog": 5})
+    before = start(data=data).fingerprint
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    moved = {"type": "folder", "root": str(tmp_path / "there")}
+    assert start(data=moved).fingerprint == before
+    (tmp_path / "there/cat/0.png").rename(tmp_path / "there/cat/zero.png")
+    assert start(data=moved).fingerprint != before
+
+
+# -- pictures that are not 8 bits, three channels and square ----------------------------------------------------------
+
+
+def deep(root, most, dtype=np.uint16):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for i in range(5):
+            Image.fromarray(rng.integers(0, most + 1, (8, 8), dtype=dtype)).save(root / name / f"{i}.png")
+    return {"type": "folder", "root": str(root)}
+
+
+def test_pictures_of_12_bits_in_16_keep_their_shades_and_are_told_of(tmp_path):
+    data = deep(tmp_path, 4095)
+    task = start(data=data, mean=[0.0], std=[1.0])
+    assert task.example.shape == (1, 1, 8, 8)  # grey and small, as the files are
+    (note,) = task.notes
+    assert "`bits = 12`" in note
+    fitting = start(data=data, mean=[0.0], std=[1.0], bits=12)
+    assert fitting.notes == []
+    assert fitting.preprocessing["bits"] == 12
+    split = fitting.dataset("train", False)
+    for i in range(len(split)):
+        raw = np.asarray(Image.open(split.split.pool.path(int(split.split.places[i]))))
+        torch.testing.assert_close(split[i][0][0], torch.from_numpy((raw / 4095).astype(np.float32)))
+    assert len(torch.cat([split[i][0] for i in range(len(split))]).unique()) > 200  # 16 where 8 bits are kept
+    assert start(data=deep(tmp_path / "whole", 65535)).notes == []
+
+
+@pytest.mark.parametrize("kind", ["npy", "tif", "pages"])
+def test_images_of_many_channels_are_read_as_they_are(tmp_path, kind):
+    rng, arrays = np.random.default_rng(0), {}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            array = rng.integers(0, 256, (5, 12, 16), dtype=np.uint8)
+            path = tmp_path / name / f"{i}.{'npy' if kind == 'npy' else 'tif'}"
+            if kind == "npy":
+                np.save(path, array.transpose(1, 2, 0))
+            else:
+                more = {"photometric": "minisblack", "planarconfig": "separate"} if kind == "tif" else {}
+                tifffile.imwrite(path, array, **more)
+            arrays[str(path)] = array
+    task = start(data={"type": "folder", "root": str(tmp_path)}, channels=5, size=[12, 16], mean=[0.0], std=[1.0])
+    split = task.dataset("train", False)
+    assert task.example.shape == (1, 5, 12, 16)
+    for i in range(len(split)):
+        expected = arrays[split.split.pool.path(int(split.split.places[i]))] / 255
+        torch.testing.assert_close(split[i][0], torch.from_numpy(expected.astype(np.float32)))
+    faults = wrong(data={"type": "folder", "root": str(tmp_path)}, channels=4, size=8)
+    assert len(faults) == 10
+    assert "expected 4 channels first or last" in faults[0].message
+
+
+@pytest.mark.parametrize(("image", "resized"), [((30, 20), (96, 64)), ((20, 60), (85, 255)), ((128, 96), (85, 64))])
+def test_sizes_need_not_be_square(tmp_path, image, resized):
+    data = folder(tmp_path, {"a": 4, "b": 4}, size=image)
+    task = start(data=data, size=[64, 48], crop=0.75, mean=[0.0], std=[1.0])
+    assert task.example.shape == (1, 3, 64, 48)
+    split = task.dataset("train", False)
+    pixels = split.split.pool[int(split.split.places[0])]
+    whole = (max(85, resized[0]), max(64, resized[1]))
+    expected = v2.functional.center_crop(v2.functional.resize(pixels, [*whole], antialias=True), [64, 48])
+    assert split[0][0].shape == (3, 64, 48)
+    torch.testing.assert_close(split[0][0], expected / 255, atol=2 / 255, rtol=0)
+    assert (task.preprocessing["crop"], task.preprocessing["resize"]) == ([64, 48], [85, 64])
+
+
+def test_channels_and_size_are_those_of_the_images(tmp_path):
+    data = folder(tmp_path / "photos", {"a": 4, "b": 4}, size=(40, 30))
+    assert start(data=data).example.shape == start(data=data, read=False).example.shape == (1, 3, 40, 30)
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "photos/a/other.png")
+    assert start(data=data).example.shape == (1, 3, 224, 224)
+    for path in (tmp_path / "photos").glob("*/*.png"):
+        Image.open(path).convert("L").save(path)
+    assert start(data=data, size=16).example.shape == (1, 1, 16, 16)
+    assert start(data=data, size=16, channels=3).example.shape == (1, 3, 16, 16)
+
+
+# -- losses, mixtures, accuracies --------------------------------------------------------------------------------------
+
+
+def numbers(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_of_classes_and_the_focal_loss_are_those_written_by_hand(smoothing):
+    scores, labels = numbers(0, 12, 10), torch.arange(12) % 10
+    weights = torch.linspace(0.5, 2, 10, dtype=torch.float64)
+    more = {"data": "digits", "label_smoothing": smoothing, "read": False}
+    logs, each = scores.log_softmax(1), torch.zeros(12, dtype=torch.float64)
+    for i, label in enumerate(labels):
+        each[i] = -(1 - smoothing) * weights[label] * logs[i, label] - smoothing / 10 * (weights * logs[i]).sum()
+    weighted = start(class_weights=weights.tolist(), **more).loss(scores, (None, labels))
+    torch.testing.assert_close(weighted, each.sum() / weights[labels].sum())
+    sure = scores.softmax(1)[range(12), labels]
+    focal = start(class_weights=weights.tolist(), focal=2.0, **more).loss(scores, (None, labels))
+    torch.testing.assert_close(focal, ((1 - sure) ** 2 * each).sum() / weights[labels].sum())
+    nearly = start(focal=1e-9, **more).loss(scores, (None, labels))
+    torch.testing.assert_close(nearly, F.cross_entropy(scores, labels, label_smoothing=smoothing))
+
+
+def test_balanced_weights_are_those_of_scikit_learn(tmp_path):
+    task = start(data=folder(tmp_path, {"a": 20, "b": 6, "c": 12}), class_weights="balanced", test=5, valid=5)
+    labels = task.dataset("train", False).split.labels
+    expected = sklearn.utils.class_weight.compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    assert task.weights.tolist() == pytest.approx(expected)
+    assert [fault.dotted for fault in wrong(data="digits", class_weights=[1.0, 2.0])] == ["class_weights"]
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
+def test_batches_are_mixed_by_seed_in_training_alone(options):
+    task, plain = start(data="digits", **options), start(data="digits")
+    both = [[batch for ((batch, _),) in Stream(t, "train", 32, 0).epoch(0)][:6] for t in (task, task, plain)]
+    for (images, labels), (again, _), (unmixed, classes) in zip(*both, strict=True):
+        assert torch.equal(images, again)
+        assert labels.shape == (32, 10)
+        torch.testing.assert_close(labels.sum(1), torch.ones(32))
+        rolled, turned = unmixed.roll(1, 0), F.one_hot(classes, 10).float().roll(1, 0)
+        share = (labels - turned)[labels != turned] / (F.one_hot(classes, 10) - turned)[labels != turned]
+        assert share.std() < 1e-5 if len(share) > 1 else True
+        mixed = share.mean() * unmixed + (1 - share.mean()) * rolled
+        patched = ((images == unmixed) | (images == rolled)).all()
+        assert torch.allclose(images, mixed, atol=1e-4) if len(options) == 1 and "mixup" in options else True
+        assert patched if len(options) == 1 and "cutmix" in options else True
+        assert float(task.loss(torch.zeros(32, 10), (images, labels))) == pytest.approx(np.log(10), rel=1e-5)
+    assert task.dataset("train", False)[0][1] in range(10)
+    assert not hasattr(task.dataset("test", True), "collate")
+
+
+def test_balanced_accuracy_and_that_of_each_class_are_scikit_learns():
+    task, rng = start(data="digits", per_class=True), np.random.default_rng(0)
+    scores, labels = rng.normal(size=(200, 10)), rng.choice(10, 200, p=[0.55, *[0.05] * 9])
+    scores[np.arange(200), labels] += 1
+    meter = task.meter()
+    for part in np.array_split(np.arange(200), 3):
+        meter.update(torch.tensor(scores[part]), (None, torch.tensor(labels[part])))
+    found, guesses = meter.compute(), scores.argmax(1)
+    assert found.keys() == task.metrics.keys()
+    assert found["balanced"] == pytest.approx(100 * sklearn.metrics.balanced_accuracy_score(labels, guesses))
+    recalls = sklearn.metrics.recall_score(labels, guesses, average=None)
+    assert [found[f"top1 of {name}"] for name in range(10)] == pytest.approx(100 * recalls)
+
+
+def test_a_class_that_nearly_all_images_have_is_told_of(tmp_path):
+    data = folder(tmp_path, {"good": 95, "bad": 5})
+    (note,) = start(data=data, valid=20, test=20).notes
+    assert note.startswith("95% of the validation images are 'good'")
+    assert "per_class = true" in note
+
+
+# -- tables of labels --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A function that writes images and a table of them: columns -> cells; returns the table of `data`."""
+
+    def write(n=20, **columns):
+        rng = np.random.default_rng(0)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        names = [f"images/{i}.png" for i in range(n)]
+        for name in names:
+            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / name)
+        with (tmp_path / "labels.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", *columns])
+            writer.writerows(zip(names, *columns.values(), strict=True))
+        return {"type": "csv", "file": str(tmp_path / "labels.csv")}
+
+    return write
+
+
+def test_labels_of_a_table_are_classes(table):
+    classes = ["pear", "fig"] * 10
+    data = table(kind=classes, price=range(20))
+    task = start(data={**data, "label": "kind"}, test=4, valid=4)
+    assert task.preprocessing["classes"] == ["fig", "pear"]
+    assert task.example.shape == (1, 1, 8, 8)
+    for split in task.splits:
+        part = task.dataset(split, False).split
+        names = [classes[int(part.pool.path(int(place)).split("/")[-1][:-4])] for place in part.places]
+        assert [["fig", "pear"][label] for label in part.labels] == names
+    assert [fault.dotted for fault in wrong(data=data)] == ["data.label"]
+    assert "did you mean 'kind'" in wrong(data={**data, "label": "knid"})[0].hint
+
+
+def test_a_column_may_say_the_splits(table):
+    parts = ["train"] * 12 + ["val"] * 3 + ["test"] * 5
+    data = table(kind=["a", "b"] * 10, part=parts)
+    task = start(data={**data, "split": "part"})
+    assert task.splits == {"train": 12, "valid": 3, "test": 5}
+    assert task.cut == "split as the data says; no image is in two splits, by content"
+    data = table(kind=["a", "b"] * 10, part=["all"] * 20)
+    assert "found all" in wrong(data={**data, "split": "part"})[0].message
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_several_labels_are_learnt_and_measured_as_scikit_learn_does(table, several):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, (20, 3))
+    truth[:3] = np.eye(3)
+    names = ("cat", "dog", "ox")
+    if several:
+        data = table(**{name: truth[:, k] for k, name in enumerate(names)})
+    else:
+        data = table(tags=["|".join(name for name, there in zip(names, row, strict=True) if there) for row in truth])
+    task = start(MultiLabel, data=data, test=6, valid=4, positive_weight=2.0)
+    assert task.preprocessing["labels"] == [*names]
+    split = task.dataset("train", False)
+    labels = torch.stack([split[i][1] for i in range(len(split))])
+    places = [int(split.split.pool.path(int(place)).split("/")[-1][:-4]) for place in split.split.places]
+    assert np.array_equal(labels.numpy(), truth[places])
+    scores = numbers(0, 10, 3).float()
+    probability = scores.sigmoid()
+    by_hand = -(2 * labels * probability.log() + (1 - labels) * (1 - probability).log()).mean()
+    torch.testing.assert_close(task.loss(scores, (None, labels)), by_hand)
+    meter = task.meter()
+    for part in ([*range(6)], [*range(6, 10)]):
+        meter.update(scores[part], (None, labels[part]))
+    found = meter.compute()
+    there, told = labels.numpy().astype(int), scores.numpy()
+    assert found["map"] == pytest.approx(100 * sklearn.metrics.average_precision_score(there, told, average="macro"))
+    assert found["f1"] == pytest.approx(100 * sklearn.metrics.f1_score(there, told > 0, average="micro"))
+    assert found.keys() == task.metrics.keys()
+    assert task.logits(scores) is None
+
+
+def test_numbers_are_learnt_normalised_and_measured_as_they_are(table):
+    truth = np.random.default_rng(0).normal(50, 7, (20, 2)).round(3)
+    data = table(height=truth[:, 0], weight=truth[:, 1])
+    task = start(Regression, data=data, test=6, valid=4)
+    split = task.dataset("train", False)
+    labels = torch.stack([split[i][1] for i in range(10)])
+    normal = (labels - labels.mean(0)) / labels.std(0, correction=0)
+    outputs = numbers(0, 10, 2).float()
+    torch.testing.assert_close(task.loss(outputs, (None, labels)), F.mse_loss(outputs, normal))
+    meter = task.meter()
+    meter.update(outputs[:3], (None, labels[:3]))
+    meter.update(outputs[3:], (None, labels[3:]))
+    told = outputs * labels.std(0, correction=0) + labels.mean(0)
+    found = meter.compute()
+    assert found["mae"] == pytest.approx(sklearn.metrics.mean_absolute_error(labels, told), rel=1e-5)
+    assert found["rmse"] == pytest.approx(sklearn.metrics.mean_squared_error(labels.flatten(), told.flatten()) ** 0.5)
+    assert found["r2"] == pytest.approx(sklearn.metrics.r2_score(labels, told), rel=1e-4)
+    card = task.preprocessing
+    assert (card["targets"], card["target_mean"]) == (["height", "weight"], pytest.approx(labels.mean(0).tolist()))
+    assert "expected numbers" in wrong(Regression, data=table(height=["tall"] * 20))[0].message
+
+
+@pytest.mark.parametrize("check", task_checks)
+@pytest.mark.parametrize(("cls", "count"), [(MultiLabel, {"labels": 2}), (Regression, {"targets": 2})])
+def test_tasks_on_tables_conform(table, cls, count, check):
+    columns = {"a": np.arange(20) % 2, "b": np.arange(20) // 3 % 2}
+    check(cls(Data("csv", file=table(**columns)["file"]), size=8, channels=1, **count))
+
+
+def test_what_is_no_table_of_labels_is_told(tmp_path, table):
+    assert "cannot read" in wrong(data={"type": "csv", "file": str(tmp_path / "none.csv")})[0].message
+    (tmp_path / "one.csv").write_text("file\n")
+    assert "is no table of labels" in wrong(data={"type": "csv", "file": str(tmp_path / "one.csv")})[0].message
+    data = table(kind=["a", "b"] * 10)
+    (tmp_path / "images/3.png").unlink()
+    assert "3.png" in wrong(data=data)[0].message
+    assert [fault.dotted for fault in wrong(MultiLabel, data="digits")] == ["data"]
