@@ -709,8 +709,7 @@ GIVEN = SPEC.replace('backbone = "net"', 'backbone = { type = "giving", mult = 2
 @pytest.mark.parametrize(("space", "choices"), [
     ("", {"a.width": (4, 8), "b.0.width": (4, 8, 32)}),
     ('space = { narrow = { "*.width" = [4, 8] } }', {"a.width": (4, 8), "b.0.width": (4, 8)}),
-    ('space = { fix = { "b.0.width" = 32 }, "spec:train.epochs" = [1, 2] }',
-     {"a.width": (4, 8), "b.0.width": (32,), "spec:train.epochs": (1, 2)}),
+    ('space = { fix = { "b.0.width" = 32 } }', {"a.width": (4, 8), "b.0.width": (32,)}),
     ('space = { "a.width" = [4, 8] }', {"a.width": (4, 8)}),
 ])  # fmt: skip
 def test_a_backbone_may_give_the_space_that_a_spec_leaves_out_or_narrows(space, choices, write):
