@@ -153,9 +153,7 @@ class Window:
         """
         columns, active = codes.T.astype(np.int32), self.space.active(codes).T
         kept = np.where(active, 1 - prob, 0).astype(np.float32)
-        drawn = (1 - kept) / np.array(
-            [[1 if v.continuous else len(v.choices)] for v in self.space.variables], np.float32
-        )
+        drawn = (1 - kept) / np.array(_sizes(self.space), np.float32)[:, None]
 
         def kernel(column: int, options: np.ndarray, rows: slice) -> np.ndarray:
             chances = (columns[column, rows, None] == options) * kept[column, rows, None]
@@ -173,9 +171,7 @@ class Window:
         active = [self.space.active(codes).T.astype(np.float32) for codes in (first, second)]
         total = np.maximum(active[0] + active[1], 1)
         shares = [own / total for own in active]
-        drawn = (1 - shares[0] - shares[1]) / np.array(
-            [[1 if v.continuous else len(v.choices)] for v in self.space.variables], np.float32
-        )
+        drawn = (1 - shares[0] - shares[1]) / np.array(_sizes(self.space), np.float32)[:, None]
 
         def kernel(column: int, options: np.ndarray, rows: slice) -> np.ndarray:
             chances = (parents[0][column, rows, None] == options) * shares[0][column, rows, None]
