@@ -21,6 +21,9 @@ from corenas.calibrate import statistics_kept
 from corenas.errors import UserError
 from corenas.mutable import Exportable, Reducible, apply, call_model, elastic_of
 
+MODULE_STACK = "corenas_module_stack"
+"""Under which name of a node's `meta` an exported network keeps in which modules of the supernet it was, as fx does."""
+
 TOLERANCE = 1e-5
 """Largest difference to the supernet that is put down to rounding, relative to the largest output."""
 
@@ -133,7 +136,8 @@ def _exported(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     copied: dict[int, Any] = {}
     tied: dict[Any, nn.Parameter] = {}
     for node in graph.nodes:
-        node.meta.pop("nn_module_stack", None)  # of the model: torch.export would take it for the network's
+        # Under its own name torch.export would take it for the network's.
+        node.meta[MODULE_STACK] = node.meta.pop("nn_module_stack", {})
         if node.op not in ("call_module", "get_attr"):
             continue
         target = str(node.target)

@@ -99,7 +99,7 @@ def test_every_space_builds_for_the_backbone_that_its_first_lines_name(file):
     structure(space.tree, cls.layout)
     with torch.device("meta"):
         body = cls().build(space)
-    cost = Cost(Supernet(body, nn.Identity()), space, torch.empty(1, cls().in_channels, 224, 224))
+    cost = Cost(Supernet(body, nn.Identity()), space, torch.empty(1, cls().in_channels or 3, 224, 224))
     low, high = cost.of([space.smallest(), space.largest()])
     assert all(0 < low[metric] <= high[metric] for metric in low)
 

@@ -242,7 +242,7 @@ def test_any_searcher_drives_a_function_of_ones_own(name):
     trials = run_search(searcher, gain, 60)
     best = problem.objectives.best([trial for trial in trials if trial.fidelity == 1], 1)[0]
 
-    assert 59 < sum(trial.fidelity for trial in trials) <= 60 + 1e-9
+    assert 59 < sum(trial.fidelity for trial in trials) < 61  # the last of them may go beyond
     assert best.metrics["gain"] >= 90
 
 

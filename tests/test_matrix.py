@@ -25,7 +25,11 @@ pytestmark = pytest.mark.slow
 CATALOGUE = load_catalogue()
 SEARCH = {"searcher": "random", "evaluators": ["accuracy"], "search": {"trials": 2, "batch": 2}}
 SCORES = {"evaluators": [{"type": "zen_score", "batch_size": 2}], "search": {"trials": 2, "objectives": ["zen_score"]}}
+ALONE = {"evaluators": ["stand_alone"], "search": {"trials": 2, "objectives": ["top1"]}, "searcher": "random"}
+BACKBONES = [name for name in CATALOGUE.names("backbones") if hasattr(CATALOGUE.find("backbones", name).cls, "example")]
+"""All but `converted`, whose networks are the user's."""
 HOW = {
+    "alone": ALONE,
     "attentivenas": {"mutator": {"type": "attentive", "paths": 3, "candidates": 2, "draws": 50}, **SEARCH},
     "bignas": {"mutator": {"type": "sandwich", "paths": 3}, **SEARCH},
     "cream": {"algorithm": {"type": "cream", "warmup": 0, "meta_every": 1, "images": 2}, "mutator": "uniform"},
@@ -75,7 +79,7 @@ def read_spec(folder, images, algorithm, backbone, overrides=()):
     return load_spec(folder / "spec.toml", CATALOGUE, overrides)[0]
 
 
-@pytest.mark.parametrize("backbone", CATALOGUE.names("backbones"))
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("algorithm", CATALOGUE.names("algorithms"))
 def test_an_algorithm_runs_on_a_backbone_or_says_why_not_before_it_trains(tmp_path, images, algorithm, backbone):
     spec, run = read_spec(tmp_path, images, algorithm, backbone), tmp_path / "run"

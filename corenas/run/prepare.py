@@ -174,7 +174,7 @@ class NoTask:
 
     def __getattr__(self, name: str) -> Any:
         """Raise UserError for what only a task could give."""
-        if name.startswith("__") or name in ("fingerprint", "preprocessing"):
+        if name.startswith("__") or name in ("fingerprint", "preprocessing", "notes", "cut"):
             raise AttributeError(name)
         raise UserError("something here wants data", hint="say task, backbone and algorithm")
 
@@ -254,9 +254,19 @@ def _read_targets(spec: Spec, cost: Cost, metrics: Mapping[str, Metric], faults:
     return targets
 
 
+def _unread_tables(spec: Spec) -> list[str]:
+    """Return which of a spec's mutator and searcher nothing in its run looks at."""
+    if spec.algorithm is None or spec.supernet is not None:  # what a supernet's run says is not this one's
+        return []
+    read = {*spec.algorithm.needs, *getattr(spec.algorithm, "uses", ()), *getattr(spec.algorithm, "defaults", ())}
+    read |= {"searcher"} if "search" in spec.stages else set()
+    return [key for key in ("mutator", "searcher") if getattr(spec, key) is not None and key not in read]
+
+
 def _notes(spec: Spec, task: LiveTask, metrics: Mapping[str, Metric], targets: Sequence[SearchTarget]) -> list[str]:
     """Return what a spec says that may be meant otherwise, and what is done about it."""
     notes = [*getattr(task, "notes", ())]
+    notes += [f"this algorithm looks at no {key}: that of the spec is for nothing" for key in _unread_tables(spec)]
     trainings = {"train": spec.train} if "train" in spec.stages and spec.supernet is None else {}
     if "retrain" in spec.stages:
         trainings |= {"retrain.train" if spec.retrain.train else "train": spec.retrain.train or spec.train}

@@ -494,13 +494,9 @@ def _teaching_faults(spec: Spec) -> list[Fault]:
 def _idle_faults(spec: Spec, trained: Spec | None) -> list[Fault]:
     """Return what a spec says that nothing in its run would look at; what a supernet's run says is not its own."""
     faults: list[Fault] = []
-    algorithm, stages = spec.algorithm, spec.stages
-    looked_at = {*algorithm.needs, *getattr(algorithm, "uses", ()), *getattr(algorithm, "defaults", ())}
-    looked_at |= {"searcher"} if "search" in stages else set()
-    for key in ("mutator", "searcher"):
-        own = getattr(spec, key)
-        if own is not None and key not in looked_at and own != getattr(trained, key, None):
-            faults.append(Fault(f"this algorithm looks at no {key}", (key,), hint="leave it out"))
+    if spec.algorithm is None:  # whose tables are looked at by `_faults_without_network`
+        return faults
+    stages = spec.stages
     has_supernet = "train" in stages or trained is not None
     trains_supernet = "train" in stages and trained is None
     alone = any(getattr(evaluator, "alone", not has_supernet) for evaluator in spec.evaluators)
@@ -513,7 +509,7 @@ def _idle_faults(spec: Spec, trained: Spec | None) -> list[Fault]:
             faults.append(Fault(text, ("retrain", "backbone"), hint='leave it out, or begin = "scratch"'))
     own = attrs.evolve(spec.train, workers=0)  # which evaluation has as well
     given = attrs.evolve(Train() if trained is None else trained.train, workers=0)
-    if own != given and not (trains_supernet or alone or (retrains and spec.retrain.train is None)):
+    if own != given and not (trains_supernet or alone or retrains):
         hint = "its supernet is trained already" if trained is not None else "leave this table out"
         faults.append(Fault("nothing in this run is trained with these settings", ("train",), hint=hint))
     for key in spec.space.keys if spec.space is not None else ():

@@ -39,6 +39,7 @@ class Featured(nn.Module):
     """A model whose outputs are the features of a backbone.
 
     feat_dims: their last axes
+    forward: the features
     """
 
     def __init__(self, model: nn.Module, feat_dims: list[Dimension]) -> None:
@@ -46,6 +47,10 @@ class Featured(nn.Module):
         self.model = model
         self.feat_dims = feat_dims
         self.own_head = Outputs()
+
+    def forward(self, x: Tensor) -> list[Any]:
+        """Return the features."""
+        return self.features(x)
 
     def features(self, x: Tensor) -> list[Any]:
         """Return the model's outputs."""

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from corenas.contracts import EvaluatorContext
 from corenas.errors import UserError
+from corenas.export import MODULE_STACK
 from corenas.mutable import Gated, Resizing, as_arguments, keys_used, mutables
 from corenas.space import Arch, SearchSpace
 from corenas.value import Constant, Value
@@ -82,7 +83,7 @@ def cut(network: fx.GraphModule, names: Sequence[str]) -> tuple[fx.GraphModule, 
     blocks: list[str] = []
     number: dict[fx.Node, int] = {}
     for node in network.graph.nodes:
-        stack = node.meta.get("nn_module_stack", {})
+        stack = node.meta.get(MODULE_STACK, {})
         # A module that is called again has a number behind its path.
         own = next((path for each in stack if (path := each.partition("@")[0]) in inside), None)
         if own is not None and (not blocks or blocks[-1] != own):

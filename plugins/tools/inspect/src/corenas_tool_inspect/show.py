@@ -70,7 +70,7 @@ def _drawing(cls: Any, options: Namespace) -> tuple[Any, list[str]]:
     example = getattr(cls, "example", None)
     if options.space is not None:
         backbone, space = cls(), from_file(options.space, SearchSpace.from_table)
-        title, image = options.space, (getattr(backbone, "in_channels", 3), options.image, options.image)
+        title, image = options.space, (getattr(backbone, "in_channels", None) or 3, options.image, options.image)
     elif example is not None:
         backbone, space = structure(example["backbone"], cls), SearchSpace.from_table(example["space"])
         title, image = "an example", (1, 28, 28)
