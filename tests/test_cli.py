@@ -415,6 +415,24 @@ def test_a_users_mistake_is_a_message_and_status_2(arguments, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_key_of_the_spec_that_is_said_as_an_option_is_answered_with_set(tmp_path):
+    for given, meant in {
+        ("--epochs", "3"): "train.epochs=3",
+        ("--batch-size=8",): "train.batch_size=8",
+        ("--lr", "0.1"): "train.optimizer.lr=0.1",
+        ("--trials", "9"): "search.trials=9",
+        ("--seed", "1"): "seed=1",
+    }.items():
+        assert f"\n  a key of the spec: --set {meant}\n" in corenas("run", QUICKSTART, *given, cwd=tmp_path).stderr
+
+
+def test_what_a_plugin_prints_is_not_in_the_json(tmp_path):
+    (tmp_path / "loud.py").write_text("print('hello')\n")
+    done = corenas("plugins", "--plugin", tmp_path / "loud.py", "--json")
+    assert json.loads(done.stdout)
+    assert done.stderr == "hello\n"
+
+
 def test_a_run_directory_that_cannot_be_written_is_a_message(tmp_path):
     (tmp_path / "file").write_text("")
     done = corenas("run", QUICKSTART, *SHORT, "--out", tmp_path / "file" / "run")

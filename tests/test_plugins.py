@@ -1,6 +1,7 @@
 """Plugins: what is offered is found, what is broken is reported and harms nobody else."""
 
 import inspect
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -171,8 +172,8 @@ def test_a_name_that_two_distributions_offer_is_usable_from_neither():
     other = entry("other", plugin(corenas_searchers=lambda: {"random": Options, "mine": Options}))
     catalogue = load_catalogue([GOOD, other])
     assert catalogue.names("searchers") == ["evolution", "mine"]
-    text = "searcher 'random' is offered by dist-good and dist-other"
-    assert errors(catalogue) == {"good": text, "other": text}
+    assert errors(catalogue) == {}
+    assert catalogue.conflicts == {("searchers", "random"): ("dist-good", "dist-other")}
     with pytest.raises(UserError, match="'random' is offered by dist-good and dist-other\n  uninstall one of them"):
         catalogue.find("searchers", "random")
     assert catalogue.options("searchers", "mine") == Options()
@@ -181,9 +182,24 @@ def test_a_name_that_two_distributions_offer_is_usable_from_neither():
 def test_one_entry_name_of_two_distributions_hides_neither():
     twin = entry("good", plugin(corenas_searchers=lambda: {"mine": Options}), "dist-twin")
     catalogue = load_catalogue([GOOD, twin])
-    assert len(catalogue.plugins) == 2
-    assert {"evolution", "random"} <= {*catalogue.names("searchers")}
-    assert "mine" in catalogue.names("searchers") or any(p.error for p in catalogue.plugins)
+    assert errors(catalogue) == {}
+    assert catalogue.names("searchers") == ["evolution", "mine", "random"]
+
+
+class Unprintable(BaseException):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def test_what_a_module_does_at_its_import_disturbs_nothing(tmp_path, monkeypatch, capsys):
+    (tmp_path / "loud.py").write_text("import os\nprint('hello')\nos.chdir('/')\n")
+    monkeypatch.chdir(tmp_path)
+    catalogue = load_catalogue([entry("odd", Unprintable()), GOOD], files=["loud.py"])
+    assert errors(catalogue) == {"odd": "Unprintable"}
+    assert Path.cwd() == tmp_path
+    assert capsys.readouterr() == ("", "hello\n")
+    with pytest.raises(KeyboardInterrupt):
+        load_catalogue([entry("slow", KeyboardInterrupt())])
 
 
 def test_plugins_of_a_notebook_join_without_an_entry_point():

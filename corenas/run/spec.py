@@ -303,6 +303,21 @@ _SEARCHABLE = ("train", "task", "backbone")
 """What a training of one arch depends on."""
 
 
+def spec_keys() -> dict[str, str]:
+    """Return where each key stands that all specs have, by its last part; what stands further out comes first."""
+    found: dict[str, str] = {f"{key}": f"train.optimizer.{key}" for key in Train().optimizer}
+
+    def walk(cls: type, prefix: str, depth: int) -> None:
+        for item in attrs.fields(attrs.resolve_types(cls)):
+            if attrs.has(item.type):
+                walk(item.type, f"{prefix}{item.name}.", depth + 1)
+            if item.name not in found or found[item.name].count(".") > depth:
+                found[item.name] = f"{prefix}{item.name}"
+
+    walk(Spec, "", 0)
+    return found
+
+
 def _evolved(item: Any, path: Sequence[str], value: Any) -> Any:
     """Return a nest of options with the value in one place. Raises ValueError if there is no such place."""
     if not path:
@@ -330,14 +345,14 @@ def open_spec(
     source = table.get("supernet")
     if isinstance(source, Mapping) and isinstance(source.get("from"), str):
         with suppress(UserError):  # `load_spec` tells of it, with its line
-            base = Path(source["from"])
+            base = Path(_with_home(source["from"]))
             named += _named_plugins(read_toml(base / "spec.toml", "spec")[1], base)
     catalogue = load_catalogue(files=[*named, *plugins])
     return *load_spec(path, catalogue, overrides, plugins), catalogue
 
 
 def _named_plugins(table: Mapping[str, Any], folder: Path) -> list[Path]:
-    names = table.get("plugins", ())
+    names = _with_home(table.get("plugins", ()))
     return [folder / name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
@@ -353,12 +368,23 @@ def load_spec(
     extra = [str(Path(plugin).resolve()) for plugin in plugins]
     raise_if_any(_plugin_faults(extra, catalogue, ("--plugin",)))
     text, table = read_toml(file, "spec", file=str(path))
+    table = _with_home(table)
     sources = Sources()
     sources.add(str(path), text)
     with sources.locating():
         spec = _read_spec(table, file.parent, catalogue, overrides, sources)
     files = tuple(dict.fromkeys([*spec.plugins, *extra]))
-    return attrs.evolve(spec, name=spec.name or file.stem, plugins=files), sources
+    name = re.sub(r"[^\w.-]+", "-", file.stem).strip("-.") or "run"  # "my spec (1)" is a file's name, not a folder's
+    return attrs.evolve(spec, name=spec.name or name, plugins=files), sources
+
+
+def _with_home(item: Any) -> Any:
+    """Return a spec's table, or what is in it, with paths that begin with `~` as they are on this machine."""
+    if isinstance(item, str):
+        return os.path.expanduser(item) if item.startswith("~/") else item
+    if isinstance(item, dict):
+        return {key: _with_home(inner) for key, inner in item.items()}
+    return [_with_home(inner) for inner in item] if isinstance(item, list) else item
 
 
 def _plugin_faults(files: Iterable[str], catalogue: Catalogue, key: KeyPath) -> list[Fault]:
@@ -389,6 +415,8 @@ def _read_spec(
     override(text for text in overrides if text.startswith("supernet"))
     table, base = _over_base(table)
     override(text for text in overrides if not text.startswith("supernet"))  # in what that run gives
+    if isinstance(table.get("device"), str):  # as short as a component's name
+        table["device"] = {"type": table["device"]}
     if "plugins" in table:
         with collecting(faults, "plugins"):
             names = structure(table["plugins"], tuple[str, ...])
@@ -590,9 +618,26 @@ def _over_base(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | 
 def _check_layout(space: SearchSpace, backbone: Any, catalogue: Catalogue) -> None:
     """Raise UserError where the space's tables are not those of the backbone, whatever else is wrong with that."""
     name = backbone.get("type") if isinstance(backbone, dict) else backbone
-    component = catalogue.components.get(("backbones", str(name)))
-    if component is not None and isinstance(component.cls, LaidOut):
-        structure(space.tree, component.cls.layout)
+    laid_out = {c.name: c.cls for c in catalogue.components.values() if isinstance(c.cls, LaidOut)}
+    if name not in laid_out:
+        return
+    try:
+        structure(space.tree, laid_out[name].layout)
+    except UserError:
+        others = [other for other, cls in laid_out.items() if other != name and _has_layout(space, cls)]
+        if others:
+            text = f"this is a space of the backbone {' or '.join(map(repr, others))}, not of {name!r}"
+            raise UserError(text, hint="another space, or [backbone] with another `type`") from None
+        raise
+
+
+def _has_layout(space: SearchSpace, backbone: type[LaidOut]) -> bool:
+    """Return whether a space's tables are those of a backbone."""
+    try:
+        structure(space.tree, backbone.layout)
+    except UserError:
+        return False
+    return True
 
 
 _CHANGES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,8 @@ class Sources:
             value = tomli.loads(f"x = {text}")["x"]
         except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
             value = text
+        if isinstance(value, str) and value.startswith("~/"):
+            value = os.path.expanduser(value)
         try:
             _with(table, path, value)
         except (LookupError, TypeError, ValueError):
