@@ -221,13 +221,15 @@ class _Ledger:
         self.best = self._best([*self.best, trial])
 
     def figures(self) -> dict[str, float]:
-        """Return the metrics of the best trial that are searched for."""
+        """Return the metrics of the best trial that are searched for; in Pareto mode the best of each."""
         if not self.best or self.objectives is None:
             return {}
-        return {goal.metric: self.best[0].metrics[goal.metric] for goal in self.objectives.objectives}
+        goals = self.objectives.objectives
+        best = self.best if self.objectives.pareto else self.best * len(goals)
+        return {goal.metric: trial.metrics[goal.metric] for goal, trial in zip(goals, best, strict=True)}
 
     def _best(self, trials: Iterable[Trial]) -> list[Trial]:
-        return self.objectives.best([t for t in trials if t.fidelity == 1], 1) if self.objectives else []
+        return self.objectives.leaders(t for t in trials if t.fidelity == 1) if self.objectives else []
 
 
 def _spent(keys: Iterable[Key]) -> float:
