@@ -16,7 +16,7 @@ from attrs.validators import ge, gt
 from corenas.errors import Fault, UserError
 from corenas.hookspecs import hookimpl
 from corenas.plugins import load_catalogue
-from corenas.run.spec import Export, Goal, Range, load_spec
+from corenas.run.spec import SPECS, Export, Goal, Range, load_spec, space_file
 from corenas.run.toml import key_lines
 from corenas.space import SearchSpace
 from corenas.value import Value
@@ -633,6 +633,16 @@ def test_a_message_shows_no_control_characters_and_has_no_line_of_more_than_500_
 def test_a_space_of_another_backbone_is_one_message(write):
     assert faults(write(SPEC, "stem = [1, 2]\n[[cells]]\nops = [1, 2]\n")) == [
         ("space.toml", 1, "", "this is a space of the backbone 'cells', not of 'net'")]  # fmt: skip
+
+
+def test_spaces_that_corenas_comes_with_have_names(write, tmp_path):
+    assert space_file("ofa-mobilenetv3", tmp_path).read_text() == (SPECS / "space" / "ofa-mobilenetv3.toml").read_text()
+    (tmp_path / "resnet").write_text("")
+    assert space_file("resnet", tmp_path) == tmp_path / "resnet"
+    assert space_file("resnet.toml", tmp_path) == tmp_path / "resnet.toml"
+    [(file, line, key, message)] = faults(write(SPEC.replace('"space.toml"', '"ofa-mobilenetv4"')))
+    assert (file, line, key, message) == ("spec.toml", 5, "space.file", "no space 'ofa-mobilenetv4'")
+    assert [key for *_, key, _ in faults(write(SPEC.replace('"space.toml"', '"zennet-tiny"')))][:1] != ["space.file"]
 
 
 # -- overrides --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import attrs
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, lt, optional
 
+import corenas
 from corenas.contracts import LaidOut, SpaceGiving
 from corenas.errors import Fault, KeyPath, UserError, collecting, did_you_mean, raise_if_any
 from corenas.objectives import parse_amount
@@ -243,8 +244,8 @@ class Spec:
     calibration: how batch-norm statistics are recomputed before an arch is measured
     retrain: how the arch that was found is trained again, where the algorithm does so
     export: what is written in the end
-    space: a file, or the space itself; with `file`, `fix` holds variables at a choice and `narrow` leaves fewer;
-        `fix` may name the file of an arch, which holds all of them
+    space: a file, the name of a space that corenas comes with, or the space itself; with `file`, `fix` holds variables
+        at a choice and `narrow` leaves fewer; `fix` may name the file of an arch, which holds all of them
     plugins: Python files with components of your own, relative to the spec
     """
 
@@ -631,7 +632,7 @@ def _check_layout(space: SearchSpace, backbone: Any, catalogue: Catalogue) -> No
         raise
 
 
-def _has_layout(space: SearchSpace, backbone: type[LaidOut]) -> bool:
+def _has_layout(space: SearchSpace, backbone: LaidOut) -> bool:
     """Return whether a space's tables are those of a backbone."""
     try:
         structure(space.tree, backbone.layout)
@@ -700,12 +701,30 @@ def _read_arch(name: str, space: SearchSpace, folder: Path, sources: Sources) ->
     return space.arch(table)
 
 
+SPECS = Path(corenas.__file__).parent / "spec"
+"""Where the specs are that corenas comes with; in `space/` are its spaces."""
+
+
+def space_file(name: str, folder: Path = Path()) -> Path:
+    """Return the file of a space: one in a folder, or one of those that corenas comes with, called by its name.
+
+    Raises UserError for a name that none of them has.
+    """
+    if not re.fullmatch(r"[\w-]+", name) or os.path.exists(folder / name):
+        return folder / name
+    if not (file := SPECS / "space" / f"{name}.toml").exists():
+        known = [path.stem for path in file.parent.glob("*.toml")]
+        hint = did_you_mean(name, known, "a file (.toml), or one of the spaces that corenas comes with")
+        raise UserError(f"no space {name!r}", key=("file",), hint=hint)
+    return file
+
+
 def _read_space_file(table: Mapping[str, Any], folder: Path, sources: Sources) -> dict[str, Any]:
     """Return the table in the file that a spec takes its space from, with the spec's variables beside its name."""
     own = {key: item for key, item in table.items() if key.startswith(OVERRIDE)}
     hint = "with `file`, only `fix`, `narrow` and variables of the spec (`spec:…`) may stand beside it"
     raise_if_any(Fault("unknown key", (key,), hint=hint) for key in table.keys() - own.keys() - {"file"})
-    file = folder / structure(table["file"], str)
+    file = space_file(structure(table["file"], str), folder)
     text, space = read_toml(file, "space", key=("file",))
     sources.add(str(file), text, "space")
     return {**space, **own}
