@@ -61,6 +61,7 @@ def run_search(
     known: Mapping[Key, Trial] | None = None,
     objectives: Objectives | None = None,
     executor: futures.Executor | Executor | None = None,
+    catch: type[Exception] | tuple[type[Exception], ...] = (),
     emit: Emit = lambda event: None,
 ) -> list[Trial]:
     """Run a search until its budget of distinct archs is spent or the searcher asks for nothing more.
@@ -76,6 +77,8 @@ def run_search(
     known: trials that need not be measured again
     executor: workers, or options that start them (`contracts.Executor`); those start again when a worker dies, and what
         was lost with it is measured again: an arch at which one dies a second time is a failed trial
+    catch: exceptions of a function `measure` that make its arch a failed trial, as of evaluators all do; all others are
+        raised
     Returns all trials in order. No arch is measured twice with the same fidelity. Raises UserError for a searcher that
     does not do as it should, and if all trials failed.
 
@@ -91,7 +94,7 @@ def run_search(
     store = store if store is not None and distributed.rank() == 0 else Store()
     asking = _Asking(searcher, space)
     ledger = _Ledger.restored(asking, store, number, budget, seconds, objectives)
-    measure = measure if isinstance(measure, Runner) else _Function(measure)
+    measure = measure if isinstance(measure, Runner) else _Function(measure, catch)
     started = time.perf_counter()
     emit(StageStarted("search", budget, "trials", ledger.spent_trials))
     with nullcontext() if executor is None else _Workers(executor) as workers:
@@ -279,6 +282,7 @@ class _Function:
     """A user's function as a `Runner`."""
 
     function: Callable[..., Trial | Mapping[str, float]]
+    catch: type[Exception] | tuple[type[Exception], ...] = ()
     batch: int = 1
 
     def __call__(self, trials: Sequence[Trial]) -> list[Trial]:
@@ -286,7 +290,11 @@ class _Function:
 
     def _measured(self, trial: Trial) -> Trial:
         start = time.perf_counter()
-        result = self.function(trial.arch) if trial.fidelity == 1 else self.function(trial.arch, trial.fidelity)
+        try:
+            result = self.function(trial.arch) if trial.fidelity == 1 else self.function(trial.arch, trial.fidelity)
+        except self.catch as error:
+            seconds = trial.seconds + time.perf_counter() - start
+            return evolve(trial, state="failed", error=f"{type(error).__name__}: {error}", seconds=seconds)
         if isinstance(result, Trial):
             return evolve(result, extra={**trial.extra, **result.extra})
         seconds = time.perf_counter() - start

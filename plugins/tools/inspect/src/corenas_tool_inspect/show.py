@@ -71,7 +71,7 @@ def _drawing(cls: Any, options: Namespace) -> tuple[Any, list[str]]:
     file = None if options.space is None else str(space_file(options.space))
     if file is not None:
         backbone, space = cls(), from_file(file, SearchSpace.from_table)
-        title, image = options.space, (getattr(backbone, "in_channels", 3), options.image, options.image)
+        title, image = options.space, (getattr(backbone, "in_channels", None) or 3, options.image, options.image)
     elif example is not None:
         backbone, space = structure(example["backbone"], cls), SearchSpace.from_table(example["space"])
         title, image = "an example", (1, 28, 28)
