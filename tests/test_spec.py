@@ -583,6 +583,14 @@ def test_what_is_no_toml_is_told_with_its_line(write):
     assert faults(write("seed = 1\n\nx = [1,\n"))[0][:2] == ("spec.toml", 4)
     assert faults(write(space="a = 1\nb = = 2"))[0][:2] == ("space.toml", 2)
     assert places(write("x = " + "[" * 100_000))[0][0] == "spec.toml"
+    for deep in (
+        "[" + ".".join("a" * 400) + "]",
+        "x = " + "[" * 60 + "1" + "]" * 60,
+        "x = " + "{a = " * 60 + "1" + "}" * 60,
+    ):
+        [(file, _, key, message)] = faults(write(space=SPACE + deep))
+        assert (file, key) == ("spec.toml", "space.file")
+        assert message == "cannot read this space file: tables and lists stand in each other more than 50 deep"
     assert places(write("x = " + "9" * 5000))[0][0] == "spec.toml"
 
 
