@@ -220,7 +220,7 @@ def test_all_mistakes_are_told_at_once_each_with_its_key():
         "a", "b", "c", "d", "e.type", "f.high", "f.stepp", "g.high", "h", "i", "j", "k.when.c", "k.when.bb", "l", "m",
         "n.log", "o.low", "p", "r.when.q", "t.when", "u", "v", "w", "x",
         "stages[0]", "stages[0].block.kernel", "stages[1].blocks", "stages[1].blocks[0].kernel", "stages[2].depth",
-        "stages[2].block.kernel", "stages[3]", "stages[4]", "stages[5]", "stages[6]", "stages[7].blocks",
+        "stages[2].block.kernel", "stages[3]", "stages[4]", "stages[5]", "stages[6].depth", "stages[7].blocks",
     ])  # fmt: skip
     text = str(raised.value)
     assert "did you mean 'int'? types of variables: categorical, float, int" in text
