@@ -114,6 +114,15 @@ def _foreign(name: str, close: Iterable[str]) -> str:
     return f"({told}) " if told else ""
 
 
+def told(error: BaseException) -> str:
+    """Return an exception's name and text, whatever a plugin's own exception does when it is printed."""
+    try:
+        text = str(error).strip()
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 @contextmanager
 def blaming_plugin(who: str) -> Iterator[None]:
     """Tell what goes wrong inside as the fault of a plugin, with its name. Raises UserError for any exception."""
@@ -123,4 +132,4 @@ def blaming_plugin(who: str) -> Iterator[None]:
         raise
     except Exception as error:
         hint = "this is no mistake of yours but its author's; CORENAS_TRACEBACK=1 shows where"
-        raise UserError(f"{who} failed: {type(error).__name__}: {error}", hint=hint) from error
+        raise UserError(f"{who} failed: {told(error)}", hint=hint) from error

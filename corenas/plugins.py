@@ -26,7 +26,7 @@ from attrs import field, frozen
 import corenas
 from corenas import hookspecs
 from corenas.contracts import COMPONENTS, Event, members_of
-from corenas.errors import UserError, did_you_mean, shown
+from corenas.errors import UserError, did_you_mean, shown, told
 from corenas.options import structure
 
 GROUP = "corenas"
@@ -121,7 +121,7 @@ class Catalogue:
             try:
                 hook.function(event=event) if "event" in hook.argnames else hook.function()
             except Exception as error:
-                complaints.append(f"{hook.plugin_name} failed at {type(event).__name__}: {error!r}")
+                complaints.append(f"{hook.plugin_name} failed at {type(event).__name__}: {told(error)}")
         return complaints
 
 
@@ -214,13 +214,8 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    try:
-        first = shown(str(error).strip().partition("\n")[0])
-    except Exception:  # a plugin's own exception may not be one that can be printed
-        return type(error).__name__
-    if isinstance(error, UserError):  # in our own words
-        return first
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    text = str(error) if isinstance(error, UserError) else told(error)  # one in our own words needs no name
+    return shown(text.strip().partition("\n")[0])
 
 
 def _collect(manager: pluggy.PluginManager, plugin: Plugin, module: Any) -> list[Component]:

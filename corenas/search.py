@@ -14,7 +14,7 @@ from attrs import define, evolve, field, frozen
 
 from corenas import distributed
 from corenas.contracts import Emit, Executor, Note, Progress, Proposal, Search, StageDone, StageStarted, TrialDone
-from corenas.errors import UserError, blaming_plugin
+from corenas.errors import UserError, blaming_plugin, told
 from corenas.measure import plain
 from corenas.objectives import Objectives, Trial
 from corenas.space import Arch, SearchSpace
@@ -294,7 +294,7 @@ class _Function:
             result = self.function(trial.arch) if trial.fidelity == 1 else self.function(trial.arch, trial.fidelity)
         except self.catch as error:
             seconds = trial.seconds + time.perf_counter() - start
-            return evolve(trial, state="failed", error=f"{type(error).__name__}: {error}", seconds=seconds)
+            return evolve(trial, state="failed", error=told(error), seconds=seconds)
         if isinstance(result, Trial):
             return evolve(result, extra={**trial.extra, **result.extra})
         seconds = time.perf_counter() - start
