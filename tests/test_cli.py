@@ -318,6 +318,13 @@ def test_check_tells_what_would_run():
     assert "train 3,500, valid 500, test 1,000" in text
 
 
+def test_check_tries_no_step_where_it_is_told_not_to():
+    done = corenas("check", QUICKSTART, *SHORT, "--no-try", "--json")
+    told = json.loads(done.stdout)
+    assert told["estimate"] is None
+    assert told["cost"]["max"]["flops"] > told["cost"]["min"]["flops"]
+
+
 def test_check_lists_all_mistakes_as_json(tmp_path):
     spec = (
         QUICKSTART.read_text().replace('algorithm = "bignas"', 'algorithm = "bignass"').replace("epochs = ", "epoch = ")
