@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from attrs import field, frozen
@@ -69,7 +69,8 @@ def recalibrate(model: nn.Module, task: LiveTask | Callable[[nn.Module, Any], An
     >>> norm.running_mean, norm.running_var
     (tensor([2.]), tensor([0.]))
     """
-    forward = task if callable(task) and not hasattr(task, "forward") else task.forward
+    given = cast(Any, task)
+    forward = getattr(given, "forward", given)
     sums: dict[Any, tuple[int, Any, Any]] = {}
     before = {norm: _statistics(norm)[1].clone() for norm in _norms(model)}
 

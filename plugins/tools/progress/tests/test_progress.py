@@ -101,6 +101,13 @@ def test_a_run_is_told_from_its_first_line_to_its_last(watching):
     assert "3/3 trials, 0.125 trials/s, 0:00 left, 1 failed, 1 infeasible, best top1 70.12, flops 200M" in watching.text
 
 
+def test_what_a_note_names_controls_no_terminal():
+    watching = Watching("lines")
+    watching.hear(Note("a class \x1b[2Jcat\u202e\nand " + "x" * 9000))
+    assert watching.lines[0] == "a class \\x1b[2Jcat\\u202e"
+    assert len(watching.lines[1]) <= 500
+
+
 def test_a_run_that_goes_on_says_so_and_counts_only_its_own_pace(watching):
     watching.hear(RunStarted("a", Path("runs/a"), True), StageStarted("train", 1000, "steps", done=500))
     watching.hear(Progress("train", 510), after=10.0)

@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from contextlib import redirect_stdout
 
+from corenas.errors import shown
 from corenas.run.spec import open_spec
 from corenas_tool_inspect.table import print_json, print_table
 
@@ -51,7 +52,7 @@ def command(options: Namespace) -> None:
             share, wanted = target.region.share, " and ".join(map(str, cheap))
             print(f"about {share:.1%} of drawn archs have {wanted}; {_DRAWN[target.region.method]}")
     for note in prepared.notes:
-        print(f"note       {note}")
+        print(f"note       {shown(note)}")
     if needs is not None:
         stages = ", ".join(f"{stage} about {_duration(seconds)}" for stage, seconds in needs.seconds.items())
         lacking = [stage for stage in ("train", "search") if stage in prepared.stages and stage not in needs.seconds]
