@@ -645,6 +645,8 @@ def test_a_space_of_another_backbone_is_one_message(write):
 
 def test_spaces_that_corenas_comes_with_have_names(write, tmp_path):
     assert space_file("ofa-mobilenetv3", tmp_path).read_text() == (SPECS / "space" / "ofa-mobilenetv3.toml").read_text()
+    (tmp_path / "bignas").mkdir()
+    assert space_file("bignas", tmp_path) == SPECS / "space" / "bignas.toml"
     (tmp_path / "resnet").write_text("")
     assert space_file("resnet", tmp_path) == tmp_path / "resnet"
     assert space_file("resnet.toml", tmp_path) == tmp_path / "resnet.toml"

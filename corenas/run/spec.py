@@ -710,7 +710,7 @@ def space_file(name: str, folder: Path = Path()) -> Path:
 
     Raises UserError for a name that none of them has.
     """
-    if not re.fullmatch(r"[\w-]+", name) or os.path.exists(folder / name):
+    if not re.fullmatch(r"[\w-]+", name) or os.path.isfile(folder / name):
         return folder / name
     if not (file := SPECS / "space" / f"{name}.toml").exists():
         known = [path.stem for path in file.parent.glob("*.toml")]
