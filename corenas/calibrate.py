@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from attrs import field, frozen
@@ -53,21 +53,24 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> None:
+def recalibrate(model: nn.Module, task: LiveTask | Callable[[nn.Module, Any], Any], batches: Iterable[Any]) -> None:
     """Recompute the batch-norm statistics of the arch in force (Yu et al. 2019, arXiv:1903.05134, section 3.1).
 
     Each layer's mean and variance become the averages of the batches' means and biased variances, weighted by their
     sizes, while later layers see images normalised by the batch, as in Once-for-All's code. Leaves the model in
     evaluation mode. Without batches the statistics stay.
 
+    task: what gives a model a batch, by its `forward`; or such a function, called with model and batch
+
     >>> import torch
     >>> from corenas import recalibrate
-    >>> from corenas.testing.small import Task
     >>> norm, images = torch.nn.BatchNorm2d(1), torch.ones(4, 1, 8, 8)
-    >>> recalibrate(norm, Task(), [(images, None), (3 * images, None)])
+    >>> recalibrate(norm, lambda model, batch: model(batch), [images, 3 * images])
     >>> norm.running_mean, norm.running_var
     (tensor([2.]), tensor([0.]))
     """
+    given = cast(Any, task)
+    forward = getattr(given, "forward", given)
     sums: dict[Any, tuple[int, Any, Any]] = {}
     before = {norm: _statistics(norm)[1].clone() for norm in _norms(model)}
 
@@ -87,7 +90,7 @@ def recalibrate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> Non
             norm.training, norm.momentum = True, 1.0  # running statistics are then those of the last batch
         after.callback(model.eval)
         for batch in batches:
-            task.forward(model, batch)
+            forward(model, batch)
     for norm, (count, means, variances) in sums.items():
         _set_statistics(norm, means / count, variances / count)
 

@@ -6,12 +6,13 @@ import argparse
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done, 2 the user's mistake, 130 interrupted, 143 terminated (SIGTERM); our bug is a traceback.
     """
     given = [*(sys.argv[1:] if arguments is None else arguments)]
+    given = [re.sub(r"^(--[\w-]+=)?~(?=/)", lambda m: f"{m[1] or ''}{Path.home()}", word) for word in given]
     options = None
     try:
         with _ending_cleanly_on_sigterm():
@@ -87,12 +89,28 @@ def _complain(error: UserError, as_json: bool, command: list[str]) -> None:
 class _Parser(argparse.ArgumentParser):
     """Says what was meant where it can, and exits with our status for a mistake."""
 
+    given: Sequence[str] = ()
+
     def error(self, message: str) -> Any:
-        raise UserError(message, hint=f"{self.prog} --help")
+        raise UserError(message, hint=_key_meant(self.given) or f"{self.prog} --help")
+
+
+def _key_meant(given: Sequence[str]) -> str | None:
+    """Return how a key of the spec is said on the command line, where it was said as an option of its own."""
+    from corenas.run.spec import spec_keys
+
+    keys = spec_keys()
+    for i, word in enumerate(given):
+        name, _, value = word.removeprefix("--").partition("=")
+        path = keys.get(name.replace("-", "_").rpartition(".")[2])
+        if word.startswith("--") and path is not None and given[:1] == ["run"]:
+            return f"a key of the spec: --set {path}={value or (*given, 'VALUE')[i + 1]}"
+    return None
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog="corenas", description="One-shot neural architecture search.")
+    parser.given = given
     parser.add_argument("--version", action="version", version=f"corenas {corenas.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -110,6 +128,8 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         catalogue = load_catalogue()
         for name in catalogue.names("commands"):
             command(name, catalogue.find("commands", name).cls)
+        if ("commands", str(word)) in catalogue.conflicts:
+            catalogue.find("commands", str(word))
         if word is not None and word not in commands.choices:
             hint = did_you_mean(word, commands.choices, "commands") + catalogue.not_installed("commands")
             broken = "; ".join(f"{p.distribution} is not usable: {p.error}" for p in catalogue.plugins if p.error)
@@ -145,7 +165,7 @@ def _do_run(options: argparse.Namespace) -> None:
             print(line, file=sys.stderr)
 
     folder = options.out or Path("runs") / str(spec.name)
-    with sources.locating():
+    with sources.locating(), redirect_stdout(sys.stderr):  # whatever a plugin prints
         result = run_spec(spec, catalogue, folder, emit, options.fresh)
     if os.environ.get("RANK", "0") != "0":
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +12,20 @@ from typing import TypeAlias
 from attrs import evolve, frozen
 
 KeyPath: TypeAlias = tuple[str | int, ...]
+
+LONGEST_LINE = 500
+"""The largest number of characters in a line of a message."""
+
+
+def shown(text: str) -> str:
+    """Return a line as people can read it: what controls a terminal escaped, of a long one beginning and end.
+
+    >>> from corenas.errors import shown
+    >>> shown("red\\x1b[31m")
+    'red\\\\x1b[31m'
+    """
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 200]} … {line[-190:]}"
 
 
 def dotted_key(*path: str | int) -> str:
@@ -42,8 +57,9 @@ class Fault:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file
-        text = ": ".join(part for part in (place, self.dotted, self.message) if part)
-        return f"{text}\n  {self.hint}" if self.hint else text
+        first, *more = (self.message or "").split("\n")  # torch speaks in several lines
+        lines = [": ".join(part for part in (place, self.dotted, first) if part), *more]
+        return "\n".join([*map(shown, lines), *(f"  {shown(line)}" for line in (self.hint or "").splitlines())])
 
 
 class UserError(Exception):
@@ -84,9 +100,27 @@ def raise_if_any(faults: Iterable[Fault]) -> None:
 def did_you_mean(name: str, known: Iterable[str], noun: str = "known") -> str:
     """Return the closest names to one that is unknown, then all that would have been right."""
     names = sorted(known)
-    shown = [*names[:20], f"and {len(names) - 20} more"] if len(names) > 20 else names
-    close = " or ".join(map(repr, difflib.get_close_matches(name, names, n=2)))
-    return f"{f'did you mean {close}? ' if close else ''}{noun}: {', '.join(shown) or 'none'}"
+    listed = [*names[:20], f"and {len(names) - 20} more"] if len(names) > 20 else names
+    same_letters = [known for known in names if known.casefold() == name.casefold()]
+    close = same_letters or difflib.get_close_matches(name, names, n=2)
+    meant = f"did you mean {' or '.join(map(repr, close))}? {_foreign(name, close)}" if close else ""
+    return f"{meant}{noun}: {', '.join(listed) or 'none'}"
+
+
+def _foreign(name: str, close: Iterable[str]) -> str:
+    """Return which letters of a name stand in none that is close to it, where they may look as if they did."""
+    letters = dict.fromkeys(c for c in name if not c.isascii() and all(c not in other for other in close))
+    told = " and ".join(f"{c!r} is {unicodedata.name(c, 'unnamed')} (U+{ord(c):04X})" for c in letters)
+    return f"({told}) " if told else ""
+
+
+def told(error: BaseException) -> str:
+    """Return an exception's name and text, whatever a plugin's own exception does when it is printed."""
+    try:
+        text = str(error).strip()
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextmanager
@@ -98,4 +132,4 @@ def blaming_plugin(who: str) -> Iterator[None]:
         raise
     except Exception as error:
         hint = "this is no mistake of yours but its author's; CORENAS_TRACEBACK=1 shows where"
-        raise UserError(f"{who} failed: {type(error).__name__}: {error}", hint=hint) from error
+        raise UserError(f"{who} failed: {told(error)}", hint=hint) from error

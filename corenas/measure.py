@@ -13,7 +13,7 @@ from attrs import frozen
 from corenas import seeding
 from corenas.contracts import Batched, Evaluator, EvaluatorContext, Exclusive, Failure, LiveEvaluator, Measured
 from corenas.cost import METRICS, Cost
-from corenas.errors import UserError, blaming_plugin
+from corenas.errors import UserError, blaming_plugin, told
 from corenas.objectives import Constraint, Trial
 from corenas.space import Arch
 
@@ -84,7 +84,7 @@ class TrialRunner:
             raise
         except Exception as error:
             if len(archs) == 1:
-                return [Failure(f"{type(error).__name__}: {error}")]
+                return [Failure(told(error))]
         return [self._results(evaluator, [arch], fidelity)[0] for arch in archs]
 
     def _extended(self, trial: Trial, name: str, result: Measured | Failure, seconds: float) -> Trial:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -122,7 +123,7 @@ class Objectives:
         return sum(objective.weight * objective.gain(trial.metrics) for objective in self.objectives)
 
     def best(self, trials: Iterable[Trial], n: int) -> list[Trial]:
-        """Return the n best trials that count, each arch once, best first; earlier ones win ties.
+        """Return the n best trials that count, each arch once, best first; of equal ones the cheaper, then the earlier.
 
         In Pareto mode front after front, of each the less crowded first (NSGA-II, Deb et al. 2002); of bins the better.
 
@@ -136,8 +137,10 @@ class Objectives:
         while left and len(ranked) < n:
             front = self._front(left)
             spread = self.pareto and self.bin_metric is None
-            worth = self._crowding(front) if spread else np.array([self.score(trial) for trial in front])
-            ranked += [front[i] for i in np.argsort(-worth, kind="stable")]
+            if spread:
+                ranked += [front[i] for i in np.argsort(-self._crowding(front), kind="stable")]
+            else:
+                ranked += sorted(front, key=self._order)
             taken = {trial.arch for trial in front}
             left = [trial for trial in left if trial.arch not in taken]
         return ranked[:n]
@@ -145,6 +148,24 @@ class Objectives:
     def front(self, trials: Iterable[Trial]) -> list[Trial]:
         """Return the trials that no other makes pointless: one, the Pareto front, or the best of each bin, by bin."""
         return self._front(self._counting(trials)) if self.pareto else self.best(trials, 1)
+
+    def leaders(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Return the best trial; in Pareto mode the best by each objective, that by the first is what a run exports."""
+        if not self.pareto:
+            return self.best(trials, 1)
+        counting = self._counting(trials)
+        return [min(counting, key=partial(self.rank, goal)) for goal in self.objectives if counting]
+
+    def rank(self, goal: Objective, trial: Trial) -> tuple[float, ...]:
+        """Return what trials are sorted by, best first: one objective, then the others in order, then what they cost.
+
+        The first by it is on the Pareto front.
+        """
+        gains = (other.gain(trial.metrics) for other in (goal, *self.objectives))
+        return (*(-gain for gain in gains), *_costs(trial))
+
+    def _order(self, trial: Trial) -> tuple[float, ...]:
+        return -self.score(trial), *_costs(trial)
 
     def _counting(self, trials: Iterable[Trial]) -> list[Trial]:
         """Return the trials that count: each arch once, as measured first; none with a figure that is no number."""
@@ -165,7 +186,7 @@ class Objectives:
             beaten = [((gains >= mine).all(1) & (gains > mine).any(1)).any() for mine in gains]
             return [*itertools.compress(trials, np.logical_not(beaten))]
         bins: dict[int, Trial] = {}
-        for trial in sorted(trials, key=self.score, reverse=True):
+        for trial in sorted(trials, key=self._order):
             bins.setdefault(math.floor(trial.metrics[self.bin_metric] / self.bin_width), trial)
         return [bins[place] for place in sorted(bins)]
 
@@ -182,6 +203,10 @@ class Objectives:
             beside = np.array([-np.inf, *gains[order], np.inf])  # the ends are infinitely far from what is not there
             distance[order] += (beside[2:] - beside[:-2]) / (np.ptp(gains) or 1.0)
         return distance
+
+
+def _costs(trial: Trial) -> tuple[float, ...]:
+    return tuple(trial.metrics.get(metric, math.inf) for metric in ("flops", "params"))
 
 
 def hypervolume(gains: np.ndarray, reference: Sequence[float] | np.ndarray) -> float:

@@ -178,10 +178,22 @@ def build_optimizer(
             spared.setdefault(parameter, norm or bias)  # a parameter may be in several places
     decayed = [parameter for parameter in spared if not spared[parameter]]
     groups = [{"params": decayed}, {"params": [p for p in spared if spared[p]], "weight_decay": 0.0}]
+    build = getattr(torch.optim, table["type"])
     try:
-        return getattr(torch.optim, table["type"])([group for group in groups if group["params"]], **given)
+        device = next((p.device for p in spared if not p.is_meta), torch.device("cpu"))
+        _try_step(build, given, device)
+        return build([group for group in groups if group["params"]], **given)
     except Exception as error:
         raise UserError(f"torch refuses this: {error}", key=("train", "optimizer")) from error
+
+
+def _try_step(build: Callable[..., Any], given: Mapping[str, Any], device: torch.device) -> None:
+    """Make one step with one weight: options such as `capturable` are refused by a step alone."""
+    import torch
+
+    probe = torch.nn.Parameter(torch.zeros(1, device=device))
+    probe.grad = torch.zeros_like(probe)
+    build([probe], **given).step()
 
 
 def build_schedule(

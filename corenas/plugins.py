@@ -6,10 +6,12 @@ A file of one's own is a plugin as well, where it is named: `load_catalogue(file
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points, requires
 from importlib.util import module_from_spec, spec_from_file_location
@@ -24,7 +26,7 @@ from attrs import field, frozen
 import corenas
 from corenas import hookspecs
 from corenas.contracts import COMPONENTS, Event, members_of
-from corenas.errors import UserError, did_you_mean
+from corenas.errors import UserError, did_you_mean, shown, told
 from corenas.options import structure
 
 GROUP = "corenas"
@@ -66,7 +68,7 @@ class Catalogue:
 
     plugins: tuple[Plugin, ...]
     components: dict[tuple[str, str], Component]
-    conflicts: dict[tuple[str, str], str]
+    conflicts: dict[tuple[str, str], tuple[str, ...]]
     manager: pluggy.PluginManager = field(repr=False)
 
     def names(self, kind: str) -> list[str]:
@@ -78,11 +80,13 @@ class Catalogue:
         if (kind, name) in self.components:
             return self.components[kind, name]
         if (kind, name) in self.conflicts:
-            raise UserError(self.conflicts[kind, name], key=("type",), hint="uninstall one of them")
-        hint = did_you_mean(name, self.names(kind), f"installed {kind}") + self.not_installed(kind)
+            text = f"{kind.removesuffix('s')} {name!r} is offered by {' and '.join(self.conflicts[kind, name])}"
+            raise UserError(text, key=("type",), hint="uninstall one of them")
+        noun = "formats" if kind == "exporters" else kind  # as a spec calls them
+        hint = did_you_mean(name, self.names(kind), f"installed {noun}") + self.not_installed(kind)
         if broken := [f"{p.distribution} ({p.error})" for p in self.plugins if p.error]:
             hint += f"; not usable: {', '.join(broken)}"
-        raise UserError(f"no {kind.removesuffix('s')} {name!r}", key=("type",), hint=hint)
+        raise UserError(f"no {noun.removesuffix('s')} {name!r}", key=("type",), hint=hint)
 
     def not_installed(self, kind: str) -> str:
         """Return which distributions of a kind `corenas[all]` has and are not here, as the end of a hint."""
@@ -117,7 +121,7 @@ class Catalogue:
             try:
                 hook.function(event=event) if "event" in hook.argnames else hook.function()
             except Exception as error:
-                complaints.append(f"{hook.plugin_name} failed at {type(event).__name__}: {error!r}")
+                complaints.append(f"{hook.plugin_name} failed at {type(event).__name__}: {told(error)}")
         return complaints
 
 
@@ -143,9 +147,12 @@ def load_catalogue(
 
     def add(plugin: Plugin, load: Callable[[], Any]) -> None:
         try:
-            for component in _collect(manager, plugin, load()):
-                offers[component.kind, component.name].append(component)
-        except (Exception, SystemExit) as error:
+            with _undisturbed():
+                for component in _collect(manager, plugin, load()):
+                    offers[component.kind, component.name].append(component)
+        except KeyboardInterrupt:  # of the user's
+            raise
+        except BaseException as error:
             plugin = attrs.evolve(plugin, error=_reason(error))
         plugins.append(plugin)
 
@@ -161,9 +168,7 @@ def load_catalogue(
     conflicts = {}
     for (kind, name), several in offers.items():
         if len(several) > 1:
-            owners = [component.distribution for component in several]
-            text = conflicts[kind, name] = f"{kind.removesuffix('s')} {name!r} is offered by {' and '.join(owners)}"
-            plugins = [attrs.evolve(p, error=p.error or text) if p.distribution in owners else p for p in plugins]
+            conflicts[kind, name] = tuple(component.distribution for component in several)
     return Catalogue(tuple(plugins), components, conflicts, manager)
 
 
@@ -197,11 +202,20 @@ def import_file(file: Path) -> ModuleType:
     return module
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep the working directory, and stdout for what a command says: a module that prints does so on stderr."""
+    folder = os.getcwd()
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.chdir(folder)
+
+
 def _reason(error: BaseException) -> str:
-    first = str(error).strip().partition("\n")[0]
-    if isinstance(error, UserError):  # in our own words
-        return first
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    text = str(error) if isinstance(error, UserError) else told(error)  # one in our own words needs no name
+    return shown(text.strip().partition("\n")[0])
 
 
 def _collect(manager: pluggy.PluginManager, plugin: Plugin, module: Any) -> list[Component]:
@@ -209,14 +223,14 @@ def _collect(manager: pluggy.PluginManager, plugin: Plugin, module: Any) -> list
     contract = getattr(module, "corenas_contract", corenas.CONTRACT)
     if contract != corenas.CONTRACT:
         raise UserError(f"written for contract {contract} of corenas, this one has contract {corenas.CONTRACT}")
-    if manager.has_plugin(plugin.name):
-        raise UserError(f"another distribution has an entry point {plugin.name!r} too")
+    taken = manager.has_plugin(plugin.name)  # by the entry point of another distribution
+    name = f"{plugin.name} of {plugin.distribution}" if taken else plugin.name
     try:
-        manager.register(module, name=plugin.name)
+        manager.register(module, name=name)
         return [*_offers(manager, plugin, module)]
     except BaseException:
-        if manager.has_plugin(plugin.name):
-            manager.unregister(name=plugin.name)
+        if manager.has_plugin(name):
+            manager.unregister(name=name)
         raise
 
 

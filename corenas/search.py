@@ -14,7 +14,7 @@ from attrs import define, evolve, field, frozen
 
 from corenas import distributed
 from corenas.contracts import Emit, Executor, Note, Progress, Proposal, Search, StageDone, StageStarted, TrialDone
-from corenas.errors import UserError, blaming_plugin
+from corenas.errors import UserError, blaming_plugin, told
 from corenas.measure import plain
 from corenas.objectives import Objectives, Trial
 from corenas.space import Arch, SearchSpace
@@ -61,6 +61,7 @@ def run_search(
     known: Mapping[Key, Trial] | None = None,
     objectives: Objectives | None = None,
     executor: futures.Executor | Executor | None = None,
+    catch: type[Exception] | tuple[type[Exception], ...] = (),
     emit: Emit = lambda event: None,
 ) -> list[Trial]:
     """Run a search until its budget of distinct archs is spent or the searcher asks for nothing more.
@@ -76,6 +77,8 @@ def run_search(
     known: trials that need not be measured again
     executor: workers, or options that start them (`contracts.Executor`); those start again when a worker dies, and what
         was lost with it is measured again: an arch at which one dies a second time is a failed trial
+    catch: exceptions of a function `measure` that make its arch a failed trial, as of evaluators all do; all others are
+        raised
     Returns all trials in order. No arch is measured twice with the same fidelity. Raises UserError for a searcher that
     does not do as it should, and if all trials failed.
 
@@ -91,7 +94,7 @@ def run_search(
     store = store if store is not None and distributed.rank() == 0 else Store()
     asking = _Asking(searcher, space)
     ledger = _Ledger.restored(asking, store, number, budget, seconds, objectives)
-    measure = measure if isinstance(measure, Runner) else _Function(measure)
+    measure = measure if isinstance(measure, Runner) else _Function(measure, catch)
     started = time.perf_counter()
     emit(StageStarted("search", budget, "trials", ledger.spent_trials))
     with nullcontext() if executor is None else _Workers(executor) as workers:
@@ -221,13 +224,15 @@ class _Ledger:
         self.best = self._best([*self.best, trial])
 
     def figures(self) -> dict[str, float]:
-        """Return the metrics of the best trial that are searched for."""
+        """Return the metrics of the best trial that are searched for; in Pareto mode the best of each."""
         if not self.best or self.objectives is None:
             return {}
-        return {goal.metric: self.best[0].metrics[goal.metric] for goal in self.objectives.objectives}
+        goals = self.objectives.objectives
+        best = self.best if self.objectives.pareto else self.best * len(goals)
+        return {goal.metric: trial.metrics[goal.metric] for goal, trial in zip(goals, best, strict=True)}
 
     def _best(self, trials: Iterable[Trial]) -> list[Trial]:
-        return self.objectives.best([t for t in trials if t.fidelity == 1], 1) if self.objectives else []
+        return self.objectives.leaders(t for t in trials if t.fidelity == 1) if self.objectives else []
 
 
 def _spent(keys: Iterable[Key]) -> float:
@@ -277,6 +282,7 @@ class _Function:
     """A user's function as a `Runner`."""
 
     function: Callable[..., Trial | Mapping[str, float]]
+    catch: type[Exception] | tuple[type[Exception], ...] = ()
     batch: int = 1
 
     def __call__(self, trials: Sequence[Trial]) -> list[Trial]:
@@ -284,7 +290,11 @@ class _Function:
 
     def _measured(self, trial: Trial) -> Trial:
         start = time.perf_counter()
-        result = self.function(trial.arch) if trial.fidelity == 1 else self.function(trial.arch, trial.fidelity)
+        try:
+            result = self.function(trial.arch) if trial.fidelity == 1 else self.function(trial.arch, trial.fidelity)
+        except self.catch as error:
+            seconds = trial.seconds + time.perf_counter() - start
+            return evolve(trial, state="failed", error=told(error), seconds=seconds)
         if isinstance(result, Trial):
             return evolve(result, extra={**trial.extra, **result.extra})
         seconds = time.perf_counter() - start

@@ -13,7 +13,14 @@ from corenas.value import Constant, Value
 from corenas.variables import OVERRIDE, TWICE, TYPES, Categorical, Condition, Variable, always_holds, parent_of
 
 MOST_BLOCKS = 200
-"""The largest depth of a stage."""
+"""The largest depth of a stage whose blocks are written."""
+MOST_DEPTH = 300
+"""The largest depth of a stage that writes none."""
+LARGEST = 1e15
+"""The largest number, of any sign: products of a few are whole numbers still."""
+
+
+_TOO_LARGE = f"expected numbers of at most {LARGEST:g}"
 
 
 def read_space(table: Mapping[str, Any]) -> tuple[list[Variable], dict[str, Any]]:
@@ -98,6 +105,10 @@ class _Reader:
         tree = {key: self.item(item, (*path, key), when) for key, item in rest.items()}
         if len(rest) < len(table):
             tree["blocks"] = self.blocks(table, tree, path, when)
+            return tree
+        depth = tree.get("depth")
+        if isinstance(depth, Value) and not isinstance(depth.largest, str) and depth.largest > MOST_DEPTH:
+            self.fault(f"expected a depth of at most {MOST_DEPTH:,}, found {depth.largest:g}", (*path, "depth"))
         return tree
 
     def blocks(
@@ -136,6 +147,8 @@ class _Reader:
         if isinstance(item, bool | str):
             return item
         if isinstance(item, int | float):
+            if abs(item) > LARGEST:
+                return self.fault(_TOO_LARGE, path)
             return Constant(item)
         return self.fault(f"expected a number, a string, a list or a table, found {item!r}", path)
 
@@ -168,5 +181,8 @@ class _Reader:
         if key in self.variables:
             return self.fault(TWICE, path)
         with collecting(self.faults, *path):
-            self.variables[key] = build(cls, options, key=key, when=when)
+            variable = build(cls, options, key=key, when=when)
+            if any(not isinstance(choice, str) and abs(choice) > LARGEST for choice in variable.choices):
+                raise UserError(_TOO_LARGE)
+            self.variables[key] = variable
         return self.variables.get(key)

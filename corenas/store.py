@@ -7,11 +7,10 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from corenas.errors import UserError
-from corenas.objectives import Trial
-from corenas.space import Arch
+from corenas.objectives import State, Trial
 
 _VERSION = 3
 _SCHEMA = f"""
@@ -26,6 +25,41 @@ CREATE TABLE IF NOT EXISTS curves (
 PRAGMA user_version = {_VERSION};
 """
 _COLUMNS = "arch, metrics, state, seconds, error, fidelity, extra"
+_NUMBER, _NONE = (int, float), type(None)
+_FIGURES = {str: (*_NUMBER, _NONE)}
+_CHOICES = {str: (*_NUMBER, str, bool)}
+_FOUND = {"arch": _CHOICES, "metrics": _FIGURES}
+_SHAPES: Mapping[str, Any] = {
+    "spec": {str: Any},
+    "seconds": {str: _NUMBER},
+    "versions": {str: (*_NUMBER, str, _NONE)},
+    "searches": [str],
+    "splits": {str: int},
+    "plugins": {str: str},
+    "metrics": {str: {str: Any}},
+    "objectives": {"objectives": [{"metric": str, "direction": str, "weight": _NUMBER}]},
+    "device": str,
+    "cut": str,
+    "result": ({"best": _FOUND, "front": [_FOUND], "table": [_FOUND], "trials": int}, _NONE),
+}
+"""What notes have to be, by their names: a type, several, [of each item], {key: of its value}, {str: of all values}."""
+_TRIAL = {"arch": _CHOICES, "metrics": _FIGURES, "state": str, "seconds": _NUMBER, "error": (str, _NONE),
+          "fidelity": _NUMBER, "extra": {str: Any}}  # fmt: skip
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """Return whether plain data has a shape."""
+    if isinstance(shape, tuple):
+        return any(_fits(value, one) for one in shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(item, shape[0]) for item in value)
+    if isinstance(shape, dict):
+        shapes = shape.items() if isinstance(value, dict) else ()
+        return isinstance(value, dict) and all(
+            all(_fits(item, inner) for item in value.values()) if key is str else _fits(value.get(key), inner)
+            for key, inner in shapes
+        )
+    return shape is Any or type(value) is shape
 
 
 def strict_json(content: Any, indent: int | None = None) -> str:
@@ -59,15 +93,44 @@ class Store:
                     file=str(path),
                     hint="put back a copy of it, or begin anew: --fresh",
                 )
+            if path is not None and tables:
+                self._check()
             if not readonly:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.executescript(_SCHEMA)
+
+    def _check(self) -> None:
+        """Raise UserError with the tables in which SQLite finds pages that are damaged."""
+        lost = []
+        for table in ("notes", "trials", "curves"):
+            try:
+                found = self._db.execute(f"PRAGMA integrity_check({table})").fetchall()
+            except (sqlite3.Error, UnicodeDecodeError):
+                found = []
+            lost += [] if found == [("ok",)] else [table]
+        if lost:
+            self._db.close()
+            raise self._damaged(" and ".join(lost))
+
+    def _damaged(self, part: str) -> UserError:
+        hint = "put back a copy, or begin anew: --fresh; best/ and supernet.pt are files of their own, and whole"
+        return UserError(f"this database is damaged: of its {part} not all can be read", file=str(self.path), hint=hint)
+
+    def _loaded(self, part: str, shape: Any, text: Any) -> Any:
+        """Return JSON as plain data. Raises UserError if it is none, or of another shape."""
+        try:
+            value = json.loads(text)
+        except (ValueError, TypeError, RecursionError):  # a type that is none of SQLite's text, too
+            raise self._damaged(part) from None
+        if not _fits(value, shape):
+            raise self._damaged(part)
+        return value
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             hint = "is the disk full? of a file that is broken put back a copy, or begin anew: --fresh"
             raise UserError(f"cannot use this database: {error}", file=str(self.path), hint=hint) from error
 
@@ -77,8 +140,8 @@ class Store:
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return what was kept under a name."""
-        rows = self._read("SELECT value FROM notes WHERE key = ?", key)
-        return json.loads(rows[0][0]) if rows else default
+        rows = self._read("SELECT value FROM notes WHERE key = ?", key, part=f"notes `{key}`")
+        return self._loaded(f"notes `{key}`", _SHAPES.get(key, Any), rows[0][0]) if rows else default
 
     def add(self, trial: Trial, search: int = 0) -> None:
         """Store a trial of one of a run's searches."""
@@ -89,13 +152,18 @@ class Store:
     def trials(self, search: int | None = None) -> list[Trial]:
         """Return the trials of one of a run's searches, or of all, in the order in which they were made."""
         if search is None:
-            rows = self._read(f"SELECT {_COLUMNS} FROM trials ORDER BY id")
+            rows = self._read(f"SELECT {_COLUMNS} FROM trials ORDER BY id", part="trials")
         else:
-            rows = self._read(f"SELECT {_COLUMNS} FROM trials WHERE search = ? ORDER BY id", search)
-        return [
-            Trial(Arch(json.loads(arch)), json.loads(metrics), state, seconds, error, fidelity, json.loads(extra))
-            for arch, metrics, state, seconds, error, fidelity, extra in rows
-        ]
+            rows = self._read(f"SELECT {_COLUMNS} FROM trials WHERE search = ? ORDER BY id", search, part="trials")
+        return [self._trial(*row) for row in rows]
+
+    def _trial(self, arch: Any, metrics: Any, state: Any, seconds: Any, error: Any, fidelity: Any, extra: Any) -> Trial:
+        arch, metrics, extra = (self._loaded("trials", Any, text) for text in (arch, metrics, extra))
+        data = {"arch": arch, "metrics": metrics, "state": state, "seconds": seconds, "error": error,
+                "fidelity": fidelity, "extra": extra}  # fmt: skip
+        if not _fits(data, _TRIAL) or state not in get_args(State) or not 0 < fidelity <= 1:
+            raise self._damaged("trials")
+        return Trial.from_json(data)
 
     def point(self, stage: str, done: int, figures: Mapping[str, float]) -> None:
         """Store a point of a stage's curve; one that is there already is replaced."""
@@ -103,16 +171,22 @@ class Store:
 
     def curve(self, stage: str) -> list[tuple[int, dict[str, float]]]:
         """Return a stage's curve: how far it had come, and its figures then."""
-        rows = self._read("SELECT done, figures FROM curves WHERE stage = ? ORDER BY done", stage)
-        return [(done, json.loads(figures)) for done, figures in rows]
+        query = "SELECT done, figures FROM curves WHERE stage = ? ORDER BY done"
+        rows = self._read(query, stage, part="curves")
+        return [(done, self._loaded("curves", _FIGURES, figures)) for done, figures in rows]
 
     def _write(self, sql: str, *values: Any) -> None:
         with self._reported(), self._db:
             self._db.execute(sql, values)
 
-    def _read(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    def _read(self, sql: str, *values: Any, part: str) -> list[tuple[Any, ...]]:
         with self._reported():
-            return self._db.execute(sql, values).fetchall()
+            try:
+                return self._db.execute(sql, values).fetchall()
+            except sqlite3.OperationalError as error:
+                if "decode" in str(error):  # text that is no UTF-8
+                    raise self._damaged(part) from None
+                raise
 
     def close(self) -> None:
         """Close the file."""

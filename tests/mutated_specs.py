@@ -1,4 +1,5 @@
-"""Breaks specs and spaces at random and asks `corenas check` of each: status 0 or 2, no traceback, under 5 seconds.
+"""Breaks specs and spaces at random and asks `corenas check` of each: status 0 or 2, no traceback, under 5 seconds, in
+lines of at most 500 characters that control no terminal.
 
 By hand:  uv run python tests/mutated_specs.py --n 2000
 """
@@ -6,6 +7,7 @@ By hand:  uv run python tests/mutated_specs.py --n 2000
 import argparse
 import contextlib
 import copy
+import functools
 import io
 import os
 import random
@@ -31,11 +33,12 @@ VALUES = [
     {"type": "categorical", "choices": []}, {"type": "categorical", "choices": [1, "a"]}, {"a": {"b": [1, {"e": 2}]}},
     *tomli.loads("a = 2020-01-01\nb = 12:00:00").values(), [3, 5, 7, 9], "mobilenetv3", "bignas", "spos", "uniform",
     "x" * 5000, [*range(2000)], [2.5], ["1", "2"], "\u202e", "../..", "/etc/passwd", "/dev/zero", "20m", "-1s",
+    "\x1b[2J\n" * 300, functools.reduce(lambda x, i: [x], range(200), 1),
 ]  # fmt: skip
 KEYS = [
     "type", "width", "depth", "kernel", "expand", "fix", "narrow", "file", "blocks", "block", "resolution", "\xfc",
     "a.b", "lr", "", "pareto", "name", "device", "export", "formats", "mutator", "data", "root", "when", "stride",
-    "supernet", "from", "retrain", "executor", "distiller", "budget", "spec:train.epochs", "spec:x",
+    "supernet", "from", "retrain", "executor", "distiller", "budget", "spec:train.epochs", "spec:x", "a\x1b[2J",
 ]  # fmt: skip
 JUNK = ["\u0000", "]", "}", '"', "'''", " = ", "\xe9", "[[["]
 
@@ -127,7 +130,9 @@ def run(n, seed, folder):
         status, said, seconds = check(folder, *rng.choice([[], [], ["--json"], ["--no-data"]]))
         statuses[status if status in (0, 2) else "other"] += 1
         slowest = max(slowest, seconds)
-        if status not in (0, 2) or "Traceback" in said or seconds > 5 or not said.strip():
+        lines = said.splitlines() if status == 2 and not said.rstrip().endswith("}") else []  # JSON is one long line
+        odd = [line for line in lines if len(line) > 500 or not line.isprintable()]
+        if status not in (0, 2) or "Traceback" in said or seconds > 5 or not said.strip() or odd:
             (folder / f"wrong-{i}").mkdir()
             for name in ("spec.toml", "space.toml"):
                 (folder / f"wrong-{i}" / name).write_bytes((folder / name).read_bytes())

@@ -318,6 +318,13 @@ def test_check_tells_what_would_run():
     assert "train 3,500, valid 500, test 1,000" in text
 
 
+def test_check_tries_no_step_where_it_is_told_not_to():
+    done = corenas("check", QUICKSTART, *SHORT, "--no-try", "--json")
+    told = json.loads(done.stdout)
+    assert told["estimate"] is None
+    assert told["cost"]["max"]["flops"] > told["cost"]["min"]["flops"]
+
+
 def test_check_lists_all_mistakes_as_json(tmp_path):
     spec = (
         QUICKSTART.read_text().replace('algorithm = "bignas"', 'algorithm = "bignass"').replace("epochs = ", "epoch = ")
@@ -413,6 +420,24 @@ def test_a_users_mistake_is_a_message_and_status_2(arguments, tmp_path):
     assert "Traceback" not in done.stderr
     assert done.stderr.strip()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_key_of_the_spec_that_is_said_as_an_option_is_answered_with_set(tmp_path):
+    for given, meant in {
+        ("--epochs", "3"): "train.epochs=3",
+        ("--batch-size=8",): "train.batch_size=8",
+        ("--lr", "0.1"): "train.optimizer.lr=0.1",
+        ("--trials", "9"): "search.trials=9",
+        ("--seed", "1"): "seed=1",
+    }.items():
+        assert f"\n  a key of the spec: --set {meant}\n" in corenas("run", QUICKSTART, *given, cwd=tmp_path).stderr
+
+
+def test_what_a_plugin_prints_is_not_in_the_json(tmp_path):
+    (tmp_path / "loud.py").write_text("print('hello')\n")
+    done = corenas("plugins", "--plugin", tmp_path / "loud.py", "--json")
+    assert json.loads(done.stdout)
+    assert done.stderr == "hello\n"
 
 
 def test_a_run_directory_that_cannot_be_written_is_a_message(tmp_path):

@@ -39,6 +39,32 @@ def test_a_violation_is_relative_to_the_nearer_bound(low, high, numbers, expecte
     assert Constraint("m", low, high).violation(np.array(numbers)) == pytest.approx(expected)
 
 
+def test_of_equal_trials_the_cheaper_wins_then_the_earlier():
+    some = [trial(0, top1=5.0, flops=9), trial(1, top1=5.0, flops=3), trial(2, top1=4.0, flops=1),
+            trial(3, top1=5.0, flops=3, params=1), trial(4, top1=5.0, flops=3, params=1)]  # fmt: skip
+    assert names(Objectives(BOTH[:1]).best(some, 5)) == [3, 4, 1, 0, 2]
+    assert names(Objectives(BOTH[:1]).leaders(some)) == [3]
+    unknown = [trial(0, top1=5.0), trial(1, top1=5.0)]
+    assert names(Objectives(BOTH[:1]).best(unknown, 2)) == [0, 1]
+    bins = Objectives(BOTH[:1], pareto=True, bin_metric="top1", bin_width=1)
+    assert names(bins.front(some)) == [2, 3]
+
+
+def test_the_leaders_of_a_front_are_on_it_whatever_came_before():
+    rng = np.random.default_rng(0)
+    pareto = Objectives((*BOTH, Objective("latency", "min")), pareto=True)
+    for _ in range(50):
+        some = [trial(i, **dict(zip(("top1", "flops", "latency"), rng.integers(4, size=3).tolist(), strict=True)))
+                for i in range(20)]  # fmt: skip
+        kept = []
+        for each in some:
+            kept = pareto.leaders([*kept, each])
+        assert {t.arch["i"] for t in kept} <= {*names(pareto.front(some))}
+        assert kept[0].metrics["top1"] == max(t.metrics["top1"] for t in some)
+        assert kept[1].metrics["flops"] == min(t.metrics["flops"] for t in some)
+        assert kept == pareto.leaders(some)
+
+
 def test_constraints_read_as_people_write_them():
     assert str(Constraint("flops", high=2e8)) == "flops at most 200M"
     assert str(Constraint("top1", low=75.5)) == "top1 at least 75.5"
@@ -134,8 +160,8 @@ def test_of_one_front_the_less_crowded_come_first():
 def test_bins_keep_the_best_of_each_window_of_a_metric():
     objectives = Objectives((Objective("top1"),), pareto=True, bin_metric="flops", bin_width=10)
     trials = [trial(i, top1=t, flops=f) for i, (t, f) in enumerate([(5, 1), (7, 9), (7, 8), (1, 10), (9, 35), (2, 19)])]
-    assert names(objectives.front(trials)) == [1, 5, 4]
-    assert names(objectives.best(trials, 4)) == [4, 1, 5, 2]
+    assert names(objectives.front(trials)) == [2, 5, 4], "of two that are as good the cheaper"
+    assert names(objectives.best(trials, 4)) == [4, 2, 5, 1]
 
 
 def test_thousands_of_trials_are_ranked_in_a_moment():

@@ -154,6 +154,9 @@ def test_what_torch_refuses_is_a_mistake_of_the_spec():
     table = {"type": "SGD", "lr": 0.1, "nesterov": True}
     with pytest.raises(UserError, match=r"train.optimizer: .*[Nn]esterov"):
         optim.build_optimizer(nn.Linear(1, 1), table)
+    for name, option in (("AdamW", "capturable"), ("RMSprop", "capturable"), ("SGD", "differentiable")):
+        with pytest.raises(UserError, match=r"train.optimizer: torch refuses this"):
+            optim.build_optimizer(nn.Linear(1, 1), {"type": name, "lr": 0.1, option: True})
     wrong = Schedule("LinearLR", options={"start_factor": 2})
     with pytest.raises(UserError, match=r"train.schedule"):
         rates(wrong, 3, 2)

@@ -1,6 +1,7 @@
 """Plugins: what is offered is found, what is broken is reported and harms nobody else."""
 
 import inspect
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from corenas import CONTRACT, hookspecs
 from corenas.contracts import Note
-from corenas.errors import UserError
+from corenas.errors import UserError, blaming_plugin
 from corenas.hookspecs import hookimpl
 from corenas.plugins import KINDS, load_catalogue
 
@@ -171,8 +172,8 @@ def test_a_name_that_two_distributions_offer_is_usable_from_neither():
     other = entry("other", plugin(corenas_searchers=lambda: {"random": Options, "mine": Options}))
     catalogue = load_catalogue([GOOD, other])
     assert catalogue.names("searchers") == ["evolution", "mine"]
-    text = "searcher 'random' is offered by dist-good and dist-other"
-    assert errors(catalogue) == {"good": text, "other": text}
+    assert errors(catalogue) == {}
+    assert catalogue.conflicts == {("searchers", "random"): ("dist-good", "dist-other")}
     with pytest.raises(UserError, match="'random' is offered by dist-good and dist-other\n  uninstall one of them"):
         catalogue.find("searchers", "random")
     assert catalogue.options("searchers", "mine") == Options()
@@ -181,9 +182,40 @@ def test_a_name_that_two_distributions_offer_is_usable_from_neither():
 def test_one_entry_name_of_two_distributions_hides_neither():
     twin = entry("good", plugin(corenas_searchers=lambda: {"mine": Options}), "dist-twin")
     catalogue = load_catalogue([GOOD, twin])
-    assert len(catalogue.plugins) == 2
-    assert {"evolution", "random"} <= {*catalogue.names("searchers")}
-    assert "mine" in catalogue.names("searchers") or any(p.error for p in catalogue.plugins)
+    assert errors(catalogue) == {}
+    assert catalogue.names("searchers") == ["evolution", "mine", "random"]
+
+
+class UnprintableError(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+class Stopped(BaseException):
+    pass
+
+
+def test_an_exception_that_cannot_be_printed_is_told_by_its_name():
+    def listener(event):
+        raise UnprintableError
+
+    catalogue = load_catalogue([entry("a", plugin(corenas_event=listener))])
+    assert catalogue.emit(Note("hello")) == ["a failed at Note: UnprintableError"]
+    with pytest.raises(UserError, match="the searcher failed: UnprintableError"), blaming_plugin("the searcher"):
+        raise UnprintableError
+
+
+def test_what_a_module_does_at_its_import_disturbs_nothing(tmp_path, monkeypatch, capsys):
+    (tmp_path / "loud.py").write_text("import os\nprint('hello')\nos.chdir('/')\n")
+    monkeypatch.chdir(tmp_path)
+    catalogue = load_catalogue([entry("odd", UnprintableError()), entry("x", Stopped("no")), GOOD], files=["loud.py"])
+    assert errors(catalogue) == {"odd": "UnprintableError", "x": "Stopped: no"}
+    assert Path.cwd() == tmp_path
+    assert capsys.readouterr() == ("", "hello\n")
+    with pytest.raises(KeyboardInterrupt):
+        load_catalogue([entry("slow", KeyboardInterrupt())])
 
 
 def test_plugins_of_a_notebook_join_without_an_entry_point():
@@ -247,6 +279,6 @@ def test_a_listener_that_raises_is_reported_and_the_others_still_hear():
         entry("b", plugin(corenas_event=broken)),
         entry("c", plugin(corenas_event=lambda: heard.append("c"))),
     ])  # fmt: skip
-    assert catalogue.emit(Note("hello")) == ["b failed at Note: ZeroDivisionError('oh')"]
+    assert catalogue.emit(Note("hello")) == ["b failed at Note: ZeroDivisionError: oh"]
     assert sorted(map(str, heard)) == sorted([str(("a", Note("hello"))), "c"])
     assert errors(catalogue) == {}

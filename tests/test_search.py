@@ -105,6 +105,21 @@ def test_a_space_that_is_spent_ends_the_search():
     assert "nothing new" in next(event.text for event in events if isinstance(event, Note))
 
 
+def test_a_measure_that_raises_what_is_caught_is_a_failed_trial_and_all_else_is_raised():
+    def some(arch):
+        return measured(arch) if arch["width"] % 2 else 1 / 0
+
+    trials = run_search(Random(), some, 40, catch=(ZeroDivisionError, OSError))
+    failed = [trial for trial in trials if not trial.ok]
+    assert {(trial.state, trial.error, trial.arch["width"] % 2) for trial in failed} == {
+        ("failed", "ZeroDivisionError: division by zero", 0)
+    }
+    assert all(trial.arch["width"] % 2 for trial in trials if trial.ok)
+    for catch in ((), ValueError):
+        with pytest.raises(ZeroDivisionError):
+            run_search(Random(), some, 40, catch=catch)
+
+
 def test_failed_trials_do_not_stop_a_search_but_nothing_else_than_failed_ones_does():
     def some(arch):
         return measured(arch) if arch["width"] % 5 == 0 else Trial(arch, {}, "failed", 0, "x: boom")

@@ -220,7 +220,7 @@ def test_all_mistakes_are_told_at_once_each_with_its_key():
         "a", "b", "c", "d", "e.type", "f.high", "f.stepp", "g.high", "h", "i", "j", "k.when.c", "k.when.bb", "l", "m",
         "n.log", "o.low", "p", "r.when.q", "t.when", "u", "v", "w", "x",
         "stages[0]", "stages[0].block.kernel", "stages[1].blocks", "stages[1].blocks[0].kernel", "stages[2].depth",
-        "stages[2].block.kernel", "stages[3]", "stages[4]", "stages[5]", "stages[6]", "stages[7].blocks",
+        "stages[2].block.kernel", "stages[3]", "stages[4]", "stages[5]", "stages[6].depth", "stages[7].blocks",
     ])  # fmt: skip
     text = str(raised.value)
     assert "did you mean 'int'? types of variables: categorical, float, int" in text
@@ -738,3 +738,25 @@ def test_one_arch_is_drawn_bit_for_bit_as_a_matrix_of_one_row(make_bits):
 def test_one_arch_of_any_space_is_drawn_bit_for_bit_as_a_matrix_of_one_row(space, seed):
     slow_and_fast(space, np.random.PCG64, seed, n=6)
     slow_and_fast(pickle.loads(pickle.dumps(space)), np.random.PCG64, seed, n=2)
+
+
+def test_numbers_that_no_network_has_are_refused_where_a_variable_is_made():
+    table = {
+        "a": {"depth": 10**9},
+        "b": {"depth": [1, 301], "block": {"kernel": 3}},
+        "c": [1, 10**20],
+        "d": 1e20,
+        "e": {"type": "float", "low": -1e16, "high": 1.0},
+        "f": {"depth": [1, 300], "width": [1e15, -1e15]},
+    }
+    with pytest.raises(UserError) as raised:
+        SearchSpace.from_table(table)
+    found = {fault.dotted: fault.message for fault in raised.value.faults}
+    large = "expected numbers of at most 1e+15"
+    assert found == {
+        "a.depth": "expected a depth of at most 300, found 1e+09",
+        "b": "blocks need a `depth` beside them: whole numbers from 0 to 200",
+        "c": large,
+        "d": large,
+        "e": large,
+    }

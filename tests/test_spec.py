@@ -5,7 +5,7 @@ import random
 import subprocess
 import sys
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import tomli
@@ -13,10 +13,10 @@ import tomli_w
 from attrs import field, frozen
 from attrs.validators import ge, gt
 
-from corenas.errors import UserError
+from corenas.errors import Fault, UserError
 from corenas.hookspecs import hookimpl
 from corenas.plugins import load_catalogue
-from corenas.run.spec import Export, Goal, Range, load_spec
+from corenas.run.spec import SPECS, Export, Goal, Range, load_spec, space_file
 from corenas.run.toml import key_lines
 from corenas.space import SearchSpace
 from corenas.value import Value
@@ -121,6 +121,24 @@ class Random(Options):
 
 
 @frozen
+class CellLayout:
+    """A space of cells.
+
+    stem: width
+    """
+
+    stem: Value
+    cells: tuple[dict[str, Any], ...]
+
+
+@frozen
+class Cells(Net):
+    """A backbone of cells."""
+
+    layout: ClassVar = CellLayout
+
+
+@frozen
 class Giving:
     """A backbone that gives its space.
 
@@ -152,7 +170,9 @@ class Trains(Options):
 
 class Plugin:
     corenas_tasks = staticmethod(hookimpl(specname="corenas_tasks")(lambda: {"toy": ToyTask}))
-    corenas_backbones = staticmethod(hookimpl(specname="corenas_backbones")(lambda: {"net": Net, "giving": Giving}))
+    corenas_backbones = staticmethod(
+        hookimpl(specname="corenas_backbones")(lambda: {"net": Net, "giving": Giving, "cells": Cells})
+    )
     corenas_algorithms = staticmethod(
         hookimpl(specname="corenas_algorithms")(lambda: {"oneshot": OneShot, "scores": Scores})
     )
@@ -563,6 +583,14 @@ def test_what_is_no_toml_is_told_with_its_line(write):
     assert faults(write("seed = 1\n\nx = [1,\n"))[0][:2] == ("spec.toml", 4)
     assert faults(write(space="a = 1\nb = = 2"))[0][:2] == ("space.toml", 2)
     assert places(write("x = " + "[" * 100_000))[0][0] == "spec.toml"
+    for deep in (
+        "[" + ".".join("a" * 400) + "]",
+        "x = " + "[" * 60 + "1" + "]" * 60,
+        "x = " + "{a = " * 60 + "1" + "}" * 60,
+    ):
+        [(file, _, key, message)] = faults(write(space=SPACE + deep))
+        assert (file, key) == ("spec.toml", "space.file")
+        assert message == "cannot read this space file: tables and lists stand in each other more than 50 deep"
     assert places(write("x = " + "9" * 5000))[0][0] == "spec.toml"
 
 
@@ -572,12 +600,67 @@ def test_a_byte_order_mark_does_not_matter(write):
     assert load_spec(path, CATALOGUE)[0].seed == 3
 
 
+def test_a_spec_may_be_called_as_people_call_files(write, tmp_path, monkeypatch):
+    path = write().rename(tmp_path / "my spec (1).toml")
+    assert load_spec(path, CATALOGUE)[0].name == "my-spec-1"
+
+
+def test_the_home_folder_is_written_as_in_a_shell(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    spec, _ = load_spec(write(), CATALOGUE, ["task.data=~/images"])
+    assert spec.task.data == f"{tmp_path}/home/images"
+    path = write()
+    (tmp_path / "space.toml").rename((tmp_path / "home").mkdir() or tmp_path / "home" / "space.toml")
+    path.write_text(SPEC.replace('"space.toml"', '"~/space.toml"'))
+    assert load_spec(path, CATALOGUE)[0].space.to_table() == SearchSpace.from_table(tomli.loads(SPACE)).to_table()
+
+
+def test_a_device_is_said_as_short_as_a_component(write):
+    device = load_spec(write(f'device = "cuda"\n{SPEC}'), CATALOGUE, ["device.threads=2"])[0].device
+    assert (device.type, device.threads) == ("cuda", 2)
+    assert places(write(f'device = "gpu"\n{SPEC}')) == [("spec.toml", 1, "device.type")]
+
+
+def test_names_that_differ_by_case_or_by_letters_that_look_alike_are_told_apart(write):
+    wrong = SPEC.replace('"random"', '"r\u0430ndom"')
+    with pytest.raises(UserError, match=r"did you mean 'random'\? \('а' is CYRILLIC SMALL LETTER A \(U\+0430\)\) "):
+        load_spec(write(wrong), CATALOGUE)
+    with pytest.raises(UserError, match="did you mean 'AdamW'\\? optimizers"):
+        load_spec(write(), CATALOGUE, ['train.optimizer.type="Adamw"'])
+
+
+def test_a_message_shows_no_control_characters_and_has_no_line_of_more_than_500_characters(write):
+    for key, value in (("a\x1b[31m\u202e", 1), ("k" * 5000, 2), ("searcher", "x\ny" * 900), ("seed", "9\x00" * 900)):
+        with pytest.raises(UserError) as raised:
+            load_spec(write(tomli_w.dumps({**tomli.loads(SPEC), key: value})), CATALOGUE)
+        lines = str(raised.value).split("\n")
+        assert all(line.isprintable() and len(line) <= 500 for line in lines), lines
+    assert str(Fault("a\x1bb\nc", hint="d\re")) == "a\\x1bb\nc\n  d\n  e"
+
+
+def test_a_space_of_another_backbone_is_one_message(write):
+    assert faults(write(SPEC, "stem = [1, 2]\n[[cells]]\nops = [1, 2]\n")) == [
+        ("space.toml", 1, "", "this is a space of the backbone 'cells', not of 'net'")]  # fmt: skip
+
+
+def test_spaces_that_corenas_comes_with_have_names(write, tmp_path):
+    assert space_file("ofa-mobilenetv3", tmp_path).read_text() == (SPECS / "space" / "ofa-mobilenetv3.toml").read_text()
+    (tmp_path / "bignas").mkdir()
+    assert space_file("bignas", tmp_path) == SPECS / "space" / "bignas.toml"
+    (tmp_path / "resnet").write_text("")
+    assert space_file("resnet", tmp_path) == tmp_path / "resnet"
+    assert space_file("resnet.toml", tmp_path) == tmp_path / "resnet.toml"
+    [(file, line, key, message)] = faults(write(SPEC.replace('"space.toml"', '"ofa-mobilenetv4"')))
+    assert (file, line, key, message) == ("spec.toml", 5, "space.file", "no space 'ofa-mobilenetv4'")
+    assert [key for *_, key, _ in faults(write(SPEC.replace('"space.toml"', '"zennet-tiny"')))][:1] != ["space.file"]
+
+
 # -- overrides --------------------------------------------------------------------------------------------------------
 
 
 def test_a_format_that_nothing_writes_is_a_mistake(write):
     assert faults(write(SPEC + '[export]\nformats = ["pt2",\n "onnx"]')) == [
-        ("spec.toml", 23, "export.formats[1]", "no exporter 'onnx'")]  # fmt: skip
+        ("spec.toml", 23, "export.formats[1]", "no format 'onnx'")]  # fmt: skip
 
 
 @pytest.mark.parametrize(

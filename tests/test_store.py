@@ -1,6 +1,7 @@
 """The store: what is kept comes back, whole or not at all."""
 
 import math
+import random
 import sqlite3
 import subprocess
 import sys
@@ -91,6 +92,65 @@ def test_a_store_that_is_not_there_or_none_is_a_mistake(tmp_path):
         Store(tmp_path / "other", readonly=True).trials()
     with pytest.raises(UserError):
         Store(tmp_path / "none" / "run.sqlite")
+
+
+def damaged(path, *statements):
+    db = sqlite3.connect(path)
+    with db:
+        for statement in statements:
+            db.execute(statement)
+    db.close()
+
+
+def test_rows_of_other_types_are_told_with_the_part_that_is_lost(tmp_path):
+    path = tmp_path / "run.sqlite"
+    for part, read, bad in (
+        ("trials", Store.trials, ["arch = '[1]'", "arch = '{\"a\": [1]}'", "metrics = '3'", "seconds = 'x'",
+         "state = 'won'", "fidelity = 'all'", "fidelity = 7", "extra = 'null'", "error = X'00'", "arch = X'ff'",
+         "metrics = '{'", "metrics = CAST(X'7bff7d' AS TEXT)"]),
+        ("curves", lambda store: store.curve("train"), ["figures = '[]'", "figures = '{\"loss\": \"low\"}'"]),
+        ("notes `result`", lambda store: store.get("result"), ["value = '{}'", "value = '3'", "value = 'nul'",
+         """value = '{"best": {"arch": {}, "metrics": []}, "front": [], "table": [], "trials": 3}'"""]),
+        ("notes `seconds`", lambda store: store.get("seconds"), ["value = '[1]'", "value = X'ff00'"]),
+    ):  # fmt: skip
+        for change in bad:
+            path.unlink(missing_ok=True)
+            store = Store(path)
+            store.add(TRIALS[0])
+            store.point("train", 1, {"loss": 2.5})
+            store.set("seconds", {"train": 3})
+            found = {"arch": {"a": 1}, "metrics": {"top1": 3.5}}
+            store.set("result", {"best": found, "front": [found], "table": [found], "trials": 1})
+            assert read(store)
+            store.close()
+            damaged(path, f"UPDATE {part.split()[0]} SET {change}")
+            with pytest.raises(UserError) as raised:
+                read(Store(path, readonly=True))
+            message = f"this database is damaged: of its {part} not all can be read"
+            assert raised.value.faults[0].message == message, change
+
+
+def test_flipped_bits_are_a_message(tmp_path):
+    path = tmp_path / "run.sqlite"
+    store = Store(path)
+    for i in range(200):
+        store.add(trial(i, metrics={"top1": i / 7}))
+        store.set(f"note {i}", [i])
+        store.point("train", i, {"loss": float(i)})
+    store.close()
+    whole, rng = path.read_bytes(), random.Random(0)
+    told = 0
+    for _ in range(60):
+        content = bytearray(whole)
+        for _ in range(rng.choice([1, 5, 200])):
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        try:
+            found = Store(path, readonly=True)
+            found.trials(), found.curve("train"), [found.get(f"note {i}") for i in range(200)]
+        except UserError:
+            told += 1
+    assert told > 20
 
 
 def test_reading_leaves_nothing_beside_the_file_so_that_its_medium_need_not_be_writable(tmp_path):

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
+from pathlib import Path
 
 import pytest
 import tomli_w
@@ -16,6 +18,7 @@ import tomli_w
 from corenas.cli import main
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
 KINDS = ("searcher", "evaluator", "algorithm", "backbone")
 SPEC = {
     **dict.fromkeys(("algorithm", "searcher"), "outside"), "evaluators": ["outside"], "mutator": "uniform",
@@ -85,3 +88,16 @@ def test_wheels_of_strangers_are_found_run_and_reported(tmp_path):
     (tmp_path / "spec.toml").write_text(tomli_w.dumps(SPEC))
     done = tool(sys.executable, "-m", "corenas", "run", "spec.toml", "--json", cwd=tmp_path, **found)
     assert json.loads(done)["trials"] == 5
+
+
+def test_the_wheel_of_corenas_has_its_specs_and_spaces(tmp_path):
+    uv = shutil.which("uv")
+    if uv is None:
+        pytest.skip("no uv to build a wheel with")
+    tool(uv, "build", "--wheel", "--quiet", "--out-dir", tmp_path, ROOT, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "corenas" / "spec").rglob("*.toml")}
+    assert "corenas/spec/space/ofa-mobilenetv3.toml" in here
+    assert here <= {*names}
+    assert (ROOT / "spec").resolve() == ROOT / "corenas" / "spec", "one truth, by two paths"

@@ -15,6 +15,7 @@ import attrs
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, lt, optional
 
+import corenas
 from corenas.contracts import LaidOut, SpaceGiving
 from corenas.errors import Fault, KeyPath, UserError, collecting, did_you_mean, raise_if_any
 from corenas.objectives import parse_amount
@@ -243,8 +244,8 @@ class Spec:
     calibration: how batch-norm statistics are recomputed before an arch is measured
     retrain: how the arch that was found is trained again, where the algorithm does so
     export: what is written in the end
-    space: a file, or the space itself; with `file`, `fix` holds variables at a choice and `narrow` leaves fewer;
-        `fix` may name the file of an arch, which holds all of them
+    space: a file, the name of a space that corenas comes with, or the space itself; with `file`, `fix` holds variables
+        at a choice and `narrow` leaves fewer; `fix` may name the file of an arch, which holds all of them
     plugins: Python files with components of your own, relative to the spec
     """
 
@@ -303,6 +304,21 @@ _SEARCHABLE = ("train", "task", "backbone")
 """What a training of one arch depends on."""
 
 
+def spec_keys() -> dict[str, str]:
+    """Return where each key stands that all specs have, by its last part; what stands further out comes first."""
+    found: dict[str, str] = {f"{key}": f"train.optimizer.{key}" for key in Train().optimizer}
+
+    def walk(cls: type, prefix: str, depth: int) -> None:
+        for item in attrs.fields(attrs.resolve_types(cls)):
+            if attrs.has(item.type):
+                walk(item.type, f"{prefix}{item.name}.", depth + 1)
+            if item.name not in found or found[item.name].count(".") > depth:
+                found[item.name] = f"{prefix}{item.name}"
+
+    walk(Spec, "", 0)
+    return found
+
+
 def _evolved(item: Any, path: Sequence[str], value: Any) -> Any:
     """Return a nest of options with the value in one place. Raises ValueError if there is no such place."""
     if not path:
@@ -330,14 +346,14 @@ def open_spec(
     source = table.get("supernet")
     if isinstance(source, Mapping) and isinstance(source.get("from"), str):
         with suppress(UserError):  # `load_spec` tells of it, with its line
-            base = Path(source["from"])
+            base = Path(_with_home(source["from"]))
             named += _named_plugins(read_toml(base / "spec.toml", "spec")[1], base)
     catalogue = load_catalogue(files=[*named, *plugins])
     return *load_spec(path, catalogue, overrides, plugins), catalogue
 
 
 def _named_plugins(table: Mapping[str, Any], folder: Path) -> list[Path]:
-    names = table.get("plugins", ())
+    names = _with_home(table.get("plugins", ()))
     return [folder / name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
@@ -353,12 +369,23 @@ def load_spec(
     extra = [str(Path(plugin).resolve()) for plugin in plugins]
     raise_if_any(_plugin_faults(extra, catalogue, ("--plugin",)))
     text, table = read_toml(file, "spec", file=str(path))
+    table = _with_home(table)
     sources = Sources()
     sources.add(str(path), text)
     with sources.locating():
         spec = _read_spec(table, file.parent, catalogue, overrides, sources)
     files = tuple(dict.fromkeys([*spec.plugins, *extra]))
-    return attrs.evolve(spec, name=spec.name or file.stem, plugins=files), sources
+    name = re.sub(r"[^\w.-]+", "-", file.stem).strip("-.") or "run"  # "my spec (1)" is a file's name, not a folder's
+    return attrs.evolve(spec, name=spec.name or name, plugins=files), sources
+
+
+def _with_home(item: Any) -> Any:
+    """Return a spec's table, or what is in it, with paths that begin with `~` as they are on this machine."""
+    if isinstance(item, str):
+        return os.path.expanduser(item) if item.startswith("~/") else item
+    if isinstance(item, dict):
+        return {key: _with_home(inner) for key, inner in item.items()}
+    return [_with_home(inner) for inner in item] if isinstance(item, list) else item
 
 
 def _plugin_faults(files: Iterable[str], catalogue: Catalogue, key: KeyPath) -> list[Fault]:
@@ -389,6 +416,8 @@ def _read_spec(
     override(text for text in overrides if text.startswith("supernet"))
     table, base = _over_base(table)
     override(text for text in overrides if not text.startswith("supernet"))  # in what that run gives
+    if isinstance(table.get("device"), str):  # as short as a component's name
+        table["device"] = {"type": table["device"]}
     if "plugins" in table:
         with collecting(faults, "plugins"):
             names = structure(table["plugins"], tuple[str, ...])
@@ -586,9 +615,26 @@ def _over_base(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | 
 def _check_layout(space: SearchSpace, backbone: Any, catalogue: Catalogue) -> None:
     """Raise UserError where the space's tables are not those of the backbone, whatever else is wrong with that."""
     name = backbone.get("type") if isinstance(backbone, dict) else backbone
-    component = catalogue.components.get(("backbones", str(name)))
-    if component is not None and isinstance(component.cls, LaidOut):
-        structure(space.tree, component.cls.layout)
+    laid_out = {c.name: c.cls for c in catalogue.components.values() if isinstance(c.cls, LaidOut)}
+    if name not in laid_out:
+        return
+    try:
+        structure(space.tree, laid_out[name].layout)
+    except UserError:
+        others = [other for other, cls in laid_out.items() if other != name and _has_layout(space, cls)]
+        if others:
+            text = f"this is a space of the backbone {' or '.join(map(repr, others))}, not of {name!r}"
+            raise UserError(text, hint="another space, or [backbone] with another `type`") from None
+        raise
+
+
+def _has_layout(space: SearchSpace, backbone: LaidOut) -> bool:
+    """Return whether a space's tables are those of a backbone."""
+    try:
+        structure(space.tree, backbone.layout)
+    except UserError:
+        return False
+    return True
 
 
 _CHANGES = {
@@ -651,12 +697,30 @@ def _read_arch(name: str, space: SearchSpace, folder: Path, sources: Sources) ->
     return space.arch(table)
 
 
+SPECS = Path(corenas.__file__).parent / "spec"
+"""Where the specs are that corenas comes with; in `space/` are its spaces."""
+
+
+def space_file(name: str, folder: Path = Path()) -> Path:
+    """Return the file of a space: one in a folder, or one of those that corenas comes with, called by its name.
+
+    Raises UserError for a name that none of them has.
+    """
+    if not re.fullmatch(r"[\w-]+", name) or os.path.isfile(folder / name):
+        return folder / name
+    if not (file := SPECS / "space" / f"{name}.toml").exists():
+        known = [path.stem for path in file.parent.glob("*.toml")]
+        hint = did_you_mean(name, known, "a file (.toml), or one of the spaces that corenas comes with")
+        raise UserError(f"no space {name!r}", key=("file",), hint=hint)
+    return file
+
+
 def _read_space_file(table: Mapping[str, Any], folder: Path, sources: Sources) -> dict[str, Any]:
     """Return the table in the file that a spec takes its space from, with the spec's variables beside its name."""
     own = {key: item for key, item in table.items() if key.startswith(OVERRIDE)}
     hint = "with `file`, only `fix`, `narrow` and variables of the spec (`spec:…`) may stand beside it"
     raise_if_any(Fault("unknown key", (key,), hint=hint) for key in table.keys() - own.keys() - {"file"})
-    file = folder / structure(table["file"], str)
+    file = space_file(structure(table["file"], str), folder)
     text, space = read_toml(file, "space", key=("file",))
     sources.add(str(file), text, "space")
     return {**space, **own}

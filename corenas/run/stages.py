@@ -343,7 +343,7 @@ class _Run:
         if not front:
             text = f"none of {len(searches[number])} trials is done and has {str(target) or 'a result'}"
             raise UserError(text, key=("search", "constraints"), hint=f"corenas trials {self.folder} lists them")
-        return sorted(front, key=lambda trial: objectives.objectives[0].gain(trial.metrics), reverse=True)
+        return sorted(front, key=partial(objectives.rank, objectives.objectives[0]))
 
     def _finish(self, number: int, best: Trial, supernet: nn.Module | None) -> dict[str, Any]:
         """Retrain an arch, if the algorithm asks for it, export and test it. Returns a row of the run's result."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,8 @@ class Sources:
             value = tomli.loads(f"x = {text}")["x"]
         except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
             value = text
+        if isinstance(value, str) and value.startswith("~/"):
+            value = os.path.expanduser(value)
         try:
             _with(table, path, value)
         except (LookupError, TypeError, ValueError):
@@ -93,6 +96,18 @@ def _with(item: Any, path: Sequence[str], value: Any) -> Any:
     return item
 
 
+DEEPEST = 50
+"""How deep tables and lists may stand in each other; those of a space are some ten deep."""
+
+
+def is_deep(item: Any, most: int) -> bool:
+    """Return whether tables and lists stand in each other deeper than allowed."""
+    if not isinstance(item, dict | list):
+        return False
+    inner = item.values() if isinstance(item, dict) else item
+    return most == 0 or any(is_deep(each, most - 1) for each in inner)
+
+
 def read_toml(path: Path, noun: str, **where: Any) -> tuple[str, dict[str, Any]]:
     """Return the text and the table of a file.
 
@@ -103,7 +118,10 @@ def read_toml(path: Path, noun: str, **where: Any) -> tuple[str, dict[str, Any]]
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ValueError("this is no file")  # /dev/zero never ends
         text = path.read_text(encoding="utf-8-sig")
-        return text, tomli.loads(text)
+        table = tomli.loads(text)
+        if is_deep(table, DEEPEST):
+            raise ValueError(f"tables and lists stand in each other more than {DEEPEST} deep")
+        return text, table
     except FileNotFoundError:
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")], f"in {path.parent}")
         raise UserError(f"no such {noun} file", hint=near, **where) from None

@@ -1,7 +1,10 @@
 """Data as people have it: broken files, other files, deep and odd pictures, tables of labels, unequal classes."""
 
 import csv
+import os
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -70,6 +73,25 @@ def test_broken_images_are_left_out_on_request_and_told(broken):
     for split in task.splits:
         dataset = task.dataset(split, False)
         assert len([dataset[i] for i in range(len(dataset))]) == task.splits[split]
+
+
+def test_a_pipe_among_images_is_passed_over_and_a_picture_too_large_for_memory_is_a_broken_one(tmp_path):
+    data = folder(tmp_path / "data", {"cat": 5, "dog": 5})
+    os.mkfifo(tmp_path / "data" / "cat" / "pipe.png")
+    (note,) = start(data=data).notes
+    assert note.endswith("passed over: 1 no regular file")
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks]
+    huge = tmp_path / "data" / "dog" / "huge.png"
+    huge.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    (fault,) = wrong(data=data)
+    assert fault.file == str(huge)
+    assert "900000000 pixels" in fault.message
+    assert sum(start(data=data, skip_broken=True).splits.values()) == 10
+    os.mkfifo(tmp_path / "table.csv")
+    (fault,) = wrong(data={"type": "csv", "file": str(tmp_path / "table.csv")})
+    assert (fault.dotted, fault.message.rpartition(": ")[2]) == ("data.file", "this is no file")
 
 
 def test_what_is_no_image_is_counted_aloud(tmp_path):

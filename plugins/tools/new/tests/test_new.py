@@ -12,7 +12,7 @@ import tomli_w
 import corenas
 from corenas.errors import UserError
 from corenas.plugins import load_catalogue
-from corenas.run.spec import load_spec
+from corenas.run.spec import SPECS, load_spec
 from corenas.run.stages import run_spec
 from corenas.testing.commands import command_checks, parser_of
 from corenas.testing.distributions import distribution_checks
@@ -158,6 +158,21 @@ def test_the_command_writes_beside_and_says_what(tmp_path, monkeypatch, capsys):
     )
     assert run(parser.parse_args(["mutator", "mine", "--to", "elsewhere"])) == 0
     assert "pip install pytest -e ./elsewhere" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["quickstart", "fairnas", "imagenet/ofa"])
+def test_a_spec_is_written_that_runs_anywhere(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    parser, run = parser_of(COMMAND)
+    assert run(parser.parse_args(["spec", *([] if name == "quickstart" else [name])])) == 0
+    written = tmp_path / capsys.readouterr().out.strip()
+    catalogue = load_catalogue()
+    spec, theirs = (load_spec(path, catalogue)[0] for path in (written, SPECS / f"{name}.toml"))
+    assert spec.to_table(catalogue) == theirs.to_table(catalogue)
+    with pytest.raises(UserError, match="cannot write: File exists"):
+        run(parser.parse_args(["spec", name]))
+    with pytest.raises(UserError, match="no spec 'fairnass'\n  did you mean 'fairnas'"):
+        run(parser.parse_args(["spec", "fairnass"]))
 
 
 @pytest.mark.parametrize("check", command_checks)

@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,10 +36,10 @@ class Clock:
 class Watching:
     """A listener with all that it wrote."""
 
-    def __init__(self, kind):
+    def __init__(self, kind, width=120):
         self.clock, self.file = Clock(), io.StringIO()
         if kind == "bars":
-            console = Console(file=self.file, force_terminal=True, width=120, color_system=None, legacy_windows=False)
+            console = Console(file=self.file, force_terminal=True, width=width, color_system=None, legacy_windows=False)
             self.listener = Listener(Bars(console, self.clock), self.clock)
         else:
             self.listener = Listener(Lines(self.file, self.clock), self.clock)
@@ -100,12 +101,34 @@ def test_a_run_is_told_from_its_first_line_to_its_last(watching):
     assert "3/3 trials, 0.125 trials/s, 0:00 left, 1 failed, 1 infeasible, best top1 70.12, flops 200M" in watching.text
 
 
+def test_what_a_note_names_controls_no_terminal():
+    watching = Watching("lines")
+    watching.hear(Note("a class \x1b[2Jcat\u202e\nand " + "x" * 9000))
+    assert watching.lines[0] == "a class \\x1b[2Jcat\\u202e"
+    assert len(watching.lines[1]) <= 500
+
+
 def test_a_run_that_goes_on_says_so_and_counts_only_its_own_pace(watching):
     watching.hear(RunStarted("a", Path("runs/a"), True), StageStarted("train", 1000, "steps", done=500))
     watching.hear(Progress("train", 510), after=10.0)
     assert "a: goes on in runs/a" in watching.text
     assert "500/1,000 steps" in watching.text
     assert "510/1,000 steps, 1 steps/s, 8:10 left" in watching.text
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 60, 80])
+def test_a_narrow_terminal_keeps_the_name_the_bar_and_how_far_it_is(width):
+    watching = Watching("bars", width)
+    watching.hear(
+        StageStarted("retrain", 1000, "steps"), Progress("retrain", 500, {"loss": 2.5, "lr": 0.05}), after=6.0
+    )
+    drawn = [
+        line for line in re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", watching.text).replace("\r", "\n").split("\n") if line
+    ]
+    assert all(len(line) <= width for line in drawn)
+    assert all(line.startswith("retrain ") for line in drawn), drawn
+    assert drawn[-1].count("\u2501") >= 2, "half of the bar"
+    assert "500" in drawn[-1] or width < 30
 
 
 def test_a_terminal_is_given_back_when_the_last_stage_ends():
@@ -311,9 +334,7 @@ def test_the_end_says_where_what_is_there_is_and_how_to_load_it(tmp_path):
     result = {**RESULT, "table": [*RESULT["table"], row], "front": RESULT["front"] * 3}
     lines = closing_lines(RunDone(tmp_path, result, {"valid": 0, "test": 4}, METRICS))
     text = "\n".join(lines)
-    assert (
-        lines[0] == "of 3 on the front the best with flops at most 200M: top1 70.0 %, flops 200M on 0 validation images"
-    )
+    assert lines[0] == "of 3 on the front the best with flops at most 200M: top1 70.0 %, flops 200M"
     assert f"flops at most 200M: top1 69.5 ± 23.0 %, flops 200M, in {tmp_path}/best/" in lines
     assert f"no constraint: top1 69.5 ± 23.0 %, flops 200M, in {tmp_path}/best-2/" in lines
     assert f"supernet:  {tmp_path}/supernet.pt" in lines

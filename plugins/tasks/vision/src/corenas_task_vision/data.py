@@ -383,6 +383,8 @@ def _root(data: Data) -> Path:
 def _rows(data: Data) -> tuple[list[dict[str, str]], tuple[str, Sequence[str]]]:
     """The rows of a table of labels, its column of images and those of labels. Raises UserError."""
     path = Path(data.file or "")
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"cannot read {path.absolute()}: this is no file", key=("file",))
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, strict=True)

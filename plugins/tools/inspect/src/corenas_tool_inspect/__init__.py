@@ -33,6 +33,7 @@ def add_check(parser: ArgumentParser) -> Command:
     """All mistakes of a spec; or what would run, how long and with how much memory."""
     _spec(parser)
     parser.add_argument("--no-data", action="store_true", help="read no data, and try no step")
+    parser.add_argument("--no-try", action="store_true", help="try no step, so that nothing is told of time and memory")
     return _command("check")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
+from contextlib import redirect_stdout
 
+from corenas.errors import shown
 from corenas.run.spec import open_spec
 from corenas_tool_inspect.table import print_json, print_table
 
@@ -21,9 +24,9 @@ def command(options: Namespace) -> None:
     from corenas_tool_inspect.archs import named_arch
     from corenas_tool_inspect.estimate import estimate
 
-    with sources.locating():
+    with sources.locating(), redirect_stdout(sys.stderr):  # whatever a plugin prints
         prepared = prepare(spec, data=not options.no_data, weights=False)
-        needs = None if options.no_data else estimate(prepared, limit=2.0)
+        needs = None if options.no_data or options.no_try else estimate(prepared, limit=2.0)
     named = ("min", "default", "max") if prepared.has_network else ()
     archs = {name: named_arch(prepared.cost, name) for name in named}
     costs = dict(zip(archs, prepared.cost.of(archs.values()), strict=True))
@@ -49,7 +52,7 @@ def command(options: Namespace) -> None:
             share, wanted = target.region.share, " and ".join(map(str, cheap))
             print(f"about {share:.1%} of drawn archs have {wanted}; {_DRAWN[target.region.method]}")
     for note in prepared.notes:
-        print(f"note       {note}")
+        print(f"note       {shown(note)}")
     if needs is not None:
         stages = ", ".join(f"{stage} about {_duration(seconds)}" for stage, seconds in needs.seconds.items())
         lacking = [stage for stage in ("train", "search") if stage in prepared.stages and stage not in needs.seconds]

@@ -16,20 +16,24 @@ def command(options: Namespace) -> None:
     deep = _imported(catalogue) if options.deep else {}
     rows = []
     for plugin in catalogue.plugins:
-        own = [c for c in catalogue.components.values() if c.distribution == plugin.distribution]
         error = plugin.error or deep.get(plugin.name)
         kind, _, name = plugin.name.partition("-")
-        offers = [(c.kind, c.name) for c in own] or [(f"{kind}s", name or plugin.name)]
+        offers = {
+            (c.kind, c.name): error for c in catalogue.components.values() if c.distribution == plugin.distribution
+        }
+        for key, owners in catalogue.conflicts.items():
+            if plugin.distribution in owners:
+                offers[key] = f"{key[1]!r} is offered by {' and '.join(owners)}"
         rows += [
             {
                 "kind": kind,
                 "name": name,
                 "distribution": plugin.distribution,
                 "version": plugin.version,
-                "status": "broken" if error else "ok",
-                "error": error,
+                "status": "broken" if wrong else "ok",
+                "error": wrong,
             }
-            for kind, name in offers
+            for (kind, name), wrong in (offers or {(f"{kind}s", name or plugin.name): error}).items()
         ]
     if options.json:
         print_json({"plugins": rows})
@@ -45,6 +49,8 @@ def _imported(catalogue: Catalogue) -> dict[str, str]:
             package = importlib.import_module(plugin.module.partition(":")[0])
             for module in pkgutil.walk_packages(getattr(package, "__path__", []), f"{package.__name__}."):
                 importlib.import_module(module.name)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             found[plugin.name] = f"{type(error).__name__}: {error}".partition("\n")[0]
     return found

@@ -18,7 +18,7 @@ from corenas.contracts import COMPONENTS
 from corenas.errors import UserError, did_you_mean
 from corenas.options import expectation, explanations, key_of, structure, to_table
 from corenas.plugins import Catalogue, load_catalogue
-from corenas.run.spec import Spec
+from corenas.run.spec import Spec, space_file
 from corenas.run.toml import KeySource, Sources
 from corenas.space import SearchSpace
 from corenas_tool_inspect.archs import from_file
@@ -68,15 +68,16 @@ def _drawing(cls: Any, options: Namespace) -> tuple[Any, list[str]]:
     if options.image < 1:
         raise UserError(f"images have a side of at least 1 pixel, not {options.image}", key=("--image",))
     example = getattr(cls, "example", None)
-    if options.space is not None:
-        backbone, space = cls(), from_file(options.space, SearchSpace.from_table)
+    file = None if options.space is None else str(space_file(options.space))
+    if file is not None:
+        backbone, space = cls(), from_file(file, SearchSpace.from_table)
         title, image = options.space, (getattr(backbone, "in_channels", None) or 3, options.image, options.image)
     elif example is not None:
         backbone, space = structure(example["backbone"], cls), SearchSpace.from_table(example["space"])
         title, image = "an example", (1, 28, 28)
     else:
         return None, []
-    with _sources(options.space).locating() if options.space else nullcontext():
+    with _sources(file).locating() if file else nullcontext():
         drawing = {"title": title, **drawn(backbone, space, image)}
     width = shutil.get_terminal_size((10_000, 0)).columns  # a pipe has none: programs find whole tables
     return drawing, [f"{title}:", *lines(drawing, width)]

@@ -13,6 +13,7 @@ from typing import Any
 
 from corenas.errors import UserError, did_you_mean
 from corenas.hookspecs import hookimpl
+from corenas.run.spec import SPECS
 
 TEMPLATES = Path(__file__).parent / "templates"
 ATTRS, NUMPY, TORCH = "attrs>=24.1", "numpy>=1.26", "torch>=2.6"
@@ -39,7 +40,7 @@ def new(kind: str, name: str, folder: Path | None = None) -> tuple[Path, list[Pa
     Raises UserError for a kind that there is not, a name that is none, and a folder that is not empty.
     """
     if kind not in KINDS:
-        raise UserError(f"no kind {kind!r}", key=("KIND",), hint=did_you_mean(kind, KINDS, "kinds"))
+        raise UserError(f"no kind {kind!r}", key=("KIND",), hint=did_you_mean(kind, [*KINDS, "spec"], "kinds"))
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name.lower()):
         hint = 'letters, digits and single hyphens between them, a letter first: "my-search2"'
         raise UserError(f"{name!r} is no name for a plugin", key=("NAME",), hint=hint)
@@ -54,6 +55,27 @@ def new(kind: str, name: str, folder: Path | None = None) -> tuple[Path, list[Pa
     except OSError as error:
         raise UserError(f"cannot write: {error.strerror}", file=str(folder), hint="another folder: --to DIR") from error
     return folder, [folder / path for path in sorted(contents)]
+
+
+def new_spec(name: str = "quickstart", folder: Path | None = None) -> Path:
+    """Write one of the specs that corenas comes with, to be changed. Returns the file.
+
+    folder: where it goes; without it the working directory
+    Raises UserError for a name that none has, and for a file that is there already.
+    """
+    files = {path.relative_to(SPECS).with_suffix("").as_posix(): path for path in SPECS.rglob("*.toml")}
+    files = {known: path for known, path in files.items() if not known.startswith("space/")}
+    if name not in files:
+        raise UserError(f"no spec {name!r}", key=("NAME",), hint=did_you_mean(name, files, "specs"))
+    file = (folder or Path()) / files[name].name
+    text = re.sub(r"(?:\.\./)?\bspace/([\w-]+)\.toml", r"\1", files[name].read_text("utf-8"))  # found at any place
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("x", encoding="utf-8") as out:
+            out.write(re.sub(r"(#   corenas \w+ )spec/(?:imagenet/)?", r"\1", text))
+    except OSError as error:
+        raise UserError(f"cannot write: {error.strerror}", file=str(file), hint="another folder: --to DIR") from error
+    return file
 
 
 def _contents(kind: str, name: str) -> dict[str, str]:
@@ -88,15 +110,23 @@ def _contents(kind: str, name: str) -> dict[str, str]:
 
 
 def _parser(parser: ArgumentParser) -> Callable[[Any], int]:
-    """Write a plugin of your own to start from, complete with tests that pass."""
-    parser.description = "A plugin that passes its checks as it is written, to start from."
-    parser.add_argument("kind", metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("name", metavar="NAME", help="its name in a spec: letters, digits and hyphens")
-    parser.add_argument("--to", metavar="DIR", type=Path, help="the folder to write (default: ./corenas-KIND-NAME)")
+    """Write a plugin of your own to start from, complete with tests that pass, or a spec."""
+    parser.description = "A plugin that passes its checks as it is written, or a spec that runs, to start from."
+    parser.add_argument("kind", metavar="KIND", help=f"{', '.join(KINDS)}; or spec")
+    text = "its name in a spec: letters, digits and hyphens; of specs which one (quickstart)"
+    parser.add_argument("name", metavar="NAME", nargs="?", help=text)
+    text = "the folder to write (default: ./corenas-KIND-NAME; of a spec the working directory)"
+    parser.add_argument("--to", metavar="DIR", type=Path, help=text)
     return _new
 
 
 def _new(options: Namespace) -> int:
+    if options.kind == "spec":
+        file = new_spec(options.name or "quickstart", options.to)
+        print(json.dumps({"folder": str(file.parent), "files": [str(file)]}) if options.json else file)
+        return 0
+    if options.name is None:
+        raise UserError("required argument is missing", key=("NAME",), hint=f"corenas new {options.kind} mine")
     folder, files = new(options.kind, options.name, options.to)
     if options.json:
         print(json.dumps({"folder": str(folder), "files": [*map(str, files)]}))

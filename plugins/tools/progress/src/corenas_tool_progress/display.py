@@ -65,9 +65,10 @@ class Bars:
 
         self.console = console
         self.clock = clock
+        self._bar = BarColumn(bar_width=24)
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            self._bar,
             TextColumn("{task.fields[text]}", markup=False),
             console=console,
             auto_refresh=False,
@@ -91,10 +92,18 @@ class Bars:
         now = self.clock()
         if new or now - self._drawn >= 0.1:
             self._drawn = now
+            texts = self._fitted({each: each.text() for each in self._tasks})
             for each, task in self._tasks.items():
                 total = each.total if each.total > 0 else None
-                self.progress.update(task, total=total, completed=each.done, text=each.text())
+                self.progress.update(task, total=total, completed=each.done, text=texts[each])
             self.progress.refresh()
+
+    def _fitted(self, texts: dict[Stage, str]) -> dict[Stage, str]:
+        """Fit texts into the terminal: in a narrow one the bar is shorter first, then the texts; names stay."""
+        left = self.console.width - max(len(stage.name) for stage in texts) - 2
+        self._bar.bar_width = min(24, max(4, min(8, left // 3), left - max(map(len, texts.values()))))
+        room = max(1, left - self._bar.bar_width)
+        return {stage: text if len(text) <= room else f"{text[: room - 1]}…" for stage, text in texts.items()}
 
     def drop(self, stage: Stage) -> None:
         """Remove the stage's bar; with the last one the terminal is as it was."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from corenas.contracts import Event, Note, Progress, RunDone, RunStarted, StageDone, StageStarted, TrialDone
+from corenas.errors import shown
 from corenas.objectives import amount
 from corenas_tool_progress.closing import closing_lines
 
@@ -143,9 +144,11 @@ class Listener:
                 self.display.say(f"{event.stage}: {', '.join(parts)}")
                 if stage.states["failed"]:
                     failed = f"{stage.states['failed']} of {stage.states.total()} trials failed"
-                    self.display.say(f"{event.stage}: {failed}, the last one because: {stage.error or 'unknown'}")
+                    reason = shown(stage.error or "unknown")
+                    self.display.say(f"{event.stage}: {failed}, the last one because: {reason}")
             case Note():
-                self.display.say(event.text)
+                for line in event.text.split("\n"):
+                    self.display.say(shown(line))
             case RunDone():
                 self._end_all()
                 for line in closing_lines(event):

@@ -195,7 +195,7 @@ def _so_far(objectives: Objectives, searches: Sequence[str], trials: Sequence[Se
     """The best trial of each search of a run that has not ended."""
     founds = []
     for text, some in zip(searches, trials, strict=True):
-        best = objectives.best(counting(objectives, some), 1) if objectives.objectives else []
+        best = objectives.leaders(counting(objectives, some))[:1] if objectives.objectives else []
         founds += [Found(text, trial.arch, trial.metrics) for trial in best]
     return founds
 
