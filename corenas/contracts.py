@@ -89,7 +89,11 @@ class Exemplary(Protocol):
 
 @runtime_checkable
 class Segmented(Protocol):
-    """A network that names its parts in order, whose outputs a distiller may want (`LiveDistiller.taps`)."""
+    """A network that names its parts in order, whose outputs a distiller may want (`LiveDistiller.taps`).
+
+    A part that is `Gated` may name its own: those that run under an arch run one after the other, and nothing else in
+    it does. Archs that agree on the first parts of a network share their outputs when they are measured.
+    """
 
     segments: Sequence[nn.Module]
 

@@ -140,6 +140,11 @@ class Mixed(nn.Module):
         """Each candidate runs where it is the choice."""
         return [(module, equals(self.op, name)) for name, module in self.candidates.items()]
 
+    @property
+    def segments(self) -> Sequence[nn.Module]:
+        """The candidates: the one that is chosen is all that runs."""
+        return [*self.candidates.values()]
+
     def forward(self, x: Tensor) -> Tensor:
         """What the chosen candidate gives."""
         op = self.elastic.choice["op"]
@@ -160,6 +165,11 @@ class Depth(nn.Module):
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """A block runs where the depth reaches it."""
         return [(block, at_least(self.depth, i + 1)) for i, block in enumerate(self.blocks)]
+
+    @property
+    def segments(self) -> Sequence[nn.Module]:
+        """The blocks, one after the other."""
+        return [*self.blocks]
 
     def forward(self, x: Tensor) -> Tensor:
         """The active blocks one after the other."""
