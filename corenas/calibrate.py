@@ -180,7 +180,8 @@ class Evaluation:
 
         def statistics(segments: Sequence[nn.Module]) -> list[tuple[Any, Tensor, Tensor]]:
             norms = [norm for segment in segments for norm in _norms(segment)]
-            return [(norm, *(tensor.clone() for tensor in _statistics(norm))) for norm in norms]
+            found = [(norm, *_statistics(norm)) for norm in norms]
+            return [(norm, mean.clone(), var.clone()) for norm, mean, var in found]
 
         with apply(model, arch), statistics_kept(model), torch.no_grad():
             for norm, mean, var in leading.known(arch, "calibration") or ():

@@ -60,7 +60,7 @@ def digest(model: nn.Module) -> int:
     for tensor in (*model.parameters(), *model.buffers()):
         storage = tensor.detach().untyped_storage()
         data = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)  # type: ignore[call-overload]
-        number = zlib.crc32(data.cpu().numpy(), number)
+        number = zlib.crc32(data.cpu().numpy().data, number)
     return number
 
 
@@ -77,7 +77,8 @@ class LeadingSegments:
     def __init__(self, model: nn.Module, budget: int) -> None:
         self._budget, self._size = budget, 0
         self._kept: OrderedDict[Key, _Kept] = OrderedDict()
-        backbone, head = getattr(model, "backbone", model), getattr(model, "head", None)
+        backbone: nn.Module = getattr(model, "backbone", model)
+        head: nn.Module | None = getattr(model, "head", None)
         self._segments: Sequence[nn.Module] = backbone.segments if isinstance(backbone, Segmented) else ()
         self._gates: dict[nn.Module, list[tuple[nn.Module, Value]]] = {}
         leaves = [*self._leaves(self._segments)]
