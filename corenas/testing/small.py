@@ -300,11 +300,17 @@ class Meter:
 
     def __init__(self) -> None:
         self.seen = self.right = 0
+        self.each: list[Tensor] = []
 
     def update(self, outputs: Tensor, batch: Any) -> None:
         """Count a batch."""
         self.seen += len(batch[1])
-        self.right += int((outputs.argmax(1) == batch[1]).sum())
+        self.each.append(outputs.argmax(1) == batch[1])
+        self.right += int(self.each[-1].sum())
+
+    def scores(self, metric: str) -> Tensor:
+        """1 for each right answer, 0 for each wrong one."""
+        return torch.cat(self.each)
 
     def compute(self) -> dict[str, float]:
         """Percent of right answers."""

@@ -24,6 +24,7 @@ from attrs import define, evolve, field
 from torch import Tensor, nn
 
 from corenas.calibrate import Evaluation
+from corenas.contracts import Rival, Stopped
 from corenas.run.prepare import load_supernet, prepare
 from corenas.run.spec import open_spec
 from corenas.space import Arch
@@ -31,6 +32,8 @@ from corenas.store import Store
 
 FEW = 10
 """How many archs data is decoded anew for."""
+ROUND = BEST = 10
+"""How many archs are asked for at once, and how many of the best are to stay the best where archs race."""
 
 
 @define
@@ -41,6 +44,7 @@ class Watched:
     norms: Sequence[nn.Module]
     statistics: list[list[Tensor]] = field(factory=list)
     predictions: list[Tensor] = field(factory=list)
+    metrics: list[Any] = field(factory=list)
     seconds: float = 0.0
 
     def __getattr__(self, name: str) -> Any:
@@ -68,7 +72,8 @@ class _Meter:
         self.watched.seconds += time.process_time() - start
 
     def compute(self) -> Any:
-        return self.meter.compute()
+        self.watched.metrics.append(self.meter.compute())
+        return self.watched.metrics[-1]
 
 
 Row = tuple[float, Watched]
@@ -84,6 +89,25 @@ def timed(evaluation: Evaluation, archs: Sequence[Arch], anew: bool = False) -> 
     for arch in archs:
         (evolve(evaluation) if anew else evaluation)(arch)
     return (time.process_time() - start - watched.seconds) / len(archs), watched
+
+
+def raced(evaluation: Evaluation, archs: Sequence[Arch]) -> tuple[float, list[int]]:
+    """Return seconds an arch where archs race in rounds as those of a search do, and the numbers of the best."""
+    evaluation = evolve(evaluation)
+    [*evaluation.images, *evaluation._batches("valid", evaluation.batch_size, evaluation.task.splits["valid"], False)]
+    start, found = time.process_time(), {}
+
+    def ranked() -> list[int]:
+        return sorted(found, key=lambda i: -found[i])[:BEST]
+
+    for at in range(0, len(archs), ROUND):
+        best = ranked()
+        rival = Rival("top1", archs[best[-1]] if len(best) == BEST else None, 0.05 / BEST)
+        for i in range(at, min(at + ROUND, len(archs))):
+            metrics = evaluation.raced(archs[i], rival)
+            if not isinstance(metrics, Stopped):
+                found[i] = metrics["top1"]
+    return (time.process_time() - start) / len(archs), ranked()
 
 
 def unfused(row: Callable[[], Row], model: nn.Module) -> Row:
@@ -131,12 +155,17 @@ def main(arguments: list[str] | None = None) -> None:
         "batch norm folded": timed(alone, archs),
         "and leading segments": timed(together, archs),
     }
+    racing, best = raced(together, archs)
     print(f"{len(archs)} archs, {torch.get_num_threads()} threads")
     print(f"{'':<24}{'archs/s':>9}{'times':>7}{'statistics':>12}{'predictions':>20}")
     seconds, wanted = rows["one by one"]
     for name, (own, found) in rows.items():
         error, other, of = compared(found, wanted)
         print(f"{name:<24}{1 / own:>9.2f}{seconds / own:>7.2f}{error:>12.1e}{f'{other} of {of:,}':>20}")
+    tops = [number["top1"] for number in rows["one by one"][1].metrics]
+    wanted_best = sorted(range(len(archs)), key=lambda i: -tops[i])[:BEST]
+    same = sum(tops[i] >= tops[wanted_best[-1]] for i in best)
+    print(f"{'and racing':<24}{1 / racing:>9.2f}{seconds / racing:>7.2f}{f'{same} of the best {len(best)}':>32}")
 
 
 if __name__ == "__main__":
