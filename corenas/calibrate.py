@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -75,23 +76,27 @@ def recalibrate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> Non
     (tensor([2.]), tensor([0.]))
     """
     sums: dict[Any, tuple[int, Any, Any]] = {}
-    before = {norm: _statistics(norm)[1].clone() for norm in _norms(model)}
+    norms = _norms(model)
+    # Of what stores more than the features in force, those that a batch does not change are not in force.
+    before = {norm: None if isinstance(norm, RunningStatistics) else norm.running_var.clone() for norm in norms}
 
     def add(norm: Any, args: tuple[Tensor], _: Tensor) -> None:
         samples, n = args[0].shape[0], args[0].numel() // args[0].shape[1]
         count, means, variances = sums.get(norm, (0, 0.0, 0.0))
-        mean, var = _statistics(norm)
-        # What a batch does not change are features that are not in force, where all that is stored is read.
-        biased = torch.where(var == before[norm], var, var * ((n - 1) / n))
+        old = before[norm]
+        mean, var = norm.statistics() if old is None else (norm.running_mean, norm.running_var)
+        biased = var * ((n - 1) / n)
+        if old is not None:
+            biased = torch.where(var == old, var, biased)
         sums[norm] = count + samples, means + samples * mean, variances + samples * biased
 
     model.eval()
     with ExitStack() as after:
-        for norm in _norms(model):
+        for norm in norms:
             after.callback(norm.register_forward_hook(add).remove)
             after.callback(setattr, norm, "momentum", norm.momentum)
+            after.callback(setattr, norm, "training", False)
             norm.training, norm.momentum = True, 1.0  # running statistics are then those of the last batch
-        after.callback(model.eval)
         for batch in batches:
             task.forward(model, batch)
     for norm, (count, means, variances) in sums.items():
@@ -181,14 +186,14 @@ class Evaluation:
         size = len(own) if theirs is None else len(theirs)
         if len(own) < size:
             return Stopped(f"it has lost after {len(own)} of {size} images", {"images": len(own)})
-        self._finished[digest(self.supernet), arch, rival.metric, split, share] = own
+        self._finished[digest(self.supernet.modules()), arch, rival.metric, split, share] = own
         while len(self._finished) > _MOST_FINISHED:
             del self._finished[next(iter(self._finished))]
         return metrics
 
     def _scores(self, arch: Arch, metric: str, split: str, share: float) -> np.ndarray:
         """Return an arch's scores of all images."""
-        known = self._finished.get((digest(self.supernet), arch, metric, split, share))
+        known = self._finished.get((digest(self.supernet.modules()), arch, metric, split, share))
         return self._race(arch, metric, split, share)[0] if known is None else known
 
     def _race(
@@ -228,10 +233,11 @@ class Evaluation:
 
     def _leading_segments(self) -> LeadingSegments | None:
         """Return what is known of the supernet as it is now; None where nothing can be shared."""
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.supernet.modules())
+        modules = [*self.supernet.modules()]
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
         if not self.shared or hooked or torch.is_inference_mode_enabled():  # who would see calls that are left out
             return None
-        now = digest(self.supernet)
+        now = digest(modules)
         if now not in self._leading:
             self._leading.clear()
             self._leading[now] = LeadingSegments(self.supernet, self.shared)
@@ -248,15 +254,20 @@ class Evaluation:
         """Return the same without running the leading segments whose outputs are known."""
         model, images = self.supernet, [*self.images]
 
-        def statistics(segments: Sequence[nn.Module]) -> list[tuple[Any, Tensor, Tensor]]:
-            norms = [norm for segment in segments for norm in _norms(segment)]
-            found = [(norm, *_statistics(norm)) for norm in norms]
-            return [(norm, mean.clone(), var.clone()) for norm, mean, var in found]
+        known = leading.known(arch, "calibration") or ()
+        statistics: dict[nn.Module, list[tuple[Any, Tensor, Tensor]]] = {}  # of the norms of each segment that ran
+
+        def after_calibration(segments: Sequence[nn.Module]) -> list[list[tuple[Any, Tensor, Tensor]]]:
+            for segment in segments[len(known) :]:
+                if segment not in statistics:
+                    found = [(norm, *_statistics(norm)) for norm in _norms(segment)]
+                    statistics[segment] = [(norm, mean.clone(), var.clone()) for norm, mean, var in found]
+            return [*known, *(statistics[segment] for segment in segments[len(known) :])]
 
         with apply(model, arch), statistics_kept(model), torch.no_grad():
-            for norm, mean, var in leading.known(arch, "calibration") or ():
+            for norm, mean, var in itertools.chain(*known):
                 _set_statistics(norm, mean, var)
-            with leading.reused(arch, "calibration", len(images), statistics):
+            with leading.reused(arch, "calibration", len(images), after_calibration):
                 recalibrate(model, self.task, images)
             with leading.reused(arch, what, len(batches), lambda segments: None):
                 return evaluate(model, self.task, batches, enough)

@@ -54,10 +54,10 @@ def _versions(output: Any) -> list[int]:
     return [tensor._version for tensor in _tensors(output)]
 
 
-def digest(model: nn.Module) -> int:
-    """Return a number that is another one where a weight or a statistic is another one, as good as surely."""
+def digest(modules: Iterable[nn.Module]) -> int:
+    """Return a number that is another one where a weight or a statistic of modules is another one, all but surely."""
     number = 0
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None):
         storage = tensor.detach().untyped_storage()
         data = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)  # type: ignore[call-overload]
         number = zlib.crc32(data.cpu().numpy().data, number)
