@@ -181,20 +181,20 @@ class Evaluation:
 
         Raises UserError where the task's meter does not tell the scores of images apart.
         """
-        theirs = None if rival.arch is None else self._scores(rival.arch, rival.metric, split, share)
+        now = digest(self.supernet.modules())
+        theirs = None
+        if rival.arch is not None:
+            theirs = self._finished.get((now, rival.arch, rival.metric, split, share))
+            if theirs is None:  # another process has measured it, or a run that was killed
+                theirs, _ = self._race(rival.arch, rival.metric, split, share)
         own, metrics = self._race(arch, rival.metric, split, share, theirs, rival.error)
         size = len(own) if theirs is None else len(theirs)
         if len(own) < size:
             return Stopped(f"it has lost after {len(own)} of {size} images", {"images": len(own)})
-        self._finished[digest(self.supernet.modules()), arch, rival.metric, split, share] = own
+        self._finished[now, arch, rival.metric, split, share] = own
         while len(self._finished) > _MOST_FINISHED:
             del self._finished[next(iter(self._finished))]
         return metrics
-
-    def _scores(self, arch: Arch, metric: str, split: str, share: float) -> np.ndarray:
-        """Return an arch's scores of all images."""
-        known = self._finished.get((digest(self.supernet.modules()), arch, metric, split, share))
-        return self._race(arch, metric, split, share)[0] if known is None else known
 
     def _race(
         self, arch: Arch, metric: str, split: str, share: float, theirs: np.ndarray | None = None, error: float = 0.0
