@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
+import numpy as np
 import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
 from corenas import loading
-from corenas.contracts import LiveTask, RunningStatistics
+from corenas.contracts import Itemised, LiveTask, Meter, Rival, RunningStatistics, Stopped
+from corenas.errors import UserError
 from corenas.mutable import apply
+from corenas.racing import evidence
 from corenas.settings import Calibration
+from corenas.sharing import LeadingSegments, digest
 from corenas.space import Arch
 
+_MOST_FINISHED = 64
+"""Of how many archs the scores of all images are kept, the latest ones."""
 _Norm = nn.modules.batchnorm._BatchNorm
 
 
@@ -72,23 +79,27 @@ def recalibrate(model: nn.Module, task: LiveTask | Callable[[nn.Module, Any], An
     given = cast(Any, task)
     forward = getattr(given, "forward", given)
     sums: dict[Any, tuple[int, Any, Any]] = {}
-    before = {norm: _statistics(norm)[1].clone() for norm in _norms(model)}
+    norms = _norms(model)
+    # Of what stores more than the features in force, those that a batch does not change are not in force.
+    before = {norm: None if isinstance(norm, RunningStatistics) else norm.running_var.clone() for norm in norms}
 
     def add(norm: Any, args: tuple[Tensor], _: Tensor) -> None:
         samples, n = args[0].shape[0], args[0].numel() // args[0].shape[1]
         count, means, variances = sums.get(norm, (0, 0.0, 0.0))
-        mean, var = _statistics(norm)
-        # What a batch does not change are features that are not in force, where all that is stored is read.
-        biased = torch.where(var == before[norm], var, var * ((n - 1) / n))
+        old = before[norm]
+        mean, var = norm.statistics() if old is None else (norm.running_mean, norm.running_var)
+        biased = var * ((n - 1) / n)
+        if old is not None:
+            biased = torch.where(var == old, var, biased)
         sums[norm] = count + samples, means + samples * mean, variances + samples * biased
 
     model.eval()
     with ExitStack() as after:
-        for norm in _norms(model):
+        for norm in norms:
             after.callback(norm.register_forward_hook(add).remove)
             after.callback(setattr, norm, "momentum", norm.momentum)
+            after.callback(setattr, norm, "training", False)
             norm.training, norm.momentum = True, 1.0  # running statistics are then those of the last batch
-        after.callback(model.eval)
         for batch in batches:
             forward(model, batch)
     for norm, (count, means, variances) in sums.items():
@@ -96,11 +107,15 @@ def recalibrate(model: nn.Module, task: LiveTask | Callable[[nn.Module, Any], An
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: LiveTask, batches: Iterable[Any]) -> dict[str, float]:
-    """Return a model's metrics over batches. It is in evaluation mode already."""
+def evaluate(
+    model: nn.Module, task: LiveTask, batches: Iterable[Any], enough: Callable[[Meter], bool] = lambda meter: False
+) -> dict[str, float]:
+    """Return a model's metrics over batches, up to where it is enough. It is in evaluation mode already."""
     meter = task.meter()
     for batch in batches:
         meter.update(task.forward(model, batch), batch)
+        if enough(meter):
+            break
     return dict(meter.compute())
 
 
@@ -109,6 +124,9 @@ class Evaluation:
     """Measures subnets of a supernet; every arch sees the same calibration and validation images.
 
     Nothing of it stays in the supernet: its statistics and modes are put back.
+
+    shared: bytes in which outputs of leading segments (`contracts.Segmented`) are kept for archs that agree on them;
+        0 computes all of them for each arch. Figures are the same to the last bit
     """
 
     supernet: nn.Module
@@ -118,6 +136,9 @@ class Evaluation:
     seed: int = 0
     batch_size: int = 256
     workers: int = 0
+    shared: int = 1 << 30
+    _leading: dict[int, LeadingSegments] = field(factory=dict, init=False)
+    _finished: dict[Hashable, np.ndarray] = field(factory=dict, init=False)
     _made: dict[tuple[str, int, int, bool], loading.Batches] = field(factory=dict, init=False)
 
     @property
@@ -154,5 +175,102 @@ class Evaluation:
 
     def __call__(self, arch: Arch, split: str = "valid", share: float = 1.0) -> Mapping[str, float]:
         """Return an arch's metrics on a split, or on a share of it."""
+        return self._measured(arch, (split, share), self.split(split, share))
+
+    def raced(
+        self, arch: Arch, rival: Rival, split: str = "valid", share: float = 1.0
+    ) -> Mapping[str, float] | Stopped:
+        """Return the same, images in an order at random, or that it was stopped since it will have lost in the end.
+
+        Raises UserError where the task's meter does not tell the scores of images apart.
+        """
+        now = digest(self.supernet.modules())
+        theirs = None
+        if rival.arch is not None:
+            theirs = self._finished.get((now, rival.arch, rival.metric, split, share))
+            if theirs is None:  # another process has measured it, or a run that was killed
+                theirs, _ = self._race(rival.arch, rival.metric, split, share)
+        own, metrics = self._race(arch, rival.metric, split, share, theirs, rival.error)
+        size = len(own) if theirs is None else len(theirs)
+        if len(own) < size:
+            return Stopped(f"it has lost after {len(own)} of {size} images", {"images": len(own)})
+        self._finished[now, arch, rival.metric, split, share] = own
+        while len(self._finished) > _MOST_FINISHED:
+            del self._finished[next(iter(self._finished))]
+        return metrics
+
+    def _race(
+        self, arch: Arch, metric: str, split: str, share: float, theirs: np.ndarray | None = None, error: float = 0.0
+    ) -> tuple[np.ndarray, Mapping[str, float]]:
+        """Return an arch's scores and metrics over the images up to where it has lost against others' scores."""
+        own = np.empty(0)
+
+        def lost(meter: Meter) -> bool:
+            nonlocal own
+            scores = meter.scores(metric) if isinstance(meter, Itemised) else None
+            if scores is None:
+                text = f"{metric} cannot be raced by: this task does not tell what each image adds to it"
+                raise UserError(text, key=("search", "racing"), hint="leave it out")
+            own = scores.double().cpu().numpy()
+            if theirs is None:
+                return False
+            return evidence(own - theirs[: len(own)], len(theirs))[-1] >= -math.log(error)
+
+        size = math.ceil(share * self.task.splits[split])
+        batches = self._batches(split, self.batch_size, size, False)
+        metrics = self._measured(arch, (split, share, "raced"), batches, lost)
+        return own, metrics
+
+    def _measured(
+        self,
+        arch: Arch,
+        what: Hashable,
+        batches: loading.Batches,
+        enough: Callable[[Meter], bool] = lambda meter: False,
+    ) -> dict[str, float]:
+        leading = self._leading_segments()
+        if leading is not None:
+            return self._after_what_is_known(leading, arch, what, batches, enough)
         with self.calibrated(arch) as model:
-            return evaluate(model, self.task, self.split(split, share))
+            return evaluate(model, self.task, batches, enough)
+
+    def _leading_segments(self) -> LeadingSegments | None:
+        """Return what is known of the supernet as it is now; None where nothing can be shared."""
+        modules = [*self.supernet.modules()]
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        if not self.shared or hooked or torch.is_inference_mode_enabled():  # who would see calls that are left out
+            return None
+        now = digest(modules)
+        if now not in self._leading:
+            self._leading.clear()
+            self._leading[now] = LeadingSegments(self.supernet, self.shared)
+        return self._leading[now] if self._leading[now].possible else None
+
+    def _after_what_is_known(
+        self,
+        leading: LeadingSegments,
+        arch: Arch,
+        what: Hashable,
+        batches: loading.Batches,
+        enough: Callable[[Meter], bool],
+    ) -> dict[str, float]:
+        """Return the same without running the leading segments whose outputs are known."""
+        model, images = self.supernet, [*self.images]
+
+        known = leading.known(arch, "calibration") or ()
+        statistics: dict[nn.Module, list[tuple[Any, Tensor, Tensor]]] = {}  # of the norms of each segment that ran
+
+        def after_calibration(segments: Sequence[nn.Module]) -> list[list[tuple[Any, Tensor, Tensor]]]:
+            for segment in segments[len(known) :]:
+                if segment not in statistics:
+                    found = [(norm, *_statistics(norm)) for norm in _norms(segment)]
+                    statistics[segment] = [(norm, mean.clone(), var.clone()) for norm, mean, var in found]
+            return [*known, *(statistics[segment] for segment in segments[len(known) :])]
+
+        with apply(model, arch), statistics_kept(model), torch.no_grad():
+            for norm, mean, var in itertools.chain(*known):
+                _set_statistics(norm, mean, var)
+            with leading.reused(arch, "calibration", len(images), after_calibration):
+                recalibrate(model, self.task, images)
+            with leading.reused(arch, what, len(batches), lambda segments: None):
+                return evaluate(model, self.task, batches, enough)

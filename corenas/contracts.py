@@ -89,7 +89,11 @@ class Exemplary(Protocol):
 
 @runtime_checkable
 class Segmented(Protocol):
-    """A network that names its parts in order, whose outputs a distiller may want (`LiveDistiller.taps`)."""
+    """A network that names its parts in order, whose outputs a distiller may want (`LiveDistiller.taps`).
+
+    A part that is `Gated` may name its own: those that run under an arch run one after the other, and nothing else in
+    it does. Archs that agree on the first parts of a network share their outputs when they are measured.
+    """
 
     segments: Sequence[nn.Module]
 
@@ -130,6 +134,18 @@ class Meter(Protocol):
 
     def compute(self) -> Mapping[str, float]:
         """Return the metrics over all that was seen."""
+
+
+@runtime_checkable
+class Itemised(Protocol):
+    """A meter that knows what each sample adds to a metric, so that archs can race (`[search] racing`)."""
+
+    def scores(self, metric: str) -> Tensor | None:
+        """Return the scores of all samples so far, in order, from 0 to 1, more is better: their mean is the metric.
+
+        Up to a factor. None for a metric that is no such mean.
+        """
+        ...
 
 
 class LiveTask(Protocol):
@@ -621,6 +637,31 @@ class Failure:
     reason: str
 
 
+@frozen
+class Stopped:
+    """What an evaluator gives for an arch that it has stopped measuring, since it has lost, with the reason.
+
+    extra: facts that the trial keeps, plain data
+    """
+
+    reason: str
+    extra: Mapping[str, Json] = field(factory=dict)
+
+
+@frozen
+class Rival:
+    """Whom an arch races against.
+
+    metric: of which more wins
+    arch: the other one, None where there are too few trials yet
+    error: chance that is taken of stopping an arch that is as good
+    """
+
+    metric: str
+    arch: Arch | None
+    error: float
+
+
 class Evaluation(Protocol):
     """Runs subnets of a trained supernet on a split of the data, their batch norm recalibrated."""
 
@@ -632,6 +673,11 @@ class Evaluation(Protocol):
 
     def __call__(self, arch: Arch, split: str = "valid", share: float = 1.0) -> Mapping[str, float]:
         """Return an arch's metrics on a split, or on a share of it."""
+
+    def raced(
+        self, arch: Arch, rival: Rival, split: str = "valid", share: float = 1.0
+    ) -> Mapping[str, float] | Stopped:
+        """Return the same, images in an order at random, or that it was stopped. Raises UserError if nothing races."""
 
 
 @frozen
@@ -660,12 +706,23 @@ class EvaluatorContext:
 class LiveEvaluator(Protocol):
     """Measures archs, several at a time."""
 
-    def __call__(self, archs: Sequence[Arch], fidelity: float) -> Sequence[Mapping[str, float] | Measured | Failure]:
+    def __call__(
+        self, archs: Sequence[Arch], fidelity: float
+    ) -> Sequence[Mapping[str, float] | Measured | Failure | Stopped]:
         """Return metrics of archs, one result each, in order; `fidelity` is the share of the whole effort.
 
         What an arch is given must not hang on which others are measured with it. If a call for several raises, each is
         measured again by itself.
         """
+
+
+@runtime_checkable
+class Racer(Protocol):
+    """A live evaluator that stops measuring archs that have lost."""
+
+    def against(self, rival: Rival) -> LiveEvaluator:
+        """Return what measures archs that race against this one."""
+        ...
 
 
 @runtime_checkable
@@ -677,7 +734,8 @@ class Evaluator(Protocol):
     Optional: `batch`, how many archs a costly one wants at once, since it can share work among them (1 unless it says
     so); `exclusive`, whether it wants the machine for itself (timing): then nothing else is measured meanwhile,
     whatever the executor; `alone`, whether it trains archs alone, by the context's `alone` (left out, it may where no
-    supernet is trained): where nothing does, variables named `spec:…` and `[train]` are refused
+    supernet is trained): where nothing does, variables named `spec:…` and `[train]` are refused; `races`, whether what
+        it starts is a `Racer`
     """
 
     cheap: ClassVar[bool]

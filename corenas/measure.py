@@ -11,7 +11,18 @@ import torch
 from attrs import frozen
 
 from corenas import seeding
-from corenas.contracts import Batched, Evaluator, EvaluatorContext, Exclusive, Failure, LiveEvaluator, Measured
+from corenas.contracts import (
+    Batched,
+    Evaluator,
+    EvaluatorContext,
+    Exclusive,
+    Failure,
+    LiveEvaluator,
+    Measured,
+    Racer,
+    Rival,
+    Stopped,
+)
 from corenas.cost import METRICS, Cost
 from corenas.errors import UserError, blaming_plugin, told
 from corenas.objectives import Constraint, Trial
@@ -36,12 +47,14 @@ class TrialRunner:
 
     batch: how many archs are best measured at once
     seed: of torch's global generator, which is seeded for an arch that is measured by itself
+    rival: whom archs race against; None where they do not
     """
 
     evaluators: Sequence[NamedEvaluator]
     constraints: Sequence[Constraint] = ()
     seed: int = 0
     batch: int = 1
+    rival: Rival | None = None
 
     def __call__(self, trials: Sequence[Trial]) -> list[Trial]:
         """Return the trials with what the evaluators measure; one that is infeasible or has failed is left as it is.
@@ -65,16 +78,21 @@ class TrialRunner:
         """Return the trial of one arch."""
         return self([Trial(arch, fidelity=fidelity)])[0]
 
-    def _results(self, evaluator: NamedEvaluator, archs: Sequence[Arch], fidelity: float) -> list[Measured | Failure]:
+    def _results(
+        self, evaluator: NamedEvaluator, archs: Sequence[Arch], fidelity: float
+    ) -> list[Measured | Failure | Stopped]:
         """Return what an evaluator says of some archs.
 
         Each is measured by itself if that fails for several, or if it drew from torch's global generator, which can be
         seeded for one arch alone.
         """
+        measure = evaluator.measure
         try:
+            if self.rival is not None and isinstance(measure, Racer):
+                measure = measure.against(self.rival)
             with seeding.seeded(self.seed, "measure", int(archs[0].digest, 16) >> 1):
                 before = torch.get_rng_state()
-                results = [*evaluator.measure(archs, fidelity)]
+                results = [*measure(archs, fidelity)]
                 drew = not torch.equal(before, torch.get_rng_state())
             if len(results) != len(archs):
                 raise ValueError(f"it was asked for {len(archs)} archs and measured {len(results)}")
@@ -87,20 +105,23 @@ class TrialRunner:
                 return [Failure(told(error))]
         return [self._results(evaluator, [arch], fidelity)[0] for arch in archs]
 
-    def _extended(self, trial: Trial, name: str, result: Measured | Failure, seconds: float) -> Trial:
+    def _extended(self, trial: Trial, name: str, result: Measured | Failure | Stopped, seconds: float) -> Trial:
         """Return a trial with the result of one evaluator more."""
         trial = attrs.evolve(trial, seconds=trial.seconds + seconds)
         if isinstance(result, Failure):
             return attrs.evolve(trial, state="failed", error=f"{name}: {result.reason}")
+        if isinstance(result, Stopped):
+            extra = {**trial.extra, **result.extra}
+            return attrs.evolve(trial, state="stopped", error=f"{name}: {result.reason}", extra=extra)
         metrics = {**trial.metrics, **result.metrics}
         trial = attrs.evolve(trial, metrics=metrics, extra={**trial.extra, **result.extra})
         reason = broken(self.constraints, metrics)
         return trial if reason is None else attrs.evolve(trial, state="infeasible", error=reason)
 
 
-def _checked(result: Any, promised: frozenset[str]) -> Measured | Failure:
+def _checked(result: Any, promised: frozenset[str]) -> Measured | Failure | Stopped:
     """Return an evaluator's result in plain numbers; a `Failure` where its metrics are not those that it promised."""
-    if isinstance(result, Failure):
+    if isinstance(result, Failure | Stopped):
         return result
     measured = result if isinstance(result, Measured) else Measured(result)
     names = measured.metrics.keys()

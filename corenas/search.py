@@ -13,10 +13,22 @@ from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 from attrs import define, evolve, field, frozen
 
 from corenas import distributed
-from corenas.contracts import Emit, Executor, Note, Progress, Proposal, Search, StageDone, StageStarted, TrialDone
+from corenas.contracts import (
+    Emit,
+    Executor,
+    Note,
+    Progress,
+    Proposal,
+    Rival,
+    Search,
+    StageDone,
+    StageStarted,
+    TrialDone,
+)
 from corenas.errors import UserError, blaming_plugin, told
 from corenas.measure import plain
 from corenas.objectives import Objectives, Trial
+from corenas.settings import Racing
 from corenas.space import Arch, SearchSpace
 from corenas.store import Store
 
@@ -60,6 +72,7 @@ def run_search(
     number: int = 0,
     known: Mapping[Key, Trial] | None = None,
     objectives: Objectives | None = None,
+    racing: Racing | None = None,
     executor: futures.Executor | Executor | None = None,
     catch: type[Exception] | tuple[type[Exception], ...] = (),
     emit: Emit = lambda event: None,
@@ -75,6 +88,7 @@ def run_search(
     store: where each trial goes as it finishes, and the searcher's state after each `tell`; what it holds counts
     number: which of a run's searches this is
     known: trials that need not be measured again
+    racing: stops archs that have lost by the one objective; for a `measure` that has an attribute `rival`
     executor: workers, or options that start them (`contracts.Executor`); those start again when a worker dies, and what
         was lost with it is measured again: an arch at which one dies a second time is a failed trial
     catch: exceptions of a function `measure` that make its arch a failed trial, as of evaluators all do; all others are
@@ -98,7 +112,8 @@ def run_search(
     started = time.perf_counter()
     emit(StageStarted("search", budget, "trials", ledger.spent_trials))
     with nullcontext() if executor is None else _Workers(executor) as workers:
-        _loop(asking, ledger, _Runners(measure, screen, alone, workers), batch, store, number, known or {}, emit)
+        runners = _Runners(measure, screen, alone, workers, racing)
+        _loop(asking, ledger, runners, batch, store, number, known or {}, emit)
     if not ledger.is_spent:
         why = "the time is over" if ledger.time_is_over() else "the searcher found nothing new"
         emit(Note(f"{why} after {len(ledger.trials)} of {budget} trials"))
@@ -128,7 +143,7 @@ def _loop(
         # The store may hold trials that this searcher never heard of, and nothing be left of the budget.
         if not proposals or (missing and ledger.is_spent):
             break
-        for trial in _in_order(missing, known, runners):
+        for trial in _in_order(missing, known, runners.of_round(ledger)):
             ledger.add(trial)
             store.add(trial, number)
             emit(TrialDone(trial))
@@ -200,6 +215,14 @@ class _Ledger:
     def left(self) -> float:
         """The share of the budget that the searcher has not been told of."""
         return self.budget - _spent(self.told)
+
+    def rival(self, racing: Racing) -> Rival:
+        """Return whom the archs of an `ask` race against: what the searcher was told hangs on no order of arrival."""
+        assert self.objectives is not None
+        told = [trial for key, trial in self.trials.items() if key in self.told and trial.fidelity == 1]
+        best = self.objectives.best(told, racing.best)
+        arch = best[-1].arch if len(best) == racing.best else None
+        return Rival(self.objectives.objectives[0].metric, arch, (1 - racing.confidence) / racing.best)
 
     @property
     def is_spent(self) -> bool:
@@ -306,6 +329,11 @@ class _Function:
         return evolve(trial, metrics={**trial.metrics, **metrics}, seconds=trial.seconds + seconds)
 
 
+@runtime_checkable
+class _RacingRunner(Runner, Protocol):
+    rival: Rival | None
+
+
 @frozen
 class _Runners:
     """Where trials are measured: first all of them here, then spread, then here again while nothing else runs."""
@@ -314,6 +342,13 @@ class _Runners:
     screen: Runner | None
     alone: Runner | None
     workers: _Workers | None
+    racing: Racing | None = None
+
+    def of_round(self, ledger: _Ledger) -> _Runners:
+        """Return what measures the archs of the next `ask`."""
+        if self.racing is None or not isinstance(self.measure, _RacingRunner):
+            return self
+        return evolve(self, measure=evolve(self.measure, rival=ledger.rival(self.racing)))
 
     def __call__(self, trials: Sequence[Trial]) -> Iterator[Trial]:
         """Give the trials in order, each as soon as it is measured."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, le, optional
+from attrs.validators import ge, gt, le, lt, optional
 
 from corenas.errors import raise_if_any
 from corenas.optim import Schedule, optimizer_faults
@@ -69,6 +69,20 @@ class Train:
     workers: int = field(default=0, validator=ge(0))
     checkpoint_every: int = field(default=1, validator=ge(1))
     stop: Stop | None = None
+
+
+@frozen
+class Racing:
+    """How a search spares itself images of archs that have lost (`corenas.racing`).
+
+    An arch is stopped once it is worse than the last of the best trials. Only metrics that are means over images race.
+
+    confidence: with which the best trials are those that would have been found without
+    best: how many trials are to be the same; at least what a searcher breeds from
+    """
+
+    confidence: float = field(default=0.95, validator=[ge(0.5), lt(1.0)])
+    best: int = field(default=10, validator=ge(1))
 
 
 @frozen

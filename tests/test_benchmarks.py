@@ -25,6 +25,7 @@ SMALLEST = {
     "reference.py": ["spec/quickstart.toml", *(f"--set={item}" for item in QUICK)],
     "startup.py": ["1"],
     "switching.py": ["--rounds", "1"],
+    "together.py": ["--trials", "2", *(f"--set={item}" for item in QUICK)],
     "windows.py": ["--archs", "100", "--spaces", "bignas"],
     "quickstart.py": ["--archs", "1", "0", *(f"--set={item}" for item in QUICK)],
 }

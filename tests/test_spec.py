@@ -18,6 +18,7 @@ from corenas.hookspecs import hookimpl
 from corenas.plugins import load_catalogue
 from corenas.run.spec import SPECS, Export, Goal, Range, load_spec, space_file
 from corenas.run.toml import key_lines
+from corenas.settings import Racing
 from corenas.space import SearchSpace
 from corenas.value import Value
 from corenas.variables import Categorical
@@ -168,6 +169,13 @@ class Trains(Options):
     alone: ClassVar = True
 
 
+@frozen
+class Races(Options):
+    """An evaluator that lets archs race."""
+
+    races: ClassVar = True
+
+
 class Plugin:
     corenas_tasks = staticmethod(hookimpl(specname="corenas_tasks")(lambda: {"toy": ToyTask}))
     corenas_backbones = staticmethod(
@@ -179,7 +187,9 @@ class Plugin:
     corenas_mutators = staticmethod(hookimpl(specname="corenas_mutators")(lambda: {"uniform": Uniform}))
     corenas_searchers = staticmethod(hookimpl(specname="corenas_searchers")(lambda: {"random": Random}))
     corenas_evaluators = staticmethod(
-        hookimpl(specname="corenas_evaluators")(lambda: {"accuracy": Options, "untrained": Untrained, "trains": Trains})
+        hookimpl(specname="corenas_evaluators")(
+            lambda: {"accuracy": Options, "untrained": Untrained, "trains": Trains, "races": Races}
+        )
     )
     corenas_exporters = staticmethod(
         hookimpl(specname="corenas_exporters")(lambda: dict.fromkeys(Export().formats, Options))
@@ -680,6 +690,19 @@ def test_what_nothing_in_a_run_would_look_at_is_refused(write):
     assert places(write(SPEC, space)) == [("space.toml", 5, "spec:train.epochs")]
     load_spec(write(SPEC.replace('"accuracy"', '"trains"'), space), CATALOGUE)
     load_spec(write(without.replace('"untrained"', '"accuracy"'), space), CATALOGUE)
+
+
+def test_archs_race_by_one_objective_where_an_evaluator_lets_them(write):
+    one = SPEC.replace(', { metric = "flops", weight = 1e-9 }', "")
+    with_racer = one.replace('"accuracy"', '"races"')
+    for text, race in (("0.9", Racing(0.9)), ("{best = 3}", Racing(best=3))):
+        assert load_spec(write(with_racer), CATALOGUE, [f"search.racing={text}"])[0].search.race == race
+    assert load_spec(write(one), CATALOGUE)[0].search.race is None
+    wrong = [("--set", None, "search.racing")]
+    assert places(write(one), "search.racing=0.9") == wrong
+    assert places(write(SPEC.replace('"accuracy"', '"races"')), "search.racing=0.9") == wrong
+    assert places(write(with_racer), "search.pareto=true", "search.racing=0.9") == wrong
+    assert places(write(with_racer), "search.racing=1.5") == [("--set", None, "search.racing.confidence")]
 
 
 def test_overrides_change_any_key(write):

@@ -23,7 +23,7 @@ from corenas.options import explanations, structure, to_table
 from corenas.plugins import Catalogue, load_catalogue
 from corenas.ranking import FEWEST
 from corenas.run.toml import Sources, read_toml
-from corenas.settings import Calibration, Train
+from corenas.settings import Calibration, Racing, Train
 from corenas.space import Arch, Choice, SearchSpace, flatten
 from corenas.variables import OVERRIDE
 
@@ -120,6 +120,7 @@ class SearchSettings:
         and max; "60%" is of the largest subnet. A list of such tables is searched under one after the other
     pareto: true keeps every trade-off that no other beats; a table keeps the best of each bin of a metric
     trust: how many archs are trained alone in the end, to see whether the search ranks them as they are
+    racing: stops measuring archs that have lost; by itself the confidence, 0.95 for instance
     """
 
     trials: int = field(default=100, validator=ge(1))
@@ -129,6 +130,13 @@ class SearchSettings:
     constraints: Bounds | tuple[Bounds, ...] = field(factory=dict)
     pareto: bool | Bins = False
     trust: Trust | None = None
+    racing: float | Racing | None = None
+
+    @property
+    def race(self) -> Racing | None:
+        """`racing` in its long form. Raises UserError for a confidence that is none."""
+        short = isinstance(self.racing, float | int)
+        return structure({"confidence": self.racing}, Racing) if short else self.racing  # type: ignore[return-value]
 
     @property
     def bounds(self) -> Sequence[Bounds]:
@@ -444,6 +452,7 @@ def _read_spec(
     faults += _algorithm_faults(spec, catalogue)
     faults += _teaching_faults(spec)
     faults += _override_faults(spec)
+    faults += _racing_faults(spec)
     faults += _format_faults(spec, catalogue)
     trained = structure({**base, "space": None}, Spec, catalogue.options) if base is not None else None
     faults += _idle_faults(spec, trained)
@@ -546,6 +555,21 @@ def _idle_faults(spec: Spec, trained: Spec | None) -> list[Fault]:
             text = "nothing in this run trains an arch alone, so that this variable would change nothing"
             hint = "an algorithm that retrains, or an evaluator that trains archs alone"
             faults.append(Fault(text, ("space", key), hint=hint))
+    return faults
+
+
+def _racing_faults(spec: Spec) -> list[Fault]:
+    """Return why archs cannot race."""
+    if spec.search.racing is None:
+        return []
+    faults: list[Fault] = []
+    with collecting(faults, "search", "racing"):
+        _ = spec.search.race
+    if len(spec.search.goals) > 1 or spec.search.pareto:
+        faults.append(Fault("archs race by one objective alone", ("search", "racing"), hint="leave it out"))
+    if not any(getattr(evaluator, "races", False) for evaluator in spec.evaluators):
+        hint = 'evaluators = ["accuracy"], or leave it out'
+        faults.append(Fault("no evaluator lets archs race", ("search", "racing"), hint=hint))
     return faults
 
 

@@ -305,6 +305,7 @@ class _Run:
             number=number,
             known=distributed.on_rank_zero(lambda: known),
             objectives=prepared.objectives,
+            racing=spec.search.race,
             executor=spec.executor,
             emit=self.emit,
         )

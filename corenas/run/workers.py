@@ -7,8 +7,9 @@ import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
+from corenas.contracts import Rival
 from corenas.errors import UserError
 from corenas.measure import TrialRunner, is_costly, largest_batch
 from corenas.objectives import Trial
@@ -31,6 +32,7 @@ class WorkerRunner:
     number: which of the run's searches this is
     folder: the run directory, which the worker sees
     fingerprint: another one where the spec, the search or the weights of the supernet are others
+    rival: whom archs race against; None where they do not
     """
 
     spec: bytes
@@ -39,6 +41,7 @@ class WorkerRunner:
     folder: Path
     fingerprint: str
     batch: int
+    rival: Rival | None = None
 
     @classmethod
     def of(cls, spec: Spec, number: int, folder: Path, weights: str | None) -> WorkerRunner:
@@ -55,7 +58,7 @@ class WorkerRunner:
             while len(_runners) >= _MOST_RUNNERS:
                 del _runners[next(iter(_runners))]
             _runners[self.fingerprint] = self._started()
-        return _runners[self.fingerprint](trials)
+        return evolve(_runners[self.fingerprint], rival=self.rival)(trials)
 
     def _started(self) -> TrialRunner:
         for file, digest in self.plugins:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from corenas.calibrate import Evaluation
 from corenas.contracts import Backbone
 from corenas.cost import Cost
 from corenas.errors import UserError
 from corenas.export import export_subnet
 from corenas.mutable import apply, keys_used
 from corenas.options import structure
+from corenas.settings import Calibration
 from corenas.space import Arch, SearchSpace
 from corenas.supernet import build_supernet
 from corenas.testing.components import checks_of_any_component, global_generators_untouched
@@ -289,6 +292,46 @@ def runs_its_segments_in_order(backbone: Backbone, space: SearchSpace, image: Sh
         assert order == segments, arch
 
 
+class _Noise:
+    """A task of some noise, as far as an evaluation is concerned. Its metrics tell apart what differs in one bit."""
+
+    def __init__(self, image: Shape) -> None:
+        self.images, self.splits = noise(image, n=6), {"train": 6, "valid": 6}
+        self.example = self.images[:1]
+
+    def dataset(self, split: str, augmented: bool) -> Any:
+        return [(image,) for image in self.images]
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        return model(batch[0])
+
+    def meter(self) -> Any:
+        return _Bits()
+
+
+class _Bits:
+    def __init__(self) -> None:
+        self.seen: list[bytes] = []
+
+    def update(self, outputs: Sequence[Tensor], batch: Any) -> None:
+        self.seen += [output.contiguous().numpy().tobytes() for output in outputs]
+
+    def compute(self) -> dict[str, float]:
+        return {"bits": float(zlib.crc32(b"".join(self.seen)))}
+
+
+def measures_archs_that_begin_alike_as_by_themselves(
+    backbone: Backbone, space: SearchSpace, image: Shape = IMAGE
+) -> None:
+    """What `segments` gave for one arch serves for others that agree on them: no bit of an output is another one."""
+    model, task = used_network(backbone, space, image), _Noise(image)
+    rng, archs = np.random.default_rng(0), some_archs(space, 2)
+    archs += [space.mutate(arch, 0.1, rng) for arch in archs]
+    cpu, calibration = torch.device("cpu"), Calibration(batches=2, batch_size=3)
+    together, alone = (Evaluation(model, task, calibration, cpu, batch_size=4, shared=n) for n in (1 << 30, 0))  # type: ignore[arg-type]
+    assert [*map(together, archs)] == [*map(alone, archs)]
+
+
 backbone_checks = [
     *checks_of_any_component,
     states_the_layout_of_its_spaces,
@@ -307,5 +350,6 @@ backbone_checks = [
     builds_one_subnet_alone,
     more_of_a_variable_never_costs_less,
     runs_its_segments_in_order,
+    measures_archs_that_begin_alike_as_by_themselves,
 ]
 """What every backbone keeps to. One with a variable of which more is cheaper (groups) leaves that check out."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from corenas import seeding
 from corenas.calibrate import Evaluation
-from corenas.contracts import Evaluator, EvaluatorContext, Failure, LiveTask, Measured, Metric
+from corenas.contracts import Evaluator, EvaluatorContext, Failure, LiveTask, Measured, Metric, Stopped
 from corenas.cost import METRICS, Cost
 from corenas.errors import UserError
 from corenas.settings import Calibration, Train
@@ -70,7 +70,7 @@ def context(task: LiveTask | None = None, trained: bool = True, seed: int = 0) -
 
 def measured(
     evaluator: Evaluator, archs: Sequence[Arch], where: EvaluatorContext | None = None, fidelity: float = 1.0
-) -> list[Mapping[str, float] | Measured | Failure]:
+) -> list[Mapping[str, float] | Measured | Failure | Stopped]:
     """Measure archs one by one as a search does, torch's global generator seeded for each."""
     measure = evaluator.start(where or context())
     found: list[Any] = []
@@ -80,7 +80,8 @@ def measured(
     return found
 
 
-def _metrics(result: Mapping[str, float] | Measured) -> Mapping[str, float]:
+def _metrics(result: Mapping[str, float] | Measured | Stopped) -> Mapping[str, float]:
+    assert not isinstance(result, Stopped), "is stopped, though it does not race"
     return result.metrics if isinstance(result, Measured) else result
 
 

@@ -140,6 +140,11 @@ class Mixed(nn.Module):
         """Each candidate runs where it is the choice."""
         return [(module, equals(self.op, name)) for name, module in self.candidates.items()]
 
+    @property
+    def segments(self) -> Sequence[nn.Module]:
+        """The candidates: the one that is chosen is all that runs."""
+        return [*self.candidates.values()]
+
     def forward(self, x: Tensor) -> Tensor:
         """What the chosen candidate gives."""
         op = self.elastic.choice["op"]
@@ -160,6 +165,11 @@ class Depth(nn.Module):
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """A block runs where the depth reaches it."""
         return [(block, at_least(self.depth, i + 1)) for i, block in enumerate(self.blocks)]
+
+    @property
+    def segments(self) -> Sequence[nn.Module]:
+        """The blocks, one after the other."""
+        return [*self.blocks]
 
     def forward(self, x: Tensor) -> Tensor:
         """The active blocks one after the other."""
@@ -290,11 +300,17 @@ class Meter:
 
     def __init__(self) -> None:
         self.seen = self.right = 0
+        self.each: list[Tensor] = []
 
     def update(self, outputs: Tensor, batch: Any) -> None:
         """Count a batch."""
         self.seen += len(batch[1])
-        self.right += int((outputs.argmax(1) == batch[1]).sum())
+        self.each.append(outputs.argmax(1) == batch[1])
+        self.right += int(self.each[-1].sum())
+
+    def scores(self, metric: str) -> Tensor:
+        """1 for each right answer, 0 for each wrong one."""
+        return torch.cat(self.each)
 
     def compute(self) -> dict[str, float]:
         """Percent of right answers."""

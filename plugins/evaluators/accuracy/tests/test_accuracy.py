@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from corenas.calibrate import Evaluation
-from corenas.contracts import Evaluator, EvaluatorContext, Metric
+from corenas.contracts import Evaluator, EvaluatorContext, Metric, Racer, Rival
 from corenas.cost import Cost
 from corenas.errors import UserError
 from corenas.export import export_subnet
 from corenas.mutable import mutables
 from corenas.options import structure
 from corenas.plugins import load_catalogue
-from corenas.settings import Calibration
+from corenas.settings import Calibration, Racing
 from corenas.space import SearchSpace
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
@@ -59,6 +59,21 @@ class Meter:
 
     def compute(self):
         return {"top1": 100 * self.right / self.n, "loss": self.loss / self.n}
+
+
+class RightMeter(Meter):
+    """Says of each image whether it is right."""
+
+    def __init__(self):
+        super().__init__()
+        self.each = []
+
+    def update(self, outputs, batch):
+        super().update(outputs, batch)
+        self.each += (outputs.argmax(1) == batch[1]).tolist()
+
+    def scores(self, metric):
+        return torch.tensor(self.each) if metric == "top1" else None
 
 
 class Images:
@@ -204,6 +219,19 @@ def test_without_calibration_batches_the_statistics_of_the_supernet_count():
     assert metrics["loss"] == pytest.approx(float(F.cross_entropy(outputs, data.y)), rel=1e-5)
 
 
+def test_archs_that_race_against_nobody_are_measured_to_the_end():
+    task = Images()
+    task.meter = RightMeter
+    alone, measured = (Accuracy().start(context(network(), task)) for _ in range(2))
+    racing = measured.against(Rival("top1", None, 0.01))
+    wanted = alone(ARCHS, 1.0)
+    for ours, theirs in zip(racing(ARCHS, 1.0), wanted, strict=True):
+        assert ours["top1"] == theirs["top1"]
+        assert ours["loss"] == pytest.approx(theirs["loss"])
+    assert Accuracy.races
+    assert isinstance(measured, Racer)
+
+
 def test_it_provides_the_metrics_of_the_task_and_no_other():
     task = Images()
     assert Accuracy().provides(task) == task.metrics
@@ -245,6 +273,7 @@ def test_wrong_options_are_named_and_test_data_is_one_of_them(table):
 
 
 def test_the_readme_shows_a_spec_that_is_right():
-    (spec,) = spec_fragments(Path(__file__).parents[1] / "README.md")
+    spec, racing = spec_fragments(Path(__file__).parents[1] / "README.md")
     assert [load_catalogue().options("evaluators", item) for item in spec["evaluators"]] == [Accuracy()]
     assert structure(spec["calibration"], Calibration).batches == 10
+    assert structure(racing["search"]["racing"], Racing) == Racing(0.95, 10)

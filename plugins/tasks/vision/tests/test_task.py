@@ -50,6 +50,17 @@ def test_a_net_that_has_diverged_is_right_nowhere():
     assert meter.compute() == {"top1": 0, "top5": 0}
 
 
+def test_the_scores_of_images_are_what_the_accuracies_are_means_of():
+    meter, generator = Accuracies((1, 5)), torch.Generator().manual_seed(0)
+    for n in (30, 7):
+        outputs, labels = torch.randn(n, 10, generator=generator), torch.randint(10, (n,), generator=generator)
+        meter.update(outputs, (None, labels))
+    assert torch.equal(meter.scores("top1")[30:], outputs.argmax(1) == labels)
+    for metric, accuracy in meter.compute().items():
+        assert 100 * float(meter.scores(metric).double().mean()) == pytest.approx(accuracy)
+    assert meter.scores("balanced") is None
+
+
 def test_no_images_have_no_accuracy():
     assert np.isnan(Accuracies((1,)).compute()["top1"])
 

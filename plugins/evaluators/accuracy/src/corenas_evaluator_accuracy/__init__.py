@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from corenas.contracts import EvaluatorContext, LiveEvaluator, LiveTask, Metric
+from corenas.contracts import Evaluation, EvaluatorContext, LiveEvaluator, LiveTask, Metric, Rival, Stopped
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import Arch
@@ -26,6 +26,7 @@ class Accuracy:
     split: Literal["valid", "train"] = "valid"
 
     cheap: ClassVar[bool] = False
+    races: ClassVar[bool] = True
 
     def provides(self, task: LiveTask) -> Mapping[str, Metric]:
         """What the task's meter computes."""
@@ -37,10 +38,23 @@ class Accuracy:
         if evaluation is None:
             raise UserError("accuracy needs a trained supernet", key=("evaluators",), hint="this algorithm trains none")
 
-        def measure(archs: Sequence[Arch], fidelity: float) -> list[Mapping[str, float]]:
-            return [evaluation(arch, self.split, fidelity) for arch in archs]
+        return _Measure(evaluation, self.split)
 
-        return measure
+
+@frozen
+class _Measure:
+    evaluation: Evaluation
+    split: str
+    rival: Rival | None = None
+
+    def __call__(self, archs: Sequence[Arch], fidelity: float) -> list[Mapping[str, float] | Stopped]:
+        if self.rival is None:
+            return [self.evaluation(arch, self.split, fidelity) for arch in archs]
+        return [self.evaluation.raced(arch, self.rival, self.split, fidelity) for arch in archs]
+
+    def against(self, rival: Rival) -> _Measure:
+        """What measures archs that race."""
+        return evolve(self, rival=rival)
 
 
 @hookimpl

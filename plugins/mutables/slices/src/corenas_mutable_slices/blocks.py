@@ -42,6 +42,11 @@ class MixedOp(nn.Module):
         """Each candidate runs where it is the choice."""
         return [(self.candidates[str(name)], equals(self.op, name)) for name in self.names]
 
+    @property
+    def segments(self) -> Sequence[nn.Module]:
+        """The candidates: the one that is chosen is all that runs."""
+        return [*self.candidates.values()]
+
     def forward(self, x: Tensor) -> Tensor:
         """What the chosen candidate gives, or the weighted sum."""
         choice = self.elastic.choice["op"]
@@ -68,6 +73,11 @@ class ElasticDepth(nn.Module):
     def gates(self) -> Iterable[tuple[nn.Module, Value]]:
         """A block runs where the depth reaches it."""
         return [(block, at_least(self.depth, i + 1)) for i, block in enumerate(self.blocks)]
+
+    @property
+    def segments(self) -> Sequence[nn.Module]:
+        """The blocks, one after the other."""
+        return [*self.blocks]
 
     def forward(self, x: Tensor) -> Tensor:
         """The active blocks one after the other."""

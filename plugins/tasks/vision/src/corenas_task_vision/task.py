@@ -147,6 +147,7 @@ class Accuracies:
         self.tops, self.names = tops, names
         self.counts = torch.zeros(1 + len(tops), dtype=torch.int64)  # all, then right ones
         self.by_class = torch.zeros(2, len(names), dtype=torch.int64)  # all, then right ones
+        self.each: list[Tensor] = []  # of a batch, whether an image's label is the best answer, the second, …
 
     def update(self, outputs: Tensor | tuple[Tensor, ...], batch: Any) -> None:
         """Count a batch: logits (n, classes) and (images, labels). Nothing waits for the device."""
@@ -154,12 +155,18 @@ class Accuracies:
         logits = _parts(outputs)[0]
         best = logits.topk(self.tops[-1], dim=1).indices == labels[:, None]
         best &= logits.isfinite().all(1, keepdim=True)  # of a net that has diverged nothing is right
+        self.each.append(best)
         found = [best[:, :top].sum() for top in self.tops]
         counts = torch.stack([torch.full_like(found[0], len(labels)), *found])
         self.counts = self.counts.to(counts.device) + counts
         if self.names:
             seen = F.one_hot(labels, len(self.names))
             self.by_class = self.by_class.to(seen.device) + torch.stack([seen.sum(0), (seen * best[:, :1]).sum(0)])
+
+    def scores(self, metric: str) -> Tensor | None:
+        """1 for each image that a metric "top…" counts, else 0."""
+        tops = {f"top{top}": top for top in self.tops}
+        return torch.cat(self.each)[:, : tops[metric]].any(1) if metric in tops and self.each else None
 
     def compute(self) -> dict[str, float]:
         """Accuracies in percent; of no images at all they are not a number."""
