@@ -693,6 +693,15 @@ def test_what_may_be_meant_otherwise_is_told_and_the_run_says_it_too(spec, catal
     assert told(toys.make_spec(tmp_path, catalogue, search=search | {"constraints": {"top1": 60}})) == []
 
 
+def test_a_mutator_that_nothing_looks_at_is_told(tmp_path):
+    catalogue = toys.make_catalogue(evaluators=Letters, algorithms=Retraining)
+    search = {"trials": 2, "objectives": ["letters"]}
+    assert told(toys.make_spec(tmp_path, catalogue, search=search)) == [
+        "this algorithm looks at no mutator: that of the spec is for nothing"
+    ]
+    assert told(toys.make_spec(tmp_path, catalogue, search=search, mutator=None)) == []
+
+
 def test_a_search_may_ask_for_the_weights_beside_the_average(tmp_path, catalogue):
     toys.make_spec(tmp_path, catalogue, train={"epochs": 1, "batch_size": 16, "ema": 0.9}, search={"trials": 2})
     first = load_spec(tmp_path / "spec.toml", toys.make_catalogue())[0]

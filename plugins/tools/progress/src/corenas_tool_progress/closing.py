@@ -22,12 +22,12 @@ def closing_lines(event: RunDone) -> list[str]:
     lines = []
     if result["trials"]:
         which = f"of {front} on the front the " if front > 1 else ""
-        valid = splits.get("valid")
-        figures = figure_text(best["metrics"], event.metrics, valid or 0)
+        valid = splits.get("valid", 0)
+        figures = figure_text(best["metrics"], event.metrics, valid)
         several = (
             f"with {table[0]['constraints'] or 'no constraint'}" if len(table) > 1 else f"of {result['trials']} trials"
         )
-        lines.append(f"{which}best {several}: {figures}" + ("" if valid is None else f" on {valid} validation images"))
+        lines.append(f"{which}best {several}: {figures}" + (f" on {valid} validation images" if valid else ""))
     if best["test"]:
         figures = figure_text(best["test"], event.metrics, splits["test"])
         lines.append(f"on {splits['test']} test images: {figures}")
