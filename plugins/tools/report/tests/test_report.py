@@ -23,6 +23,7 @@ from corenas.testing.listeners import listener_checks
 from corenas.variables import Categorical
 from corenas_tool_report import corenas_commands, corenas_event, drawing
 from corenas_tool_report.page import write_report
+from corenas_tool_report.plots import counted_on
 from corenas_tool_report.reading import read_run, trade_off
 from corenas_tool_report.words import duration, measured, noise, number
 
@@ -144,6 +145,12 @@ def test_curves_have_one_plot_for_each_figure_over_epochs(run_writer):
     ]  # fmt: skip
     assert curves[0]["traces"][0]["x"] == [*range(1, 16)]
     assert {e["id"] for e in page.all("div", role="img")} == page.plots.keys()
+
+
+def test_epochs_of_several_phases_are_counted_on():
+    assert counted_on([1, 2, 3]) == [1, 2, 3]
+    assert counted_on([1, 2, 1, 2, 3, 1]) == [1, 2, 3, 4, 5, 6]
+    assert counted_on([2, 4, 2, 4]) == [2, 4, 6, 8]
 
 
 def test_a_run_for_trade_offs_shows_its_fronts_and_how_they_grew(run_writer):

@@ -93,11 +93,22 @@ def metrics_of(runs: Sequence[Run], objective: str) -> list[str]:
     return [*(metric for metric in COSTS if metric in found), *sorted(found - {*COSTS})]
 
 
+def counted_on(epochs: Sequence[float]) -> list[float]:
+    """Return the epochs of phases, each of which begins with 1, as those of the whole training."""
+    counted: list[float] = []
+    before = 0.0
+    for epoch in epochs:
+        if counted and before + epoch <= counted[-1]:
+            before = counted[-1]
+        counted.append(before + epoch)
+    return counted
+
+
 def curves(run: Run, stage: str) -> list[Plot]:
     """The figures of a stage, one plot each, over epochs if those are known, else over steps."""
     points = run.curves[stage]
     epochs = all("epoch" in figures for _, figures in points)
-    x = [figures["epoch"] if epochs else done for done, figures in points]
+    x = counted_on([figures["epoch"] for _, figures in points]) if epochs else [done for done, _ in points]
     names = dict.fromkeys(name for _, figures in points for name in figures if name != "epoch")
     plots = []
     for name in names:
