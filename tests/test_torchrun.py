@@ -40,12 +40,13 @@ TRAININGS = {
     "attentivenas": ("algorithm=attentivenas", 'mutator={type="attentive", paths=3, candidates=2, draws=100}'),
     # Four phases of five steps, channels sorted before the last.
     "ofa": ("algorithm=ofa", "mutator=uniform", "train.batch_size=256"),
+    "alone": (),
 }
 
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory):
-    """What twenty steps of each training end with, of one process and of two."""
+    """What some steps of each training end with, of one process and of two."""
     # In double precision: in single precision rounding alone grows as far as between one and two threads.
     folder, settings = tmp_path_factory.mktemp("ends"), {name: [*SHORT, *how] for name, how in TRAININGS.items()}
     for processes in (1, 2):
@@ -58,8 +59,9 @@ def test_two_processes_end_with_the_weights_of_one(ends, name):
     one, two = (end[name] for end in ends)
     assert (one["processes"], two["processes"]) == (1, 2)
     assert one["archs"] == two["archs"]
-    assert len(one["archs"]) == 20
-    assert len({json.dumps(archs) for archs in one["archs"]}) > 5
+    if name != "alone":
+        assert len(one["archs"]) == 20
+        assert len({json.dumps(archs) for archs in one["archs"]}) > 5
     for key, tensor in one["model"].items():
         # What batch norm makes zero, means after one and biases before the next, is rounding noise and nothing else.
         scale = max(float(tensor.abs().max()), 1e-9)
