@@ -63,9 +63,9 @@ _TYPES: Mapping[str, Any] = {
 class Schedule:
     """How the learning rate goes on.
 
-    type: "constant", "cosine", "exponential", or the name of a class in torch.optim.lr_scheduler
+    type: "constant", "linear", "cosine", "exponential", or the name of a class in torch.optim.lr_scheduler
     warmup: epochs in which it grows linearly from nearly nothing
-    floor: share of the first learning rate that cosine and exponential end on
+    floor: share of the first learning rate that linear, cosine and exponential end on
     decay: factor of exponential
     every: epochs after which exponential applies its factor again
     options: arguments of a class in torch.optim.lr_scheduler, which steps once an epoch
@@ -236,6 +236,10 @@ def _factors(schedule: Schedule, lr: float, epochs: int) -> list[float]:
     return rates
 
 
+def _linear(schedule: Schedule, epochs: float, done: float) -> float:
+    return schedule.floor + (1 - schedule.floor) * (1 - done)
+
+
 def _cosine(schedule: Schedule, epochs: float, done: float) -> float:
     return schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * done)) / 2
 
@@ -247,6 +251,7 @@ def _exponential(schedule: Schedule, epochs: float, done: float) -> float:
 
 _OWN_SCHEDULES: Mapping[str, Callable[[Schedule, float, float], float]] = {
     "constant": lambda schedule, epochs, done: 1.0,
+    "linear": _linear,
     "cosine": _cosine,
     "exponential": _exponential,
 }

@@ -39,7 +39,7 @@ from corenas.errors import UserError, blaming_plugin
 from corenas.mutable import apply, channels_last
 from corenas.optim import build_optimizer, build_schedule
 from corenas.ranking import Ranking
-from corenas.regularisation import tell_progress
+from corenas.regularisation import tell_progress, unregularised
 from corenas.space import Arch, SearchSpace
 
 Score: TypeAlias = Callable[[nn.Module, Sequence[Arch]], Sequence[float]]
@@ -310,7 +310,7 @@ class LivePhase:
     def _losses(self, batch: Any, share: float, archs: Sequence[Arch]) -> list[float]:
         """Return the losses of archs on a batch, as a sampler asks for them. They leave no trace in the statistics."""
         losses = []
-        with statistics_kept(self.model), self._precision():
+        with statistics_kept(self.model), unregularised(self.model), self._precision():
             for arch in archs:
                 with apply(self.model, arch):
                     losses.append(self.task.loss(self.task.forward(self.model, batch), batch).float())

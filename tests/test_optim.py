@@ -186,6 +186,17 @@ def test_cosine_is_torchs_cosine():
     assert rates(Schedule("cosine", floor=0.1), 4, 5) == pytest.approx(wanted, rel=1e-9)
 
 
+def test_linear_is_torchs_linear_step_by_step():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.4)
+    theirs, wanted = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, 20), []
+    for _ in range(20):
+        wanted.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert rates(Schedule("linear", floor=0.1), 4, 5) == pytest.approx(wanted, rel=1e-9)
+
+
 def test_a_warm_up_grows_linearly_and_the_rest_goes_on_behind_it():
     found = rates(Schedule("cosine", warmup=1.5), 4, 4)
     assert found[:7] == pytest.approx([0.4 * (i + 1) / 7 for i in range(7)])

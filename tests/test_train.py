@@ -224,9 +224,10 @@ def test_scoring_leaves_no_trace():
             losses.append(score([draw, draw, space.smallest()]))
             return [draw]
 
-    plain, _, go = setup(settings())
+    # Candidates are compared without dropout, as in AttentiveNAS's code: chance would choose among them.
+    plain, _, go = setup(settings(), task=Task(dropout=0.5))
     go()
-    scored, _, go = setup(settings())
+    scored, _, go = setup(settings(), task=Task(dropout=0.5))
     go(Scoring())
     assert same(plain.state_dict(), scored.state_dict())
     assert all(len(found) == 3 and found[0] == found[1] and isinstance(found[0], float) for found in losses)

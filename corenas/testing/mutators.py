@@ -6,12 +6,13 @@ Each check takes the options of a mutator. Needs no torch.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 
-from corenas.contracts import Mutator, MutatorContext
+from corenas.contracts import Mutator, MutatorContext, Stateful
 from corenas.errors import UserError
 from corenas.space import Arch, Codes, SearchSpace
 from corenas.testing.components import component_checks, global_generators_untouched
@@ -94,14 +95,17 @@ def same_seed_same_archs(mutator: Mutator) -> None:
     assert _steps(mutator, context(seed=1)) == _steps(mutator, context(seed=1))
 
 
-def its_only_state_is_the_generator(mutator: Mutator) -> None:
-    """A training that is resumed restores the generator alone, and goes on as it would have."""
+def its_state_is_the_generator_and_what_it_gives(mutator: Mutator) -> None:
+    """A training that is resumed restores the generator, and the state of a sampler that has one, and goes on so."""
     first, second = context(), context(seed=1)
     sampler = mutator.start(first)
     for _ in range(5):
         sampler.sample(scores)
     second.rng.bit_generator.state = first.rng.bit_generator.state
     resumed = mutator.start(second)
+    if isinstance(sampler, Stateful):
+        assert isinstance(resumed, Stateful)
+        resumed.load_state_dict(json.loads(json.dumps(sampler.state_dict())))  # plain data
     assert [sampler.sample(scores) for _ in range(10)] == [resumed.sample(scores) for _ in range(10)]
 
 
@@ -118,7 +122,7 @@ mutator_checks = [
     draws_as_many_archs_as_a_phase_wants,
     scores_only_archs_of_its_space,
     same_seed_same_archs,
-    its_only_state_is_the_generator,
+    its_state_is_the_generator_and_what_it_gives,
     touches_no_global_generator,
 ]
 """What every mutator keeps to."""

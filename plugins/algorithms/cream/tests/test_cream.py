@@ -396,6 +396,47 @@ def test_other_processes_numbers_decide_whom_a_path_learns_from_and_what_the_met
         torch.testing.assert_close(one, -two)
 
 
+@pytest.mark.parametrize("measured_on", ["valid", "train"])
+def test_the_meta_network_steps_down_its_gradient_on_images_that_the_path_did_not_learn_from(measured_on):
+    trainer = smooth_trainer(meta_clip=1e9, meta_lr=0.5, virtual_lr=0.3, measured_on=measured_on)
+    student, teacher = archs(2)
+    images = taken(trainer.task, 0, 4)
+    with torch.no_grad(), apply(trainer.supernet, teacher):
+        trainer.board.add(Entry(teacher, 90.0, 1.0, images, trainer.supernet(images[0]).softmax(1)))
+    (entry,) = trainer.board.entries
+    others = taken(trainer.task, 0, 4, "valid") if measured_on == "valid" else taken(trainer.task, 24, 28)
+    wanted = trainer.meta_gradients(student, entry, taken(trainer.task, 20, 24), others, 0.3)
+    before = [p.detach().clone() for p in trainer.meta.parameters()]
+    trainer.teach_meta(student, taken(trainer.task, 20, 36), OwnStep([student]))
+    for parameter, old, gradient in zip(trainer.meta.parameters(), before, wanted, strict=True):
+        assert gradient.any()
+        torch.testing.assert_close(parameter.detach() - old, -0.5 * 1.9 * gradient)  # Nesterov: 1 + momentum
+
+
+@pytest.mark.parametrize("measured_on", ["valid", "train"])
+def test_a_path_is_ranked_by_images_held_out_or_by_those_that_it_was_trained_on(measured_on):
+    trainer = smooth_trainer(measured_on=measured_on)
+    student, (images, _) = archs(1)[0], taken(trainer.task, 20, 36)
+    others, labels = taken(trainer.task, 0, 16, "valid")
+    with torch.no_grad(), apply(trainer.supernet, student):
+        right = trainer.supernet(images).argmax(1)  # labels by which it is always right
+        valid = 100 * float((trainer.supernet(others).argmax(1) == labels).double().mean())
+    trainer.train_step((images, right), OwnStep([student]))
+    assert valid < 100
+    assert trainer.board.entries[0].score == pytest.approx(valid if measured_on == "valid" else 100)
+
+
+def test_the_path_that_is_trained_alone_has_dropout():
+    this, seen = scene(SMALL, Paths(1), dropout=0.5), []
+    dropout = next(module for module in this.model.modules() if isinstance(module, nn.Dropout))
+    dropout.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    for step, _ in own_loop(this, 12):
+        # Its teacher, its match, what ranks it and what teaches the meta network have none.
+        assert seen.count(True) == 1
+        assert step.index < 8 or len(seen) > 4
+        seen.clear()
+
+
 def test_the_meta_networks_gradient_is_clipped():
     trainer = smooth_trainer(meta_clip=1e-6, meta_lr=1.0)
     student, teacher = archs(2)

@@ -248,6 +248,16 @@ def test_statistics_are_those_of_training_batches_alone():
     torch.testing.assert_close(norm.running_mean, 0.1 * trainer.supernet[0](points(1)[0]).mean(0).detach())
 
 
+@pytest.mark.parametrize(("order", "looks"), [(1, 1), (2, 4)])
+def test_the_step_of_the_weights_alone_has_dropout(order, looks):
+    this, seen = scene(DARTS(order=order), dropout=0.5), []
+    dropout = next(module for module in this.model.modules() if isinstance(module, nn.Dropout))
+    dropout.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    for _ in own_loop(this, 2):
+        assert seen == [*[False] * looks, True]
+        seen.clear()
+
+
 def test_only_the_first_part_of_a_batch_moves_alpha():
     trainer, step = start(nn.Tanh)
     trainer.train_step(points(1), step)

@@ -236,6 +236,23 @@ def test_the_teacher_sees_a_batch_once_for_each_resolution():
     assert seen == [False, False]
 
 
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_the_teacher_never_has_dropout_and_keeps_its_statistics(batch_statistics):
+    scene = Scene(OnceForAll(SHORT, batch_statistics=batch_statistics), dropout=0.5)
+    scene.trainer.begin(None)
+    teacher, seen = scene.trainer.teacher, []
+    for module in teacher.modules():
+        if isinstance(module, nn.Dropout | nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(lambda module, _: seen.append((type(module).__name__, module.training)))
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    step = OwnStep([SPACE.smallest()], torch.optim.SGD(scene.model.parameters(), lr=0.1), 0, scene.task)
+    scene.model.train()
+    scene.trainer.train_step([tensor[:8] for tensor in scene.task.data["train"]], step)
+    assert {training for name, training in seen if name == "Dropout"} == {False}
+    assert {training for name, training in seen if name != "Dropout"} == {batch_statistics}
+    assert same(teacher.state_dict(), before)
+
+
 def test_without_a_teacher_nothing_is_copied():
     scene = Scene(OnceForAll(SHORT, kd_ratio=0.0)).train()
     assert scene.trainer.teacher is None

@@ -259,4 +259,4 @@ def test_the_readme_shows_a_spec_that_is_right():
     optimizer = build_optimizer(nn.Linear(1, 1), settings.optimizer)
     schedule = build_schedule(optimizer, settings.schedule, settings.epochs, 2)
     rates = [schedule.lr_lambdas[0](step) for step in range(240)]
-    assert rates == pytest.approx([1 - step // 2 / 120 for step in range(240)])  # decays linearly to 0
+    assert rates == pytest.approx([1 - step / 240 for step in range(240)])  # decays linearly to 0, step by step

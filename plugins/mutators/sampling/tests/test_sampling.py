@@ -24,6 +24,7 @@ from corenas_mutator_sampling import (
     Weighted,
     corenas_mutators,
 )
+from corenas_mutator_sampling.predicted import LossPredictor
 
 OPS = {"conv": 0.5, "mbconv": 0.3, "skip": 0.2}
 MUTATORS = [
@@ -43,6 +44,8 @@ MUTATORS = [
     Fair(paths=12, shared=("ratio",)),
     Attentive(draws=500),
     Attentive(paths=3, candidates=2, rule="worst-up", prior="uniform", width="4", draws=500, tries=0),
+    Attentive(predictor=40, after=3, draws=500),
+    Attentive(predictor=40, after=8, draws=500),
 ]
 
 # Two stages of depth 1 would be 2 archs, depth 2 has 4 x 2 of them: 10 in all.
@@ -384,6 +387,57 @@ def test_the_best_or_the_worst_of_candidates_in_one_bin_is_trained(rule, pick):
             assert scores([arch]) == [pick(scores(candidates))]
 
 
+def additive(archs):
+    """Losses that choices add up to, a lesson that a predictor can learn."""
+    return [3 + sum(math.sin(7 * i + ord(choice)) for i, choice in enumerate(arch.values())) for arch in archs]
+
+
+@pytest.mark.parametrize(("rule", "pick"), [("best-up", min), ("worst-up", max)])
+def test_a_predictor_that_is_fitted_once_tells_many_candidates_apart(rule, pick, monkeypatch):
+    asked, offered = [], []
+
+    def score(archs):
+        asked.append(len(archs))
+        return additive(archs)
+
+    sampler = Attentive(paths=4, candidates=50, predictor=300, after=2, rule=rule, width=40).start(costly())
+    draw = sampler.bins.draw
+    monkeypatch.setattr(sampler.bins, "draw", lambda *args: offered.append(draw(*args)) or offered[-1])
+    found, wanted, middle = [], [], []
+    for number in range(22):
+        offered.clear()
+        step = sampler.sample(score)
+        assert asked == ([] if number < 2 else [300])
+        losses = [additive(LAYERS.decode(codes)) for codes in offered]
+        if number < 2:  # there is no predictor yet
+            assert step[1:-1] == [LAYERS.decode(codes)[0] for codes in offered]
+        else:
+            found += additive(step[1:-1])
+            wanted += map(pick, losses)
+            middle += map(np.mean, losses)
+    # What is picked is the best of fifty, or next to it.
+    assert np.mean(np.isclose(found, wanted)) > 0.8
+    assert np.mean(np.abs(np.subtract(found, wanted))) < 0.02 * np.mean(np.abs(np.subtract(middle, wanted)))
+
+
+def test_a_predictor_reads_long_and_continuous_variables_and_none_that_is_inactive():
+    space = SearchSpace([
+        Int("depth", 1, 2), Float("ratio", 0.0, 1.0), Int("width", 8, 80, 8),
+        Categorical("second", (3, 5, 7), when=[Condition("depth", frozenset({2}))]),
+    ])  # fmt: skip
+
+    def loss(archs):
+        return [
+            (a["ratio"] - 0.4) ** 2 + (a["width"] / 80) ** 2 + a["depth"] + (a["second"] == 5) * (a["depth"] == 2)
+            for a in archs
+        ]
+
+    rng = np.random.default_rng(0)
+    codes, others = space.draw(rng, 2_000), space.draw(rng, 200)
+    predicted = LossPredictor.fitted(space, codes, loss(space.decode(codes)))(others)
+    np.testing.assert_allclose(predicted, loss(space.decode(others)), atol=0.05)
+
+
 # -- options ----------------------------------------------------------------------------------------------------------
 
 
@@ -413,6 +467,7 @@ def test_the_readme_shows_specs_that_are_right():
         Sandwich(),
         FlopsUniform(low="290M", high="360M", width="10M"),
         Attentive(width="25M"),
+        Attentive(width="25M", candidates=50, predictor=1024, after=18_000),
         Weighted({"stages.*.op": {"mb_k3_e4": 0.1, "mb_k3_e6": 0.4, "mb_k5_e4": 0.1, "mb_k5_e6": 0.4}}),
         Uniform(paths=2, shared=("resolution",)),
     ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 from attrs import field, frozen
-from attrs.validators import ge
+from attrs.validators import ge, optional
 
 from corenas.contracts import MutatorContext
 from corenas.space import Arch
 from corenas_mutator_sampling.drawing import CostBins, Score, check_amount, check_width, with_paths
+from corenas_mutator_sampling.predicted import LossPredictor
 
 
 @frozen
@@ -21,7 +23,10 @@ class Attentive:
     lowest loss on the step's batch is trained (best-up), or the one with the highest (worst-up).
 
     paths: archs of a step, the largest and the smallest among them
-    candidates: archs that one is chosen from; 1 chooses none
+    candidates: archs that one is chosen from; 1 chooses none. The paper's 3 by their losses, 50 by a predictor
+    predictor: archs, at random, to whose losses on one batch a predictor is fitted, by which candidates are told apart
+        from then on, at no cost; the paper's is 1024. Left out, they are by their losses on the step's batch
+    after: steps of the phase before the predictor is fitted, in which candidates are not told apart
     rule: which one is trained: "best-up" or "worst-up"
     prior: how likely a bin is: "archs", as the share of all archs that it has; "uniform", as likely as the others
     metric: what is binned: "flops", "params" or "activations"
@@ -35,6 +40,8 @@ class Attentive:
 
     paths: int = field(default=4, validator=ge(2))
     candidates: int = field(default=3, validator=ge(1))
+    predictor: int | None = field(default=None, validator=optional(ge(2)))
+    after: int = field(default=0, validator=ge(0))
     rule: Literal["best-up", "worst-up"] = "best-up"
     prior: Literal["archs", "uniform"] = "archs"
     metric: Literal["flops", "params", "activations"] = "flops"
@@ -51,23 +58,50 @@ class Attentive:
 
 
 class AttentiveSampler:
-    """Both ends of the space, and the best or worst of some candidates in each of some bins between them."""
+    """Both ends of the space, and the best or worst of some candidates in each of some bins between them.
+
+    steps: how many there were
+    predicted: what candidates are told apart by, if that is a predictor and it is fitted
+    """
 
     def __init__(self, options: Attentive, context: MutatorContext) -> None:
-        self.options, self.space = options, context.space
+        self.options, self.space, self.rng = options, context.space, context.rng
         self.bins = CostBins(options, context)
         self.largest, self.smallest = self.space.largest(), self.space.smallest()
+        self.steps = 0
+        self.predicted: LossPredictor | None = None
 
     def sample(self, score: Score) -> list[Arch]:
         """Return the largest, those that were attended to, the smallest, in this order (algorithm 1)."""
+        size = self.options.predictor
+        if size is not None and self.predicted is None and self.steps >= self.options.after:
+            codes = self.space.draw(self.rng, size)
+            self.predicted = LossPredictor.fitted(self.space, codes, score(self.space.decode(codes)))
+        self.steps += 1
         return [self.largest, *(self._attended(score) for _ in range(self.options.paths - 2)), self.smallest]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the steps, and what the predictor has learnt."""
+        found = self.predicted
+        return {
+            "steps": self.steps,
+            "predictor": None if found is None else [found.mean, *found.coefficients.tolist()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.steps, self.predicted = state["steps"], None
+        if state["predictor"] is not None:
+            mean, *coefficients = state["predictor"]
+            self.predicted = LossPredictor(self.space, np.array(coefficients), mean)
 
     def _attended(self, score: Score) -> Arch:
         """Return the arch of one draw of the prior, pi(tau), that gamma picks from its candidates (eqs. 5 and 6)."""
         number = self.bins.choose(uniform=self.options.prior == "uniform")
-        candidates = self.space.decode(self.bins.draw(number, self.options.candidates))
-        if len(candidates) == 1:
+        codes = self.bins.draw(number, self.options.candidates)
+        candidates = self.space.decode(codes)
+        if len(candidates) == 1 or (self.options.predictor is not None and self.predicted is None):
             return candidates[0]
-        losses = np.asarray(score(candidates))
+        losses = np.asarray(score(candidates) if self.predicted is None else self.predicted(codes))
         best = losses.argmin() if self.options.rule == "best-up" else losses.argmax()
         return candidates[int(best)]
