@@ -18,6 +18,7 @@ from corenas import distributed
 from corenas.mutable import Elastic, LayerCost, conv_cost, linear_cost, norm_cost
 from corenas.value import Constant, Dimension, TooManyCombinationsError, Value, as_value, grid
 from corenas.variables import variables_of
+from corenas_mutable_slices.layouts import Sides
 
 Plain = TypeVar("Plain", bound=nn.Module)
 Size = Dimension | Value | int
@@ -719,25 +720,34 @@ def filled(plain: Plain, source: nn.Module, **tensors: Tensor | None) -> Plain:
     return plain.train(source.training)
 
 
-class InputResize(nn.Module):
-    """Resizes square images to a resolution that may be a variable; images of that size pass as they are.
+_SIDES = "height", "width"
 
+
+class InputResize(nn.Module):
+    """Resizes images to a resolution that may be a variable; images of that size pass as they are.
+
+    resolution: side of a square, or the sides of a rectangle
     mode: "nearest", "bilinear" or "bicubic"
-    forward: (n, c, h, w) -> (n, c, resolution, resolution)
+    forward: (n, c, h, w) -> (n, c, height, width)
     """
 
-    resizes = ("resolution",)
-
-    def __init__(self, resolution: Value | int, mode: str = "bilinear") -> None:
+    def __init__(self, resolution: Value | int | Sides, mode: str = "bilinear") -> None:
         super().__init__()
         self.mode = mode
-        self.elastic = Elastic({"resolution": as_value(resolution)})
+        square = not isinstance(resolution, Sides)
+        sides = {"resolution": as_value(resolution)} if square else dict(zip(_SIDES, resolution.pair, strict=True))
+        self.elastic, self.resizes = Elastic(sides), tuple(sides)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The chosen height and width."""
+        choice = [*self.elastic.choice.values()]
+        return choice[0], choice[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) -> (n, c, resolution, resolution)."""
-        size = (self.elastic.choice["resolution"],) * 2
-        return x if x.shape[-2:] == size else F.interpolate(x, size, mode=self.mode)
+        """(n, c, h, w) -> (n, c, height, width)."""
+        return x if x.shape[-2:] == self.size else F.interpolate(x, self.size, mode=self.mode)
 
     def export(self) -> nn.Module:
         """A layer that resizes to the chosen resolution."""
-        return nn.Upsample((self.elastic.choice["resolution"],) * 2, mode=self.mode)
+        return nn.Upsample(self.size, mode=self.mode)
