@@ -209,7 +209,7 @@ def test_operations_by_name_take_the_weights_of_the_one_that_a_network_has(tmp_p
     ("mobilenetv3_small_100", lambda table: None, r"norm has eps = 0.001, in that network 1e-05"),
     ("mobilenetv2_100", lambda table: table["stages"][2].update(act="h_swish"), r"act is Hardswish, in .* ReLU6"),
     ("mobilenetv2_100", lambda table: table["stages"][3].update(kernel=[5, 7]), r"kernel of .* is never 3"),
-    ("mobilenetv2_100", lambda table: table["stages"][3].update(stride=1), r"stride = \(1, 1\), in that network \(2, 2\)"),
+    ("mobilenetv2_100", lambda table: table["stages"][3].update(stride=1), r"stride = \(1, 1\), in that network"),
     ("mobilenetv2_075", lambda table: table["stem"].update(width=[32, 40]), r"a space of one network takes"),
 ])  # fmt: skip
 def test_weights_that_would_compute_something_else_are_refused_with_the_reason(tmp_path, name, change, says):

@@ -417,6 +417,18 @@ def test_a_position_embedding_is_resized_to_the_map_of_the_space_as_timm_does_it
         torch.testing.assert_close(ours.backbone(x)[0], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("distance", [0, 2])
+def test_a_map_that_is_not_square_costs_what_torch_counts(distance):
+    sides = {"height": 24, "width": 56}
+    space = SearchSpace.from_table({**PART, "resolution": sides, "relative_position": distance})
+    model, image = network(space), (3, 24, 56)
+    arch = space.arch(ARCH)
+    (found,) = backbones.cost_of(model, space, image, [arch])
+    assert backbones.counted(export_subnet(model, arch, torch.zeros(1, *image)), image) == found
+    maps = VisionTransformer(levels=(1,)).build(space).features(torch.zeros(2, *image))
+    assert [tuple(level.shape) for level in maps] == [(2, 192, 3, 7)]
+
+
 @pytest.mark.parametrize(("changes", "more", "says"), [
     ({"norm_eps": 1e-5}, {}, "eps = 1e-05, in that network 1e-06"),
     ({"pool": "mean"}, {}, "pool = mean, in that network token"),
@@ -603,6 +615,8 @@ def test_the_spec_of_the_readme_is_right(tmp_path):
     ({"width": None}, "width", "required key is missing"),
     ({"resolution": 30}, "resolution", "images of 30 pixels have no whole number of patches of 7"),
     ({"resolution": [28, 32]}, "resolution", "cannot be searched"),
+    ({"resolution": {"height": 28, "width": [28, 35]}}, "resolution", "cannot be searched"),
+    ({"resolution": {"height": 28, "width": 30}}, "resolution", "images of 30 pixels"),
     ({"patch": 0}, "patch", ">= 1"),
     ({"pool": "max"}, "pool", "'token' or 'mean'"),
     ({"relative_position": -1}, "relative_position", ">= 0"),

@@ -110,12 +110,12 @@ def test_fewer_heads_are_the_first_ones():
 
 def dense(q, k, v, tables, grid, distance):
     """AutoFormer's attention: a vector of keys and one of values for each pair of tokens, written out."""
-    place = torch.arange(grid * grid)
-    row, column = place // grid, place % grid
+    place = torch.arange(grid[0] * grid[1])
+    row, column = place // grid[1], place % grid[1]
     vectors = {}
     for name, (rows, columns) in tables.items():
         pairs = rows[0] + columns[0]
-        pairs = pairs.expand(1 + grid * grid, 1 + grid * grid, -1).clone()
+        pairs = pairs.expand(1 + len(place), 1 + len(place), -1).clone()
         for i in place:
             for j in place:
                 down, right = (int(x[j] - x[i]) for x in (row, column))
@@ -127,12 +127,13 @@ def dense(q, k, v, tables, grid, distance):
     return torch.einsum("nhij,nhjd->nhid", weights, v) + torch.einsum("nhij,ijd->nhid", weights, vectors["values"])
 
 
-@pytest.mark.parametrize(("grid", "distance"), [(3, 3), (3, 1), (1, 1), (4, 2)])
+@pytest.mark.parametrize(("grid", "distance"), [((3, 3), 3), (3, 1), (1, 1), (4, 2), ((2, 4), 3), ((5, 1), 2)])
 def test_relative_positions_are_those_of_autoformer(grid, distance):
     attention = MultiHeadAttention(2, 4, grid, distance).double()
     for parameter in attention.parameters():
         nn.init.normal_(parameter)
-    q, k, v = noise(3, 2, 2, 1 + grid * grid, 4)
+    grid = (grid, grid) if isinstance(grid, int) else grid
+    q, k, v = noise(3, 2, 2, 1 + grid[0] * grid[1], 4)
     tables = {"keys": attention.keys, "values": attention.vectors}
     tables = {name: (own.rows.weight, own.columns.weight) for name, own in tables.items()}
     side_by_side = torch.stack([q, k, v]).permute(1, 3, 0, 2, 4).flatten(2)

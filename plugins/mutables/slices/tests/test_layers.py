@@ -12,9 +12,10 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.cost import Cost
+from corenas.errors import UserError
 from corenas.mutable import apply
 from corenas.space import SearchSpace
-from corenas.value import Dimension, TooManyCombinationsError, as_value, make_divisible, rounded
+from corenas.value import Constant, Dimension, TooManyCombinationsError, as_value, make_divisible, rounded
 from corenas.variables import Categorical, Condition, Int, Variable
 from corenas_mutable_slices import (
     ACTIVATIONS,
@@ -33,6 +34,7 @@ from corenas_mutable_slices import (
     activation,
 )
 from corenas_mutable_slices.layers import cut
+from corenas_mutable_slices.layouts import Sides
 
 IN, OUT, K, G = Variable("i", (2, 4, 6)), Variable("o", (4, 6, 8)), Variable("k", (1, 3, 5)), Variable("g", (1, 2))
 ARCHS = [dict(zip("iokg", row, strict=True)) for row in itertools.product((2, 4, 6), (4, 6, 8), (1, 3, 5), (1, 2))][::5]
@@ -499,6 +501,24 @@ def test_images_are_resized_to_the_resolution_and_pass_where_they_have_it(mode):
     assert_close(layer.export()(x), layer(x))
     apply(layer, {"r": 16})
     assert_close(layer.export()(x), x)
+
+
+def test_images_that_are_not_square_are_resized_by_a_scale_or_side_by_side():
+    x = torch.randn(2, 3, 16, 24)
+    scaled = InputResize(Sides(Constant(10), Constant(7), Variable("s", (0.5, 1.5))))
+    free = InputResize(Sides(Variable("h", (8, 16)), Variable("w", (24, 30))))
+    for layer, arch, size in (
+        (scaled, {"s": 0.5}, (5, 4)),
+        (scaled, {"s": 1.5}, (15, 10)),
+        (free, {"h": 8, "w": 30}, (8, 30)),
+    ):
+        apply(layer, arch)
+        assert_close(layer(x), F.interpolate(x, size, mode="bilinear"))
+        assert_close(layer.export()(x), layer(x))
+    apply(free, {"h": 16, "w": 24})
+    assert free(x) is x
+    with pytest.raises(UserError, match="no pixel would be left of a width"):
+        Sides(Constant(10), Constant(1), Variable("s", (0.5, 1)))
 
 
 def test_a_mixed_operation_is_its_choice_or_the_weighted_sum():
