@@ -24,7 +24,9 @@ from corenas_mutable_slices import (
     Conv2dSlice,
     Conv3dSlice,
     ConvNormAct,
+    ConvTranspose1dSlice,
     ConvTranspose2dSlice,
+    ConvTranspose3dSlice,
     ElasticDepth,
     GroupNormSlice,
     InputResize,
@@ -217,6 +219,10 @@ def test_mistakes_of_a_convolution_are_told_when_it_is_made():
         Conv2dSlice(IN, OUT, Variable("k", (3, 4)), padding=2)
     with pytest.raises(ValueError, match="at least the stride 3"):
         ConvTranspose2dSlice(IN, OUT, 2, 3)
+    with pytest.raises(ValueError, match="at stride 1 odd"):
+        ConvTranspose1dSlice(IN, OUT, 2, 1)
+    with pytest.raises(ValueError, match="cannot be cut into 4 groups"):
+        ConvTranspose2dSlice(IN, OUT, 2, groups=4)
 
 
 def test_groups_that_only_archs_without_them_would_not_divide_are_fine():
@@ -240,6 +246,14 @@ def test_groups_that_only_archs_without_them_would_not_divide_are_fine():
      {1: nn.Conv3d(4, 6, (4, 1, 3), padding=(0, 0, 1)), 3: nn.Conv3d(4, 6, (4, 3, 3), padding=(0, 1, 1))}, (4, 5, 6)),
     (lambda: ConvTranspose2dSlice(4, 6, Variable("k", (3, 5)), 2),
      {3: nn.ConvTranspose2d(4, 6, 3, 2, 1, 1), 5: nn.ConvTranspose2d(4, 6, 5, 2, 2, 1)}, (5, 6)),
+    (lambda: ConvTranspose1dSlice(4, 6, Variable("k", (2, 6)), groups=2),
+     {2: nn.ConvTranspose1d(4, 6, 2, 2, groups=2), 6: nn.ConvTranspose1d(4, 6, 6, 2, 2, groups=2)}, (7,)),
+    (lambda: ConvTranspose2dSlice(4, 4, Variable("k", (3, 5)), 2, groups="depthwise", dilation=(2, 1)),
+     {3: nn.ConvTranspose2d(4, 4, 3, 2, (2, 1), 1, 4, dilation=(2, 1)),
+      5: nn.ConvTranspose2d(4, 4, 5, 2, (4, 2), 1, 4, dilation=(2, 1))}, (5, 6)),
+    (lambda: ConvTranspose3dSlice(4, 6, (2, Variable("k", (4, 6)), 4)),
+     {4: nn.ConvTranspose3d(4, 6, (2, 4, 4), 2, (0, 1, 1)), 6: nn.ConvTranspose3d(4, 6, (2, 6, 4), 2, (0, 2, 1))},
+     (2, 3, 4)),
 ])  # fmt: skip
 def test_convolutions_of_any_shape_are_plain_ones_of_that_shape(layer, plain, side):
     layer, x = layer(), torch.randn(2, 4, *side)
@@ -256,7 +270,7 @@ def test_convolutions_of_any_shape_are_plain_ones_of_that_shape(layer, plain, si
             with FlopCounterMode(display=False) as counter:
                 wanted(x[:1])
             assert Cost(layer, space, x[:1]).of([{"k": kernel}])[0]["flops"] == counter.get_total_flops() // 2
-            if isinstance(layer, ConvTranspose2dSlice):
+            if "Transpose" in type(layer).__name__:
                 assert layer(x).shape[2:] == tuple(2 * n for n in side)
 
 

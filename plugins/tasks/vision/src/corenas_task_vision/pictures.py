@@ -122,7 +122,7 @@ _OTHER_BYTES = {
     "RGBA;16L": "RGBA;16B",
     "RGBA;16N": "RGBA;16B" if sys.byteorder == "little" else "RGBA;16L",
 }
-"""How Pillow unpacks several channels of 16 bits, of which it keeps the upper bytes, and how it keeps the lower ones."""
+"""How Pillow unpacks channels of 16 bits, of which it keeps the upper bytes, and how it keeps the lower ones."""
 
 
 def _deep_colours(picture: Image.Image, source: Any) -> np.ndarray | None:
