@@ -59,6 +59,10 @@ LAYERS = {
     "patches": (lambda: PatchEmbedding(3, WIDTH, 4), lambda arch: (2, 3, 8, 12)),
     "patches of parts": (lambda: PatchEmbedding([WIDTH, 1], [WIDTH, 2], 2), lambda arch: (2, arch["w"] + 1, 4, 6)),
     "qkv": (lambda: qkv(WIDTH, HEADS, HEAD_DIM), lambda arch: (2, TOKENS, arch["w"])),
+    "qkv with the bias in front": (
+        lambda: qkv(WIDTH, HEADS, HEAD_DIM, front_bias=True),
+        lambda arch: (2, TOKENS, arch["w"]),
+    ),
     "attention": (lambda: MultiHeadAttention(HEADS, 4), joint),
     "attention of any size": (lambda: MultiHeadAttention(HEADS, HEAD_DIM), joint),
     "relative attention": (relative, joint),
@@ -106,6 +110,19 @@ def test_fewer_heads_are_the_first_ones():
             arch = {"w": 8, "h": heads}
             with apply(linear, arch), apply(attention, arch):
                 torch.testing.assert_close(attention(linear(x)), every[..., : 4 * heads])
+
+
+def test_with_the_bias_in_front_queries_keys_and_values_are_those_of_autoformers_code():
+    linear, x = qkv(WIDTH, HEADS, 4, front_bias=True).double(), noise(2, TOKENS, 8)
+    nn.init.normal_(linear.bias)
+    # Its layer has the rows of queries, keys and values in turns: row 3 j + i is the j-th of the i-th.
+    rows = linear.weight.detach().unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
+    for heads in (1, 2):
+        with apply(linear, {"w": 8, "h": heads}):
+            n = 3 * 4 * heads
+            sampled = torch.cat([rows[i:n:3, :8] for i in range(3)])  # `sample_weight` of qkv_super.py
+            torch.testing.assert_close(linear(x), nn.functional.linear(x, sampled, linear.bias[:n]))
+            torch.testing.assert_close(linear.export()(x), linear(x))
 
 
 def dense(q, k, v, tables, grid, distance):

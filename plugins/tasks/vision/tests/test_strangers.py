@@ -65,6 +65,17 @@ def test_all_broken_images_are_told_at_once_before_anything_else(broken):
     assert start(data=data, verify="none").splits == {"train": 17, "valid": 2, "test": 5}
 
 
+def test_who_waits_is_told_how_many_images_were_looked_at(tmp_path, capsys, monkeypatch):
+    data = folder(tmp_path, {"cat": 6, "dog": 6})
+    start(data=data)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("corenas_task_vision.pictures._PATIENCE", 0.0)
+    start(data=data)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "images looked at: 11 of 12"
+    assert len(lines) == 12
+
+
 def test_broken_images_are_left_out_on_request_and_told(broken):
     data, names = broken
     task = start(data=data, skip_broken=True, test=4, valid=4)

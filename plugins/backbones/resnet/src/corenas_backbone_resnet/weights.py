@@ -58,7 +58,10 @@ def torchvision_name(name: str) -> str:
 def recognise(state: Mapping[str, Tensor]) -> Published:
     """Which of torchvision's networks a state dict without a classifier is of."""
     for name, choices in TORCHVISION.items():
-        stages = [{**stage, "stride": 2 if i else 1} for i, stage in enumerate(choices["stages"])]
+        stages = [
+            {stage["op"]: {"ratio": 1, **stage[stage["op"]]}, "stride": 2 if i else 1}
+            for i, stage in enumerate(choices["stages"])
+        ]
         with torch.device("meta"):
             network = ResNet().build(SearchSpace.from_table({**choices, "stages": stages}))
         if fits(network, state, torchvision_name):

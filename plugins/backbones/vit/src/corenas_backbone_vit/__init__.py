@@ -118,6 +118,8 @@ class VisionTransformer:
         network's end is
     dropout: probability, in training, of features after the position embedding, attention and the MLP's two layers
     drop_path: probability, in training, of the last block's residual branches; it grows from 0 with the blocks
+    front_bias: whether n features each of queries, keys and values have the first 3n biases of the whole, as in
+        AutoFormer's code, and not the first n of each: for supernets that it has trained
     resize_mode: how images of another size are resized: "nearest", "bilinear" or "bicubic"
     """
 
@@ -126,6 +128,7 @@ class VisionTransformer:
     levels: tuple[int, ...] = ()
     dropout: float = field(default=0.0, validator=[ge(0), lt(1)])
     drop_path: float = field(default=0.0, validator=[ge(0), lt(1)])
+    front_bias: bool = False
     resize_mode: ResizeMode = "bilinear"
 
     layout = Layout

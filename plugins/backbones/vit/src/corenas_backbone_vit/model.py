@@ -28,7 +28,7 @@ def supernet(layout: Layout, options: VisionTransformer) -> Staged | Maps:
     stages = []
     for stage in layout.stages:
         blocks = [
-            block(layout, stage, i, options.dropout, path)
+            block(layout, stage, i, options.dropout, path, options.front_bias)
             for i, path in enumerate(itertools.islice(drop_path, stage.depth.largest))
         ]
         stages.append((ElasticDepth(blocks, stage.depth), layout.width))
@@ -44,7 +44,9 @@ def supernet(layout: Layout, options: VisionTransformer) -> Staged | Maps:
     return Maps(model, layout.grid) if options.levels else model
 
 
-def block(layout: Layout, stage: Stage, i: int, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Sequential:
+def block(
+    layout: Layout, stage: Stage, i: int, dropout: float = 0.0, drop_path: float = 0.0, front_bias: bool = False
+) -> nn.Sequential:
     """The i-th block of a stage: attention and MLP, each with a norm before and a shortcut past it."""
     heads, head_dim, mlp_ratio = (of_block(stage, i, name) for name in ("heads", "head_dim", "mlp_ratio"))
     width = layout.width
@@ -56,7 +58,7 @@ def block(layout: Layout, stage: Stage, i: int, dropout: float = 0.0, drop_path:
 
     attention = {
         "norm": LayerNormSlice(width, layout.norm_eps),
-        "qkv": qkv(width, heads, head_dim),
+        "qkv": qkv(width, heads, head_dim, front_bias),
         "attention": MultiHeadAttention(heads, head_dim, layout.grid, layout.relative_position),
         "project": LinearSlice(heads * head_dim, width),
         **end(),

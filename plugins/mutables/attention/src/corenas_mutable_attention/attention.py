@@ -9,17 +9,28 @@ from torch import Tensor, nn
 from corenas.mutable import Elastic, LayerCost
 from corenas.value import Dimension, Value, as_value
 from corenas_mutable_attention.layers import ParameterSlice
-from corenas_mutable_slices.layers import LinearSlice, Size
+from corenas_mutable_slices.layers import Cut, LinearSlice, Size, axis, cut, per_choice
 
 
-def qkv(inputs: Size, heads: Value | int, head_dim: Value | int) -> LinearSlice:
+def qkv(inputs: Size, heads: Value | int, head_dim: Value | int, front_bias: bool = False) -> LinearSlice:
     """The linear layer that gives queries, keys and values: an output of three parts, each of all heads.
 
     Active are the first heads of each part, as in AutoFormer (Chen et al. 2021, arXiv:2107.00651); a smaller `head_dim`
     takes the first `heads * head_dim` features of each part, whichever head they belong to in the largest network.
+    front_bias: whether of the bias the first elements are active instead, over all parts, as AutoFormer's code has it
     """
     inner = as_value(heads) * head_dim
-    return LinearSlice(inputs, Dimension.of([inner] * 3))
+    return (FrontBias if front_bias else LinearSlice)(inputs, Dimension.of([inner] * 3))
+
+
+class FrontBias(LinearSlice):
+    """A linear layer of several parts of which the first elements of the bias are active, whatever part they are of."""
+
+    @per_choice
+    def cuts(self) -> tuple[Cut, Cut]:
+        """What is active of weight and bias."""
+        outputs = axis(self, "outputs")
+        return cut(outputs, axis(self, "inputs")), cut(((sum(outputs[0]),), (sum(outputs[1]),)))
 
 
 class RelativePosition(nn.Module):

@@ -112,6 +112,7 @@ def load_pretrained(
     try:
         name, network, rename = recognise(state)
         if network is not None:
+            _same_channels(backbone, network)
             arch = arch_like(backbone, space, network)
         elif space.finite and space.size == 1:
             arch = space.default()
@@ -123,6 +124,15 @@ def load_pretrained(
         text = f"{file} has the weights of {name}, which this space has not"
         raise UserError(text, key=("backbone", "weights"), hint=reason) from error
     return arch
+
+
+def _same_channels(model: nn.Module, network: nn.Module) -> None:
+    """Raise UserError for a network of images of another number of channels."""
+    own, other = (next(m for m in net.modules() if isinstance(m, nn.Conv2d)).in_channels for net in (model, network))
+    if own != other:
+        raise UserError(
+            f"it is for images of {other} channels, not {own}: `channels = {other}` in [task] makes them so"
+        )
 
 
 _AT_REST = (nn.Dropout, DropPath, InputResize)

@@ -7,6 +7,7 @@ import io
 import math
 import os
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from corenas import distributed
+
 SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy",
     *((".avif",) if features.check("avif") else ()),
@@ -30,6 +33,8 @@ SUFFIXES = (
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what broken files raise
 MOST_PIXELS = 178_956_970
 """Pillow's limit: three bytes of each are half a GiB."""
+_PATIENCE = 5.0
+"""After how many seconds it is said how many images were looked at."""
 _MANY = 64
 """How many headers are read to see what the images of a folder are like."""
 _SMALL = 224
@@ -276,8 +281,12 @@ def check(
         except (*UNREADABLE, MemoryError) as error:
             return str(error) or type(error).__name__, None, None
 
+    told = time.monotonic()
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for path, (reason, digest, peak) in zip(paths, pool.map(one, paths, chunksize=1), strict=True):
+        for n, (path, (reason, digest, peak)) in enumerate(zip(paths, pool.map(one, paths), strict=True)):
+            if time.monotonic() - told > _PATIENCE and distributed.rank() == 0:
+                told = time.monotonic()
+                print(f"images looked at: {n:,} of {len(paths):,}", file=sys.stderr, flush=True)
             if reason is not None:
                 found.broken[path] = reason
             if digest is not None:
