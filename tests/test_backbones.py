@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from corenas.cost import Cost
+from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.options import structure
 from corenas.plugins import load_catalogue
@@ -17,7 +18,9 @@ from corenas.space import SearchSpace
 from corenas.space_toml import MOST_BLOCKS
 from corenas.supernet import Supernet
 from corenas.testing.backbones import (
+    cost_of,
     costs_what_its_exported_networks_cost,
+    counted,
     exports_random_archs,
     gives_the_features_that_it_states,
     network,
@@ -50,6 +53,23 @@ def test_a_backbone_keeps_its_promises_in_its_own_tests(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_twenty_archs_cost_what_their_exported_networks_cost(name):
     costs_what_its_exported_networks_cost(*example(name), image=IMAGE, n=20)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_that_are_not_square_are_resized_and_cost_what_torch_counts(name):
+    backbone, space = example(name)
+    sides = {"height": 56, "width": 28} if name == "vit" else {"height": 40, "width": 24, "scale": [0.5, 0.75, 1]}
+    space = SearchSpace.from_table({**type(backbone).example["space"], "resolution": sides})
+    archs = [space.smallest(), space.largest()]
+    model = network(backbone, space).eval()
+    found = cost_of(model, space, (1, 30, 50), archs)
+    for arch, cost in zip(archs, found, strict=True):
+        plain = export_subnet(model, arch, torch.zeros(1, 1, 30, 50))
+        assert counted(plain, (1, 30, 50)) == cost
+    if name != "vit":
+        assert (archs[0]["resolution.scale"], archs[1]["resolution.scale"]) == (0.5, 1)
+        with torch.no_grad(), apply(model, archs[0]):
+            assert model.backbone.resize(torch.zeros(1, 1, 30, 50)).shape == (1, 1, 20, 12)
 
 
 @pytest.mark.parametrize("name", NAMES)

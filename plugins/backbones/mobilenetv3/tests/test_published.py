@@ -30,9 +30,9 @@ from corenas.testing.backbones import (
 )
 from corenas_backbone_mobilenetv3 import MobileNetV3
 from corenas_backbone_mobilenetv3.model import Pooled
-from corenas_backbone_mobilenetv3.weights import torchvision_names
+from corenas_backbone_mobilenetv3.weights import recognise, torchvision_names
 from corenas_mutable_slices import LinearSlice, MixedOp, Residual
-from corenas_mutable_slices.exchange import load, published
+from corenas_mutable_slices.exchange import load, load_pretrained, published
 
 SPACES = Path(__file__).parents[4] / "spec" / "space"
 
@@ -147,6 +147,81 @@ def test_a_spec_may_begin_with_torchvisions_weights(tmp_path):
     ours = build_supernet(options, space, SimpleNamespace(head=lambda dims: nn.Flatten(), example=x[:1])).eval()
     with torch.no_grad():
         torch.testing.assert_close(ours.backbone(x)[0], theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_wider_space_is_told_by_torchvisions_weights_where_it_begins(tmp_path):
+    theirs = unlike(pytest.importorskip("torchvision.models").mobilenet_v3_small())
+    torch.save(theirs.state_dict(), tmp_path / "small.pt")
+    theirs.classifier = theirs.classifier[:2]
+    begins_with(tmp_path / "small.pt", wider("mobilenetv3-small"), theirs)
+
+
+def wider(name):
+    """A space that has a published network and, of all its kernels, depths and expansions, others too."""
+    table = table_of(name)
+    for stage in table["stages"][1:]:
+        blocks = stage.get("blocks", [stage])
+        reach = stage.get("depth", len(blocks))
+        expand = sorted({*(block["expand"] for block in blocks), 2})
+        kernel = sorted({stage.pop("kernel"), 3})
+        for key in ("blocks", "expand"):
+            stage.pop(key, None)
+        stage |= {"depth": [*range(1, reach + 2)], "block": {"kernel": kernel, "expand": expand}}
+    return table
+
+
+def begins_with(file, table, theirs, **options):
+    """Double precision, but for what has gone through a file of floats."""
+    space, x = SearchSpace.from_table(table), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    ours = MobileNetV3(**options).build(space).double().eval()
+    arch = load_pretrained(ours, space, str(file), functools.partial(recognise, ours), ["classifier.3."])
+    with torch.no_grad(), apply(ours, arch):
+        expected = theirs(x)
+        torch.testing.assert_close(ours(x)[0], expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+    return arch
+
+
+@pytest.mark.parametrize(("file", "name", "options"), [
+    ("mobilenetv3-small", "mobilenetv3_small_100", {"norm_eps": 1e-5}),
+    ("mobilenetv2", "mobilenetv2_100", {}),
+    ("efficientnet-b0", "efficientnet_b0", {}),
+])  # fmt: skip
+def test_timms_weights_are_a_point_of_a_wider_space(tmp_path, file, name, options):
+    theirs = unlike(pytest.importorskip("timm").create_model(name, num_classes=0))
+    torch.save(theirs.state_dict(), tmp_path / "w.pt")
+    begins_with(tmp_path / "w.pt", wider(file), theirs, **options)
+
+
+def test_operations_by_name_take_the_weights_of_the_one_that_a_network_has(tmp_path):
+    theirs, table = (
+        unlike(pytest.importorskip("timm").create_model("mobilenetv2_100", num_classes=0)),
+        table_of("mobilenetv2"),
+    )
+    torch.save(theirs.state_dict(), tmp_path / "w.pt")
+    for stage in table["stages"][1:]:
+        depth, _, _ = stage.pop("depth", 1), stage.pop("kernel"), stage.pop("expand")
+        stage |= {"depth": depth, "block": {"op": ["k5e6", "k3e3", "k3e6"]}}
+    arch = begins_with(tmp_path / "w.pt", table, theirs)
+    assert {*arch.values()} == {"k3e6"}
+
+
+@pytest.mark.parametrize(("name", "change", "says"), [
+    ("mobilenetv3_small_100", lambda table: None, r"norm has eps = 0.001, in that network 1e-05"),
+    ("mobilenetv2_100", lambda table: table["stages"][2].update(act="h_swish"), r"act is Hardswish, in .* ReLU6"),
+    ("mobilenetv2_100", lambda table: table["stages"][3].update(kernel=[5, 7]), r"kernel of .* is never 3"),
+    ("mobilenetv2_100", lambda table: table["stages"][3].update(stride=1), r"stride = \(1, 1\), in that network"),
+    ("mobilenetv2_075", lambda table: table["stem"].update(width=[32, 40]), r"a space of one network takes"),
+])  # fmt: skip
+def test_weights_that_would_compute_something_else_are_refused_with_the_reason(tmp_path, name, change, says):
+    torch.save(pytest.importorskip("timm").create_model(name).state_dict(), tmp_path / "w.pt")
+    table = table_of("mobilenetv3-small" if "v3" in name else "mobilenetv2")
+    change(table)
+    task = SimpleNamespace(head=lambda dims: nn.Flatten(), example=torch.zeros(1, 3, 32, 32))
+    with pytest.raises(UserError, match="has the weights of") as caught:
+        build_supernet(MobileNetV3(weights=str(tmp_path / "w.pt")), SearchSpace.from_table(table), task)
+    (fault,) = caught.value.faults
+    assert fault.dotted == "backbone.weights"
+    assert re.search(says, fault.hint), fault.hint
 
 
 def test_torchvisions_large_network_is_a_point_of_a_wider_space():

@@ -173,8 +173,13 @@ def test_a_spec_may_begin_with_published_weights(family, tmp_path, kind):
             assert ours(x).shape == (2, 7)
     with torch.device("meta"):
         build_supernet(ResNet(weights="not read"), space, task)
+    with pytest.raises(UserError, match=r"images of 3 channels, not 1: `channels = 3` in \[task\]"):
+        build_supernet(ResNet(weights=str(file), in_channels=1), space, task)
     other = space.narrow({"stem.kernel": [3]})
-    for weights, part, says in ((str(file), other, "no network of this space"), ("none", space, "cannot read none")):
+    for weights, part, says in (
+        (str(file), other, "has the weights of resnet18, which this space has not"),
+        ("none", space, "cannot read none"),
+    ):
         with pytest.raises(UserError, match=says) as caught:
             build_supernet(ResNet(weights=weights), part, task)
         assert caught.value.faults[0].dotted == "backbone.weights"

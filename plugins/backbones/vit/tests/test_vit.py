@@ -5,6 +5,7 @@ import itertools
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -24,6 +25,7 @@ from corenas.plugins import load_catalogue
 from corenas.regularisation import DropPath
 from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
+from corenas.supernet import build_supernet
 from corenas.testing import backbones
 from corenas.testing.backbones import backbone_checks
 from corenas.testing.components import spec_fragments
@@ -362,6 +364,91 @@ def test_weights_that_are_another_networks_are_refused():
         load(network(space, 7), space.default(), theirs.state_dict(), torchvision_name)
 
 
+PART = {"width": [128, 192], "resolution": 32, "patch": 8, "stages": [
+    {"depth": [2, 3, 4], "block": {"heads": [1, 2, 3], "mlp_ratio": [2, 2.5, 3]}}]}  # fmt: skip
+ARCH = {"width": 128, "stages": [{"depth": 3, "blocks": [{"heads": 2, "mlp_ratio": 2.5}] * 3}]}
+
+
+def begun(table, state, tmp_path, size=(32, 32)):
+    """A supernet that a spec lets begin with weights."""
+    torch.save({"model": state}, tmp_path / "w.pth")
+    task = SimpleNamespace(head=lambda dims: nn.Identity(), example=torch.zeros(1, 3, *size))
+    return build_supernet(
+        VisionTransformer(weights=str(tmp_path / "w.pth")), SearchSpace.from_table(table), task
+    ).eval()
+
+
+def of_timm(**options):
+    theirs = pytest.importorskip("timm.models.vision_transformer").VisionTransformer
+    return random_weights(
+        theirs, 32, 8, embed_dim=128, depth=3, num_heads=2, mlp_ratio=2.5, num_classes=7, **options
+    ).float()
+
+
+def test_a_spec_may_begin_with_the_weights_of_timm_or_torchvision(tmp_path):
+    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    timms, torchs = of_timm(), random_weights(models.VisionTransformer, 32, 8, 3, 2, 128, 320, num_classes=7).float()
+    halves = [{**PART["stages"][0], "depth": depth} for depth in ([1, 2], [1, 3])]
+    with torch.no_grad():
+        for theirs, expected in ((timms, timms.forward_head(timms.forward_features(x), True)), (torchs, None)):
+            torchs.heads = nn.Identity()
+            expected = torchs(x) if expected is None else expected
+            ours = begun(PART, theirs.state_dict(), tmp_path)
+            with apply(ours, SearchSpace.from_table(PART).arch(ARCH)):
+                torch.testing.assert_close(ours.backbone(x)[0], expected, rtol=1e-5, atol=1e-5)
+            # In two stages blocks are counted on.
+            two = SearchSpace.from_table({**PART, "stages": halves})
+            block = ARCH["stages"][0]["blocks"][0]
+            stages = [{"depth": n, "blocks": [block] * n} for n in (2, 1)]
+            with apply(
+                ours := begun({**PART, "stages": halves}, theirs.state_dict(), tmp_path),
+                two.arch({"width": 128, "stages": stages}),
+            ):
+                torch.testing.assert_close(ours.backbone(x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (16, 24), (64, 64)])
+def test_a_position_embedding_is_resized_to_the_map_of_the_space_as_timm_does_it(tmp_path, size):
+    theirs, x = of_timm(), torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    ours = begun({**PART, "resolution": {"height": size[0], "width": size[1]}}, theirs.state_dict(), tmp_path, size)
+    theirs.set_input_size(size)
+    with torch.no_grad(), apply(ours, SearchSpace.from_table(PART).arch(ARCH)):
+        expected = theirs.forward_head(theirs.forward_features(x), True)
+        torch.testing.assert_close(ours.backbone(x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("distance", [0, 2])
+def test_a_map_that_is_not_square_costs_what_torch_counts(distance):
+    sides = {"height": 24, "width": 56}
+    space = SearchSpace.from_table({**PART, "resolution": sides, "relative_position": distance})
+    model, image = network(space), (3, 24, 56)
+    arch = space.arch(ARCH)
+    (found,) = backbones.cost_of(model, space, image, [arch])
+    assert backbones.counted(export_subnet(model, arch, torch.zeros(1, *image)), image) == found
+    maps = VisionTransformer(levels=(1,)).build(space).features(torch.zeros(2, *image))
+    assert [tuple(level.shape) for level in maps] == [(2, 192, 3, 7)]
+
+
+@pytest.mark.parametrize(("changes", "more", "says"), [
+    ({"norm_eps": 1e-5}, {}, "eps = 1e-05, in that network 1e-06"),
+    ({"pool": "mean"}, {}, "pool = mean, in that network token"),
+    ({"relative_position": 2}, {}, "has keys, not in that network"),
+    ({"patch": 16}, {}, "stride"),
+    ({"width": [192, 256]}, {}, "never 128"),
+    ({"stages": [{"depth": 2, "heads": 2, "mlp_ratio": 2.5}]}, {}, "never so many blocks"),
+    ({"stages": [{"depth": 3, "heads": [1, 3], "mlp_ratio": 2.5}]}, {}, "qkv is never 128"),
+    ({"stages": [{"depth": 3, "heads": [2, 4], "head_dim": 32, "mlp_ratio": 2.5}]}, {}, "no arch"),
+    ({}, {"dist_token": torch.zeros(1, 1, 128)}, "distillation token"),
+    ({}, {"blocks.0.ls1.gamma": torch.zeros(128)}, "no layer for blocks.0.ls1.gamma"),
+])  # fmt: skip
+def test_weights_that_would_compute_something_else_are_refused_with_the_reason(tmp_path, changes, more, says):
+    with pytest.raises(UserError, match="has the weights of") as caught:
+        begun({**PART, **changes}, {**of_timm().state_dict(), **more}, tmp_path)
+    (fault,) = caught.value.faults
+    assert fault.dotted == "backbone.weights"
+    assert says in fault.hint, fault.hint
+
+
 # -- as a backbone ----------------------------------------------------------------------------------------------------
 
 SMALL_IMAGES = {"resolution": 32}
@@ -528,6 +615,8 @@ def test_the_spec_of_the_readme_is_right(tmp_path):
     ({"width": None}, "width", "required key is missing"),
     ({"resolution": 30}, "resolution", "images of 30 pixels have no whole number of patches of 7"),
     ({"resolution": [28, 32]}, "resolution", "cannot be searched"),
+    ({"resolution": {"height": 28, "width": [28, 35]}}, "resolution", "cannot be searched"),
+    ({"resolution": {"height": 28, "width": 30}}, "resolution", "images of 30 pixels"),
     ({"patch": 0}, "patch", ">= 1"),
     ({"pool": "max"}, "pool", "'token' or 'mean'"),
     ({"relative_position": -1}, "relative_position", ">= 0"),

@@ -59,6 +59,10 @@ LAYERS = {
     "patches": (lambda: PatchEmbedding(3, WIDTH, 4), lambda arch: (2, 3, 8, 12)),
     "patches of parts": (lambda: PatchEmbedding([WIDTH, 1], [WIDTH, 2], 2), lambda arch: (2, arch["w"] + 1, 4, 6)),
     "qkv": (lambda: qkv(WIDTH, HEADS, HEAD_DIM), lambda arch: (2, TOKENS, arch["w"])),
+    "qkv with the bias in front": (
+        lambda: qkv(WIDTH, HEADS, HEAD_DIM, front_bias=True),
+        lambda arch: (2, TOKENS, arch["w"]),
+    ),
     "attention": (lambda: MultiHeadAttention(HEADS, 4), joint),
     "attention of any size": (lambda: MultiHeadAttention(HEADS, HEAD_DIM), joint),
     "relative attention": (relative, joint),
@@ -108,14 +112,27 @@ def test_fewer_heads_are_the_first_ones():
                 torch.testing.assert_close(attention(linear(x)), every[..., : 4 * heads])
 
 
+def test_with_the_bias_in_front_queries_keys_and_values_are_those_of_autoformers_code():
+    linear, x = qkv(WIDTH, HEADS, 4, front_bias=True).double(), noise(2, TOKENS, 8)
+    nn.init.normal_(linear.bias)
+    # Its layer has the rows of queries, keys and values in turns: row 3 j + i is the j-th of the i-th.
+    rows = linear.weight.detach().unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
+    for heads in (1, 2):
+        with apply(linear, {"w": 8, "h": heads}):
+            n = 3 * 4 * heads
+            sampled = torch.cat([rows[i:n:3, :8] for i in range(3)])  # `sample_weight` of qkv_super.py
+            torch.testing.assert_close(linear(x), nn.functional.linear(x, sampled, linear.bias[:n]))
+            torch.testing.assert_close(linear.export()(x), linear(x))
+
+
 def dense(q, k, v, tables, grid, distance):
     """AutoFormer's attention: a vector of keys and one of values for each pair of tokens, written out."""
-    place = torch.arange(grid * grid)
-    row, column = place // grid, place % grid
+    place = torch.arange(grid[0] * grid[1])
+    row, column = place // grid[1], place % grid[1]
     vectors = {}
     for name, (rows, columns) in tables.items():
         pairs = rows[0] + columns[0]
-        pairs = pairs.expand(1 + grid * grid, 1 + grid * grid, -1).clone()
+        pairs = pairs.expand(1 + len(place), 1 + len(place), -1).clone()
         for i in place:
             for j in place:
                 down, right = (int(x[j] - x[i]) for x in (row, column))
@@ -127,12 +144,13 @@ def dense(q, k, v, tables, grid, distance):
     return torch.einsum("nhij,nhjd->nhid", weights, v) + torch.einsum("nhij,ijd->nhid", weights, vectors["values"])
 
 
-@pytest.mark.parametrize(("grid", "distance"), [(3, 3), (3, 1), (1, 1), (4, 2)])
+@pytest.mark.parametrize(("grid", "distance"), [((3, 3), 3), (3, 1), (1, 1), (4, 2), ((2, 4), 3), ((5, 1), 2)])
 def test_relative_positions_are_those_of_autoformer(grid, distance):
     attention = MultiHeadAttention(2, 4, grid, distance).double()
     for parameter in attention.parameters():
         nn.init.normal_(parameter)
-    q, k, v = noise(3, 2, 2, 1 + grid * grid, 4)
+    grid = (grid, grid) if isinstance(grid, int) else grid
+    q, k, v = noise(3, 2, 2, 1 + grid[0] * grid[1], 4)
     tables = {"keys": attention.keys, "values": attention.vectors}
     tables = {name: (own.rows.weight, own.columns.weight) for name, own in tables.items()}
     side_by_side = torch.stack([q, k, v]).permute(1, 3, 0, 2, 4).flatten(2)

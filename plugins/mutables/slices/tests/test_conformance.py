@@ -8,11 +8,15 @@ from corenas.testing.mutables import mutable_checks, trains_the_active_part_alon
 from corenas.value import make_divisible
 from corenas.variables import Variable
 from corenas_mutable_slices import (
+    BatchNorm1dSlice,
     BatchNorm2dSlice,
+    BatchNorm3dSlice,
     Conv1dSlice,
     Conv2dSlice,
     Conv3dSlice,
+    ConvTranspose1dSlice,
     ConvTranspose2dSlice,
+    ConvTranspose3dSlice,
     ElasticDepth,
     GroupNormSlice,
     InputResize,
@@ -66,8 +70,13 @@ def test_a_convolution_with_transforms_conforms_but_for_its_matrices(check):
 @pytest.mark.parametrize(("layer", "side"), [
     (lambda: Conv1dSlice(IN, OUT, KERNEL, 2, GROUPS), (9,)),
     (lambda: Conv3dSlice(IN, OUT, (2, KERNEL, 3), (1, 2, 1), padding=(0, 2, 1)), (3, 5, 4)),
-], ids=["one", "three"])  # fmt: skip
-def test_convolutions_of_other_axes_conform(layer, side, check):
+    (lambda: ConvTranspose1dSlice(IN, OUT, Variable("k", (2, 4)), groups=GROUPS), (5,)),
+    (lambda: ConvTranspose3dSlice(IN, [OUT, 2], (2, 3, Variable("k", (2, 4)))), (2, 3, 3)),
+    (lambda: ConvTranspose2dSlice(IN, IN, 3, groups="depthwise"), (3, 4)),
+    (lambda: BatchNorm1dSlice(IN), (5,)),
+    (lambda: BatchNorm3dSlice(IN, switch=IN), (2, 3, 4)),
+], ids=["one", "three", "up one", "up three", "up depthwise", "norm one", "norm three"])  # fmt: skip
+def test_layers_of_other_axes_conform(layer, side, check):
     check(layer, shape=lambda arch: (2, arch["i"], *side))
 
 

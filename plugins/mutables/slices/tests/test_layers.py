@@ -12,9 +12,10 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from corenas.cost import Cost
+from corenas.errors import UserError
 from corenas.mutable import apply
 from corenas.space import SearchSpace
-from corenas.value import Dimension, TooManyCombinationsError, as_value, make_divisible, rounded
+from corenas.value import Constant, Dimension, TooManyCombinationsError, as_value, make_divisible, rounded
 from corenas.variables import Categorical, Condition, Int, Variable
 from corenas_mutable_slices import (
     ACTIVATIONS,
@@ -23,7 +24,9 @@ from corenas_mutable_slices import (
     Conv2dSlice,
     Conv3dSlice,
     ConvNormAct,
+    ConvTranspose1dSlice,
     ConvTranspose2dSlice,
+    ConvTranspose3dSlice,
     ElasticDepth,
     GroupNormSlice,
     InputResize,
@@ -33,6 +36,7 @@ from corenas_mutable_slices import (
     activation,
 )
 from corenas_mutable_slices.layers import cut
+from corenas_mutable_slices.layouts import Sides
 
 IN, OUT, K, G = Variable("i", (2, 4, 6)), Variable("o", (4, 6, 8)), Variable("k", (1, 3, 5)), Variable("g", (1, 2))
 ARCHS = [dict(zip("iokg", row, strict=True)) for row in itertools.product((2, 4, 6), (4, 6, 8), (1, 3, 5), (1, 2))][::5]
@@ -215,6 +219,10 @@ def test_mistakes_of_a_convolution_are_told_when_it_is_made():
         Conv2dSlice(IN, OUT, Variable("k", (3, 4)), padding=2)
     with pytest.raises(ValueError, match="at least the stride 3"):
         ConvTranspose2dSlice(IN, OUT, 2, 3)
+    with pytest.raises(ValueError, match="at stride 1 odd"):
+        ConvTranspose1dSlice(IN, OUT, 2, 1)
+    with pytest.raises(ValueError, match="cannot be cut into 4 groups"):
+        ConvTranspose2dSlice(IN, OUT, 2, groups=4)
 
 
 def test_groups_that_only_archs_without_them_would_not_divide_are_fine():
@@ -238,6 +246,14 @@ def test_groups_that_only_archs_without_them_would_not_divide_are_fine():
      {1: nn.Conv3d(4, 6, (4, 1, 3), padding=(0, 0, 1)), 3: nn.Conv3d(4, 6, (4, 3, 3), padding=(0, 1, 1))}, (4, 5, 6)),
     (lambda: ConvTranspose2dSlice(4, 6, Variable("k", (3, 5)), 2),
      {3: nn.ConvTranspose2d(4, 6, 3, 2, 1, 1), 5: nn.ConvTranspose2d(4, 6, 5, 2, 2, 1)}, (5, 6)),
+    (lambda: ConvTranspose1dSlice(4, 6, Variable("k", (2, 6)), groups=2),
+     {2: nn.ConvTranspose1d(4, 6, 2, 2, groups=2), 6: nn.ConvTranspose1d(4, 6, 6, 2, 2, groups=2)}, (7,)),
+    (lambda: ConvTranspose2dSlice(4, 4, Variable("k", (3, 5)), 2, groups="depthwise", dilation=(2, 1)),
+     {3: nn.ConvTranspose2d(4, 4, 3, 2, (2, 1), 1, 4, dilation=(2, 1)),
+      5: nn.ConvTranspose2d(4, 4, 5, 2, (4, 2), 1, 4, dilation=(2, 1))}, (5, 6)),
+    (lambda: ConvTranspose3dSlice(4, 6, (2, Variable("k", (4, 6)), 4)),
+     {4: nn.ConvTranspose3d(4, 6, (2, 4, 4), 2, (0, 1, 1)), 6: nn.ConvTranspose3d(4, 6, (2, 6, 4), 2, (0, 2, 1))},
+     (2, 3, 4)),
 ])  # fmt: skip
 def test_convolutions_of_any_shape_are_plain_ones_of_that_shape(layer, plain, side):
     layer, x = layer(), torch.randn(2, 4, *side)
@@ -254,7 +270,7 @@ def test_convolutions_of_any_shape_are_plain_ones_of_that_shape(layer, plain, si
             with FlopCounterMode(display=False) as counter:
                 wanted(x[:1])
             assert Cost(layer, space, x[:1]).of([{"k": kernel}])[0]["flops"] == counter.get_total_flops() // 2
-            if isinstance(layer, ConvTranspose2dSlice):
+            if "Transpose" in type(layer).__name__:
                 assert layer(x).shape[2:] == tuple(2 * n for n in side)
 
 
@@ -499,6 +515,24 @@ def test_images_are_resized_to_the_resolution_and_pass_where_they_have_it(mode):
     assert_close(layer.export()(x), layer(x))
     apply(layer, {"r": 16})
     assert_close(layer.export()(x), x)
+
+
+def test_images_that_are_not_square_are_resized_by_a_scale_or_side_by_side():
+    x = torch.randn(2, 3, 16, 24)
+    scaled = InputResize(Sides(Constant(10), Constant(7), Variable("s", (0.5, 1.5))))
+    free = InputResize(Sides(Variable("h", (8, 16)), Variable("w", (24, 30))))
+    for layer, arch, size in (
+        (scaled, {"s": 0.5}, (5, 4)),
+        (scaled, {"s": 1.5}, (15, 10)),
+        (free, {"h": 8, "w": 30}, (8, 30)),
+    ):
+        apply(layer, arch)
+        assert_close(layer(x), F.interpolate(x, size, mode="bilinear"))
+        assert_close(layer.export()(x), layer(x))
+    apply(free, {"h": 16, "w": 24})
+    assert free(x) is x
+    with pytest.raises(UserError, match="no pixel would be left of a width"):
+        Sides(Constant(10), Constant(1), Variable("s", (0.5, 1)))
 
 
 def test_a_mixed_operation_is_its_choice_or_the_weighted_sum():

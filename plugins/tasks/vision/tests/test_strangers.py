@@ -21,6 +21,7 @@ from corenas.loading import Stream
 from corenas.options import structure
 from corenas.testing.tasks import task_checks
 from corenas_task_vision import Classification, Data, MultiLabel, Regression
+from corenas_task_vision.pictures import pixels
 
 
 def start(cls=Classification, seed=0, read=True, **table):
@@ -64,6 +65,17 @@ def test_all_broken_images_are_told_at_once_before_anything_else(broken):
     assert start(data=data, verify="none").splits == {"train": 17, "valid": 2, "test": 5}
 
 
+def test_who_waits_is_told_how_many_images_were_looked_at(tmp_path, capsys, monkeypatch):
+    data = folder(tmp_path, {"cat": 6, "dog": 6})
+    start(data=data)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("corenas_task_vision.pictures._PATIENCE", 0.0)
+    start(data=data)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "images looked at: 11 of 12"
+    assert len(lines) == 12
+
+
 def test_broken_images_are_left_out_on_request_and_told(broken):
     data, names = broken
     task = start(data=data, skip_broken=True, test=4, valid=4)
@@ -87,7 +99,8 @@ def test_a_pipe_among_images_is_passed_over_and_a_picture_too_large_for_memory_i
     huge.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     (fault,) = wrong(data=data)
     assert fault.file == str(huge)
-    assert "900000000 pixels" in fault.message
+    assert fault.message.endswith("it has 30,000 x 30,000 pixels, more than `max_pixels` in [task], 178,956,970")
+    assert [fault.file for fault in wrong(data=data, verify="headers")] == [str(huge)]
     assert sum(start(data=data, skip_broken=True).splits.values()) == 10
     os.mkfifo(tmp_path / "table.csv")
     (fault,) = wrong(data={"type": "csv", "file": str(tmp_path / "table.csv")})
@@ -164,6 +177,83 @@ def test_pictures_of_12_bits_in_16_keep_their_shades_and_are_told_of(tmp_path):
         torch.testing.assert_close(split[i][0][0], torch.from_numpy((raw / 4095).astype(np.float32)))
     assert len(torch.cat([split[i][0] for i in range(len(split))]).unique()) > 200  # 16 where 8 bits are kept
     assert start(data=deep(tmp_path / "whole", 65535)).notes == []
+
+
+def write_png(path, array):
+    """A PNG of 16 bits a channel by the letter of its specification: Pillow writes none."""
+    height, width, channels = array.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def write_ppm(path, array):
+    path.write_bytes(b"P6\n%d %d\n65535\n" % array.shape[1::-1] + array.astype(">u2").tobytes())
+
+
+def write_tiff(path, array):
+    tifffile.imwrite(path, array, photometric="rgb", compression="zlib")
+
+
+def write_lzw(path, array):
+    """A TIFF that tifffile does not write by itself: LZW of codes of 9 bits, and a clear code for each 200."""
+    content = array.astype("<u2").tobytes()
+    codes = [code for at in range(0, len(content), 200) for code in (256, *content[at : at + 200])]
+    bits = "".join(f"{code:09b}" for code in [*codes, 257])
+    strip = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    height, width, _ = array.shape
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8), (259, 3, 1, 5), (262, 3, 1, 2), (273, 4, 1, 14),
+            (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(strip))]  # fmt: skip
+    head = struct.pack("<2sHI3H", b"II", 42, 14 + len(strip), 16, 16, 16)
+    entries = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    path.write_bytes(head + strip + entries + bytes(4))
+
+
+@pytest.mark.parametrize(("kind", "write", "bands"), [
+    ("png", write_png, 3), ("png", write_png, 4), ("png", write_png, 2), ("tif", write_tiff, 3), ("tif", write_lzw, 3),
+    ("ppm", write_ppm, 3),
+])  # fmt: skip
+def test_colours_of_16_bits_keep_their_range(tmp_path, kind, write, bands):
+    rng, arrays = np.random.default_rng(0), {}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            array = rng.integers(0, 4096, (8, 9, bands), dtype=np.uint16)
+            write(tmp_path / name / f"{i}.{kind}", array)
+            arrays[str(tmp_path / name / f"{i}.{kind}")] = array.transpose(2, 0, 1)
+    data = {"type": "folder", "root": str(tmp_path)}
+    assert "`bits = 12`" in start(data=data).notes[0]
+    for channels, weights in ((3, np.eye(3)), (1, [[0.299, 0.587, 0.114]])):  # those of ITU-R 601, as Pillow has them
+        split = start(data=data, channels=channels, bits=12, mean=[0.0], std=[1.0]).dataset("train", False)
+        for i in range(len(split)):
+            array = arrays[split.split.pool.path(int(split.split.places[i]))] / 4095
+            colours = array[:3] if bands > 2 else array[:1].repeat(3, 0)
+            expected = np.einsum("kc,chw->khw", weights, colours)
+            torch.testing.assert_close(split[i][0], torch.from_numpy(expected.astype(np.float32)), atol=1e-6, rtol=1e-6)
+
+
+def test_a_huge_jpeg_is_read_small_and_counts_as_it_is_read(tmp_path):
+    data = folder(tmp_path, {"a": 3, "b": 3})
+    Image.new("RGB", (2400, 1600), (200, 100, 50)).save(tmp_path / "a/huge.jpg")
+    task = start(data=data, size=32, max_pixels=300 * 200, mean=[0.0], std=[1.0])
+    assert sum(task.splits.values()) == 7
+    pool = task.dataset("train", False).split.pool
+    assert pixels(str(tmp_path / "a/huge.jpg"), "huge.jpg", 3, 32, most=300 * 200).shape == (3, 200, 300)
+    assert pool.most == 300 * 200
+    (fault,) = wrong(data=data, size=32, max_pixels=300 * 200 - 1)
+    assert "2,400 x 1,600 pixels, more than `max_pixels` in [task], 59,999" in fault.message
+
+
+def test_the_bands_of_a_tiff_are_its_channels_where_the_spec_says_nothing(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            bands = np.random.default_rng(i).integers(0, 256, (6, 12, 16), dtype=np.uint8)
+            tifffile.imwrite(tmp_path / name / f"{i}.tif", bands, photometric="minisblack", planarconfig="separate")
+    task = start(data={"type": "folder", "root": str(tmp_path)})
+    assert task.example.shape == task.dataset("train", False)[0][0][None].shape == (1, 6, 12, 16)
 
 
 @pytest.mark.parametrize("kind", ["npy", "tif", "pages"])

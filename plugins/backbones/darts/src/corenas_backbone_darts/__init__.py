@@ -12,7 +12,7 @@ from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value, as_value
-from corenas_mutable_slices.layouts import ResizeMode, each, whole
+from corenas_mutable_slices.layouts import ResizeMode, Sides, each, resolution_field
 
 if TYPE_CHECKING:
     from corenas_backbone_darts.model import CellNetwork
@@ -109,12 +109,13 @@ class Layout:
 
     normal: the cell that keeps the map's size; all cells of a kind have the same architecture
     reduce: the cell that halves it, at a third and at two thirds of the network
-    resolution: side of the square that images are resized to; without it they stay as they are
+    resolution: side of the square that images are resized to, or a table of `height`, `width` and `scale`; without it
+        they stay as they are
     """
 
     normal: Cell
     reduce: Cell
-    resolution: Value | None = field(default=None, validator=optional(whole))
+    resolution: Value | Sides | None = resolution_field()
 
 
 _OPS = ["sep_conv_3x3", "skip_connect", "max_pool_3x3"]

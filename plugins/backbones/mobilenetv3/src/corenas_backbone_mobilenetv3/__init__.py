@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -14,7 +15,16 @@ from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Value, as_value
-from corenas_mutable_slices.layouts import ResizeMode, check_blocks, depth_of_blocks, odd, positive, stride_field, whole
+from corenas_mutable_slices.layouts import (
+    ResizeMode,
+    Sides,
+    check_blocks,
+    depth_of_blocks,
+    odd,
+    positive,
+    resolution_field,
+    stride_field,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -150,7 +160,8 @@ class Layout:
     stem: the first convolution
     stages: the stages in order
     head: what follows them
-    resolution: side of the square that images are resized to; without it they stay as they are
+    resolution: side of the square that images are resized to, or a table of `height`, `width` and `scale`; without it
+        they stay as they are
     norm_eps: what batch norms add to the variance, unless the backbone's option says another
     resize_mode: how images are resized to `resolution`, likewise: "nearest", "bilinear" or "bicubic"
     """
@@ -158,7 +169,7 @@ class Layout:
     stem: Stem
     stages: tuple[Stage, ...]
     head: Head
-    resolution: Value | None = field(default=None, validator=optional(whole))
+    resolution: Value | Sides | None = resolution_field()
     norm_eps: float = field(default=1e-5, validator=[gt(0), lt(1)])
     resize_mode: ResizeMode = "bilinear"
 
@@ -171,8 +182,8 @@ class MobileNetV3:
     arXiv:1908.09791), BigNAS, AttentiveNAS, FairNAS and Cream.
 
     width_mult: factor of all widths, which are then made divisible by 8
-    weights: a file of the weights of a published network that the space has, as torchvision names them; its
-        classifier is left out. The rest of a supernet begins at random
+    weights: a file of the weights of a published network that the space has, as torchvision or timm names them;
+        its classifier is left out. The rest of a supernet begins at random
     in_channels: channels of the images; left out, those of the task's (3 without a task)
     levels: stages, counted from 1, whose outputs are the features, for detection; without, the network's end is
     transforms: whether smaller kernels come from larger ones by learnt matrices, as in Once-for-All, and are not mere
@@ -224,18 +235,12 @@ class MobileNetV3:
 
     def load(self, model: nn.Module, space: SearchSpace) -> None:
         """Give a supernet the weights that the options name. Raises UserError for those of no network of the space."""
-        from corenas_backbone_mobilenetv3.weights import FAMILIES, torchvision_names
+        from corenas_backbone_mobilenetv3.weights import recognise
         from corenas_mutable_slices.exchange import load_pretrained
 
         assert self.weights is not None
-        load_pretrained(
-            model,
-            space,
-            self.weights,
-            {},
-            lambda body, arch: [torchvision_names(body, arch, family) for family in FAMILIES],
-            ["classifier.3.", "classifier.1."],
-        )
+        heads = ["classifier.3.", "classifier.1.", "classifier.weight", "classifier.bias"]
+        load_pretrained(model, space, self.weights, functools.partial(recognise, model), heads)
 
 
 @hookimpl

@@ -14,12 +14,14 @@ from corenas.space import SearchSpace
 from corenas.value import Constant, Value, as_value, equals, make_divisible, rounded
 from corenas_mutable_slices.layouts import (
     ResizeMode,
+    Sides,
     check_blocks,
     depth_of_blocks,
     each,
     odd,
     of_block,
     positive,
+    resolution_field,
     stride_field,
     whole,
 )
@@ -150,13 +152,14 @@ class Layout:
     stages: the stages in order
     shortcut: where it changes shape: "conv", a 1x1 convolution with the block's stride, or "pool", average pooling
         with that stride before the convolution, as in ResNet-D (He et al. 2019, arXiv:1812.01187)
-    resolution: side of the square that images are resized to; without it they stay as they are
+    resolution: side of the square that images are resized to, or a table of `height`, `width` and `scale`; without it
+        they stay as they are
     """
 
     stem: Stem
     stages: tuple[Stage, ...]
     shortcut: Literal["conv", "pool"] = "conv"
-    resolution: Value | None = field(default=None, validator=optional(whole))
+    resolution: Value | Sides | None = resolution_field()
 
 
 @frozen
@@ -206,11 +209,11 @@ class ResNet:
 
     def load(self, model: nn.Module, space: SearchSpace) -> None:
         """Give a supernet the weights that the options name. Raises UserError for those of no network of the space."""
-        from corenas_backbone_resnet.weights import TORCHVISION, torchvision_name
+        from corenas_backbone_resnet.weights import recognise
         from corenas_mutable_slices.exchange import load_pretrained
 
         assert self.weights is not None
-        load_pretrained(model, space, self.weights, TORCHVISION, lambda body, arch: [torchvision_name], ["fc."])
+        load_pretrained(model, space, self.weights, recognise, ["fc."])
 
 
 @hookimpl

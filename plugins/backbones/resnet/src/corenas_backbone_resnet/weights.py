@@ -6,6 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from corenas.space import SearchSpace
+from corenas_backbone_resnet import ResNet
+from corenas_mutable_slices.exchange import Published, fits
+
 
 def _network(op: str, depths: Sequence[int], widths: Sequence[int], **blocks: float) -> Mapping[str, Any]:
     rows = zip(depths, widths, strict=True)
@@ -46,3 +53,17 @@ def torchvision_name(name: str) -> str:
     for pattern, replacement in _NAMES:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def recognise(state: Mapping[str, Tensor]) -> Published:
+    """Which of torchvision's networks a state dict without a classifier is of."""
+    for name, choices in TORCHVISION.items():
+        stages = [
+            {stage["op"]: {"ratio": 1, **stage[stage["op"]]}, "stride": 2 if i else 1}
+            for i, stage in enumerate(choices["stages"])
+        ]
+        with torch.device("meta"):
+            network = ResNet().build(SearchSpace.from_table({**choices, "stages": stages}))
+        if fits(network, state, torchvision_name):
+            return Published(name, network, lambda body, arch: torchvision_name)
+    return Published("a ResNet that is not known", None, lambda body, arch: torchvision_name)

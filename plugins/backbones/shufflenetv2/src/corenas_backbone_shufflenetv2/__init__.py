@@ -15,13 +15,14 @@ from corenas.value import Constant, Value
 from corenas_mutable_slices.layouts import (
     PooledHead,
     ResizeMode,
+    Sides,
     check_blocks,
     depth_of_blocks,
     of_block,
     one_of,
     positive,
+    resolution_field,
     stride_field,
-    whole,
 )
 
 if TYPE_CHECKING:
@@ -101,13 +102,14 @@ class Layout:
     stem: the first convolution
     stages: the stages in order
     head: what follows them
-    resolution: side of the square that images are resized to; without it they stay as they are
+    resolution: side of the square that images are resized to, or a table of `height`, `width` and `scale`; without it
+        they stay as they are
     """
 
     stem: Stem
     stages: tuple[Stage, ...]
     head: PooledHead
-    resolution: Value | None = field(default=None, validator=optional(whole))
+    resolution: Value | Sides | None = resolution_field()
 
     def __attrs_post_init__(self) -> None:
         inputs, faults = self.stem.width, []

@@ -12,7 +12,7 @@ from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value
-from corenas_mutable_slices.layouts import ResizeMode, check_blocks, depth_of_blocks, of_block, positive, whole
+from corenas_mutable_slices.layouts import ResizeMode, Sides, check_blocks, depth_of_blocks, of_block, positive, whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,13 +51,20 @@ class Stage:
         check_blocks(self, ("heads", "mlp_ratio"))
 
 
+def _fixed(instance: object, attribute: object, value: int | Sides) -> None:
+    if isinstance(value, Sides) and any(side.keys for side in value.pair):
+        raise ValueError("cannot be searched: the position embedding is for one resolution")
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"expected a whole number of at least 1, found {value}")
+
+
 @frozen
 class Layout:
     """The tables of a space file for this backbone.
 
     width: features of every token
     stages: blocks in order; one stage, unless features of several levels are wanted
-    resolution: side of the square that images are resized to
+    resolution: side of the square that images are resized to, or a table of `height` and `width`
     patch: side of a patch
     pool: what the features are after the last norm: the class token ("token"), or the mean of all others ("mean")
     relative_position: largest distance of the blocks' relative position tables (14 in AutoFormer); 0 for none
@@ -66,21 +73,35 @@ class Layout:
 
     width: Value = field(validator=whole)
     stages: tuple[Stage, ...]
-    resolution: int = field(default=224, validator=ge(1))
+    resolution: int | Sides = field(default=224, validator=_fixed)
     patch: int = field(default=16, validator=ge(1))
     pool: Literal["token", "mean"] = "token"
     relative_position: int = field(default=0, validator=ge(0))
     norm_eps: float = field(default=1e-6, validator=gt(0))
 
     def __attrs_post_init__(self) -> None:
-        if self.resolution % self.patch:
-            text = f"images of {self.resolution} pixels have no whole number of patches of {self.patch}"
-            raise UserError(text, key=("resolution",))
+        for side in self.sides:
+            if side % self.patch:
+                text = f"images of {side} pixels have no whole number of patches of {self.patch}"
+                raise UserError(text, key=("resolution",))
         for i, stage in enumerate(self.stages):
             ratios = [of_block(stage, j, "mlp_ratio") for j in range(stage.depth.largest)]
             narrowest = self.width.possible[0] * min(ratio.possible[0] for ratio in ratios)
             if narrowest < 1:
                 raise UserError(f"an MLP would have {narrowest:g} inner features", key=("stages", i, "mlp_ratio"))
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of images."""
+        if not isinstance(self.resolution, Sides):
+            return self.resolution, self.resolution
+        height, width = self.resolution.pair
+        return height.largest, width.largest
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.sides[0] // self.patch, self.sides[1] // self.patch
 
 
 @frozen
@@ -90,13 +111,15 @@ class VisionTransformer:
     The supernet of AutoFormer (Chen et al. 2021, arXiv:2107.00651) on ViT (Dosovitskiy et al. 2021, arXiv:2010.11929)
     and DeiT (Touvron et al. 2021, arXiv:2012.12877).
 
-    weights: a file of the weights of a published network that the space has, as torchvision names them; its
-        classifier is left out. The rest of a supernet begins at random
+    weights: a file of the weights of a published network that the space has, as torchvision or timm names them; its
+        classifier is left out, its position embedding resized to the space's. The rest of a supernet begins at random
     in_channels: channels of the images; left out, those of the task's (3 without a task)
     levels: stages, counted from 1, whose outputs are the features, as maps without the class token; without, the
         network's end is
     dropout: probability, in training, of features after the position embedding, attention and the MLP's two layers
     drop_path: probability, in training, of the last block's residual branches; it grows from 0 with the blocks
+    front_bias: whether n features each of queries, keys and values have the first 3n biases of the whole, as in
+        AutoFormer's code, and not the first n of each: for supernets that it has trained
     resize_mode: how images of another size are resized: "nearest", "bilinear" or "bicubic"
     """
 
@@ -105,6 +128,7 @@ class VisionTransformer:
     levels: tuple[int, ...] = ()
     dropout: float = field(default=0.0, validator=[ge(0), lt(1)])
     drop_path: float = field(default=0.0, validator=[ge(0), lt(1)])
+    front_bias: bool = False
     resize_mode: ResizeMode = "bilinear"
 
     layout = Layout
@@ -127,12 +151,13 @@ class VisionTransformer:
 
     def load(self, model: nn.Module, space: SearchSpace) -> None:
         """Give a supernet the weights that the options name. Raises UserError for those of no network of the space."""
-        from corenas_backbone_vit.weights import NETWORKS, torchvision_name
+        from corenas.options import structure
+        from corenas_backbone_vit.weights import recognise
         from corenas_mutable_slices.exchange import load_pretrained
 
         assert self.weights is not None
-        heads = ["heads.", "head."]
-        load_pretrained(model, space, self.weights, NETWORKS, lambda body, arch: [torchvision_name], heads)
+        layout = structure(space.tree, Layout)
+        load_pretrained(model, space, self.weights, lambda state: recognise(state, layout), ["heads.", "head."])
 
 
 @hookimpl

@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 
 def supernet(layout: Layout, options: VisionTransformer) -> Staged | Maps:
     """The supernet of one space: (n, in_channels, h, w) -> [(n, width)], or a map (n, width, h', w') for each level."""
-    grid = layout.resolution // layout.patch
-    stem = Tokens(options.in_channels or 3, layout.width, layout.patch, grid, options.dropout)
+    stem = Tokens(options.in_channels or 3, layout.width, layout.patch, layout.grid, options.dropout)
     whole = sum(stage.depth.largest for stage in layout.stages)
     drop_path = iter(options.drop_path * i / max(whole - 1, 1) for i in range(whole))
     stages = []
     for stage in layout.stages:
         blocks = [
-            block(layout, stage, i, options.dropout, path)
+            block(layout, stage, i, options.dropout, path, options.front_bias)
             for i, path in enumerate(itertools.islice(drop_path, stage.depth.largest))
         ]
         stages.append((ElasticDepth(blocks, stage.depth), layout.width))
@@ -42,13 +41,15 @@ def supernet(layout: Layout, options: VisionTransformer) -> Staged | Maps:
             nn.init.zeros_(module.bias)
         elif isinstance(module, ParameterSlice):
             nn.init.trunc_normal_(module.weight, std=0.02)
-    return Maps(model, grid) if options.levels else model
+    return Maps(model, layout.grid) if options.levels else model
 
 
-def block(layout: Layout, stage: Stage, i: int, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Sequential:
+def block(
+    layout: Layout, stage: Stage, i: int, dropout: float = 0.0, drop_path: float = 0.0, front_bias: bool = False
+) -> nn.Sequential:
     """The i-th block of a stage: attention and MLP, each with a norm before and a shortcut past it."""
     heads, head_dim, mlp_ratio = (of_block(stage, i, name) for name in ("heads", "head_dim", "mlp_ratio"))
-    width, grid = layout.width, layout.resolution // layout.patch
+    width = layout.width
     inner: Value = rounded(width * mlp_ratio // 1)
 
     def end() -> dict[str, nn.Module]:
@@ -57,8 +58,8 @@ def block(layout: Layout, stage: Stage, i: int, dropout: float = 0.0, drop_path:
 
     attention = {
         "norm": LayerNormSlice(width, layout.norm_eps),
-        "qkv": qkv(width, heads, head_dim),
-        "attention": MultiHeadAttention(heads, head_dim, grid, layout.relative_position),
+        "qkv": qkv(width, heads, head_dim, front_bias),
+        "attention": MultiHeadAttention(heads, head_dim, layout.grid, layout.relative_position),
         "project": LinearSlice(heads * head_dim, width),
         **end(),
     }
@@ -76,19 +77,19 @@ def block(layout: Layout, stage: Stage, i: int, dropout: float = 0.0, drop_path:
 class Tokens(nn.Module):
     """Each patch as a token, a class token before them, and a position embedding added to all.
 
-    forward: (n, inputs, h, w) -> (n, 1 + grid * grid, active width)
+    forward: (n, inputs, h, w) -> (n, 1 + patches, active width)
     """
 
-    def __init__(self, inputs: int, width: Value, patch: int, grid: int, dropout: float = 0.0) -> None:
+    def __init__(self, inputs: int, width: Value, patch: int, grid: tuple[int, int], dropout: float = 0.0) -> None:
         super().__init__()
         self.patches = PatchEmbedding(inputs, width, patch)
         self.class_token = ParameterSlice(1, 1, width)
-        self.position = ParameterSlice(1, 1 + grid * grid, width)
+        self.position = ParameterSlice(1, 1 + grid[0] * grid[1], width)
         if dropout:
             self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, inputs, h, w) -> (n, 1 + grid * grid, active width)."""
+        """(n, inputs, h, w) -> (n, 1 + patches, active width)."""
         patches = self.patches(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token().expand(x.shape[0], -1, -1), patches], 1) + self.position()
         return self.drop(tokens) if hasattr(self, "drop") else tokens
@@ -112,7 +113,7 @@ class Pool(nn.Module):
 class Maps(nn.Module):
     """The levels of a network as maps: the tokens without the class token, each at its patch's place."""
 
-    def __init__(self, tokens: Staged, grid: int) -> None:
+    def __init__(self, tokens: Staged, grid: tuple[int, int]) -> None:
         super().__init__()
         self.tokens, self.grid = tokens, grid
         self.feat_dims, self.segments = tokens.feat_dims, tokens.segments
@@ -122,6 +123,6 @@ class Maps(nn.Module):
         return self.features(x)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """(n, channels, h, w) -> (n, width, grid, grid) for each level."""
+        """(n, channels, h, w) -> (n, width, rows, columns) for each level."""
         levels = self.tokens.features(x)
-        return [tokens[:, 1:].transpose(1, 2).unflatten(2, (self.grid, self.grid)) for tokens in levels]
+        return [tokens[:, 1:].transpose(1, 2).unflatten(2, self.grid) for tokens in levels]

@@ -13,7 +13,7 @@ from corenas.hookspecs import hookimpl
 from corenas.options import structure as structured
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value, as_value
-from corenas_mutable_slices.layouts import ResizeMode, each, odd, one_of, stride_field, whole
+from corenas_mutable_slices.layouts import ResizeMode, Sides, each, odd, one_of, resolution_field, stride_field, whole
 
 if TYPE_CHECKING:
     from corenas_mutable_slices import Staged
@@ -103,14 +103,15 @@ class Layout:
     stem: the convolution that comes first
     stages: the super-blocks in order
     head: the convolution that comes last; pooling follows
-    resolution: side of the square that images are resized to; without it they stay as they are
+    resolution: side of the square that images are resized to, or a table of `height`, `width` and `scale`; without it
+        they stay as they are
     """
 
     structure: str | None = None
     stem: SuperConv = field(default=Factory(lambda self: _read_part(self, "stem"), takes_self=True))
     stages: tuple[SuperBlock, ...] = field(default=Factory(lambda self: _read_part(self, "stages"), takes_self=True))
     head: SuperConv = field(default=Factory(lambda self: _read_part(self, "head"), takes_self=True))
-    resolution: Value | None = field(default=None, validator=optional(whole))
+    resolution: Value | Sides | None = resolution_field()
 
     def __attrs_post_init__(self) -> None:
         if self.structure is not None and any(getattr(self, part) != _read_part(self, part) for part in _PARTS):

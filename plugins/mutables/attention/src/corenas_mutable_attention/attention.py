@@ -9,40 +9,52 @@ from torch import Tensor, nn
 from corenas.mutable import Elastic, LayerCost
 from corenas.value import Dimension, Value, as_value
 from corenas_mutable_attention.layers import ParameterSlice
-from corenas_mutable_slices.layers import LinearSlice, Size
+from corenas_mutable_slices.layers import Cut, LinearSlice, Size, axis, cut, per_choice
 
 
-def qkv(inputs: Size, heads: Value | int, head_dim: Value | int) -> LinearSlice:
+def qkv(inputs: Size, heads: Value | int, head_dim: Value | int, front_bias: bool = False) -> LinearSlice:
     """The linear layer that gives queries, keys and values: an output of three parts, each of all heads.
 
     Active are the first heads of each part, as in AutoFormer (Chen et al. 2021, arXiv:2107.00651); a smaller `head_dim`
     takes the first `heads * head_dim` features of each part, whichever head they belong to in the largest network.
+    front_bias: whether of the bias the first elements are active instead, over all parts, as AutoFormer's code has it
     """
     inner = as_value(heads) * head_dim
-    return LinearSlice(inputs, Dimension.of([inner] * 3))
+    return (FrontBias if front_bias else LinearSlice)(inputs, Dimension.of([inner] * 3))
+
+
+class FrontBias(LinearSlice):
+    """A linear layer of several parts of which the first elements of the bias are active, whatever part they are of."""
+
+    @per_choice
+    def cuts(self) -> tuple[Cut, Cut]:
+        """What is active of weight and bias."""
+        outputs = axis(self, "outputs")
+        return cut(outputs, axis(self, "inputs")), cut(((sum(outputs[0]),), (sum(outputs[1]),)))
 
 
 class RelativePosition(nn.Module):
-    """What attention on a square map of patches adds for how far apart two patches are, row by row, column by column.
+    """What attention on a map of patches adds for how far apart two patches are, row by row, column by column.
 
     AutoFormer's tables, after Shaw et al. 2018 (arXiv:1803.02155): a vector for each distance of rows, one for each of
     columns, and in both a first one for pairs with the class token; a pair has the sum of the two. All patches of a row
     share a vector, so it is multiplied once for the row, and once for the column, not for each patch.
-    head_dim: length of a vector; grid: side of the map; distance: beyond it distances count as this one
+    head_dim: length of a vector; grid: side of a square map, or its rows and columns; distance: beyond it distances
+        count as this one
     """
 
-    def __init__(self, head_dim: Value | int, grid: int, distance: int) -> None:
+    def __init__(self, head_dim: Value | int, grid: int | tuple[int, int], distance: int) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid = rows, columns = (grid, grid) if isinstance(grid, int) else grid
         self.rows = ParameterSlice(2 * distance + 2, head_dim)
         self.columns = ParameterSlice(2 * distance + 2, head_dim)
-        lines = torch.arange(grid)
-        apart = (lines - lines[:, None]).clamp(-distance, distance) + distance + 1
-        apart = F.pad(apart, (1, 0))  # from a patch to the class token; then from the class token to anything
         self.row_apart: Tensor
         self.column_apart: Tensor
-        self.register_buffer("row_apart", F.pad(apart.repeat_interleave(grid, 0), (0, 0, 1, 0)), persistent=False)
-        self.register_buffer("column_apart", F.pad(apart.repeat(grid, 1), (0, 0, 1, 0)), persistent=False)
+        by_row = _apart(rows, distance).repeat_interleave(columns, 0)
+        by_column = _apart(columns, distance).repeat(rows, 1)
+        # A first row: from the class token to anything.
+        self.register_buffer("row_apart", F.pad(by_row, (0, 0, 1, 0)), persistent=False)
+        self.register_buffer("column_apart", F.pad(by_column, (0, 0, 1, 0)), persistent=False)
 
     def scores(self, queries: Tensor) -> Tensor:
         """The products of queries (n, heads, tokens, head_dim) with each pair's vector: (n, heads, tokens, tokens)."""
@@ -53,10 +65,16 @@ class RelativePosition(nn.Module):
 
     def mean(self, attention: Tensor) -> Tensor:
         """Each pair's vector weighted by attention (n, heads, tokens, tokens): (n, heads, tokens, head_dim)."""
-        token, patches = attention[..., :1], attention[..., 1:].unflatten(-1, (self.grid, self.grid))
+        token, patches = attention[..., :1], attention[..., 1:].unflatten(-1, self.grid)
         by_row, by_column = (torch.cat([token, patches.sum(axis)], -1) for axis in (-1, -2))
         row = torch.einsum("nhtg,tgd->nhtd", by_row, self.rows()[self.row_apart])
         return row + torch.einsum("nhtg,tgd->nhtd", by_column, self.columns()[self.column_apart])
+
+
+def _apart(lines: int, distance: int) -> Tensor:
+    """Which vector is for how far apart two lines are: (lines, 1 + lines), the class token first."""
+    line = torch.arange(lines)
+    return F.pad((line - line[:, None]).clamp(-distance, distance) + distance + 1, (1, 0))
 
 
 class MultiHeadAttention(nn.Module):
@@ -68,11 +86,13 @@ class MultiHeadAttention(nn.Module):
     forward: (n, tokens, 3 * active heads * head_dim), q, k and v side by side -> (n, tokens, active heads * head_dim)
     """
 
-    def __init__(self, heads: Value | int, head_dim: Value | int, grid: int = 0, distance: int = 0) -> None:
+    def __init__(
+        self, heads: Value | int, head_dim: Value | int, grid: int | tuple[int, int] = 0, distance: int = 0
+    ) -> None:
         super().__init__()
         self.outputs = Dimension.of(as_value(heads) * head_dim)
         self.elastic = Elastic({"heads": as_value(heads), "outputs": self.outputs})
-        self.grid = grid if distance else 0
+        self.grid = ((grid, grid) if isinstance(grid, int) else grid) if distance else None
         if distance:
             self.keys = RelativePosition(head_dim, grid, distance)
             self.vectors = RelativePosition(head_dim, grid, distance)
@@ -94,5 +114,5 @@ class MultiHeadAttention(nn.Module):
 
         With relative positions four more, each with a row or column of patches and the class token.
         """
-        vectors = 2 * positions + (4 * (self.grid + 1) if self.grid else 0)
+        vectors = 2 * positions + (2 * (sum(self.grid) + 2) if self.grid else 0)
         return LayerCost(flops=positions * vectors * self.outputs.size)

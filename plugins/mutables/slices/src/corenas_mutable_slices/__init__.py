@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from corenas_mutable_slices.blocks import activation as activation
     from corenas_mutable_slices.blocks import basic_layers as basic_layers
     from corenas_mutable_slices.blocks import bottleneck_layers as bottleneck_layers
+    from corenas_mutable_slices.layers import BatchNorm1dSlice as BatchNorm1dSlice
     from corenas_mutable_slices.layers import BatchNorm2dSlice as BatchNorm2dSlice
+    from corenas_mutable_slices.layers import BatchNorm3dSlice as BatchNorm3dSlice
     from corenas_mutable_slices.layers import Conv1dSlice as Conv1dSlice
     from corenas_mutable_slices.layers import Conv2dSlice as Conv2dSlice
     from corenas_mutable_slices.layers import Conv3dSlice as Conv3dSlice
+    from corenas_mutable_slices.layers import ConvTranspose1dSlice as ConvTranspose1dSlice
     from corenas_mutable_slices.layers import ConvTranspose2dSlice as ConvTranspose2dSlice
+    from corenas_mutable_slices.layers import ConvTranspose3dSlice as ConvTranspose3dSlice
     from corenas_mutable_slices.layers import GroupNormSlice as GroupNormSlice
     from corenas_mutable_slices.layers import InputResize as InputResize
     from corenas_mutable_slices.layers import LinearSlice as LinearSlice
@@ -42,6 +46,10 @@ _MODULES = {
         "bottleneck_layers",
     ),
     "layers": (
+        "BatchNorm1dSlice",
+        "BatchNorm3dSlice",
+        "ConvTranspose1dSlice",
+        "ConvTranspose3dSlice",
         "BatchNorm2dSlice",
         "Conv1dSlice",
         "Conv2dSlice",

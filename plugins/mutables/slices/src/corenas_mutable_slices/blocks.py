@@ -15,6 +15,7 @@ from corenas.errors import UserError
 from corenas.mutable import Elastic
 from corenas.value import Constant, Dimension, Value, as_value, at_least, equals, make_divisible
 from corenas_mutable_slices.layers import BatchNorm2dSlice, Conv2dSlice, InputResize, Kernel, Size
+from corenas_mutable_slices.layouts import Sides
 
 
 class MixedOp(nn.Module):
@@ -258,7 +259,7 @@ class Staged(nn.Module):
     final: what follows the last stage, with the dimension of its output
     levels: numbers of stages, from 1, whose outputs are the features, as detection wants them; nothing follows the last
         of them. Without levels the output of `final` is the only feature.
-    resolution: side of the square that images are resized to; without it they stay as they are
+    resolution: side of the square that images are resized to, or both sides; without it they stay as they are
     Raises UserError for levels that there are not.
     """
 
@@ -268,7 +269,7 @@ class Staged(nn.Module):
         stages: Sequence[tuple[nn.Module, Size]],
         final: tuple[nn.Module, Size],
         levels: Sequence[int] = (),
-        resolution: Value | int | None = None,
+        resolution: Value | int | Sides | None = None,
         resize_mode: str = "bilinear",
     ) -> None:
         super().__init__()

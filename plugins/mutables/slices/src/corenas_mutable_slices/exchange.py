@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from corenas.errors import UserError
 from corenas.export import flat_name
-from corenas.mutable import Exportable, Gated, apply
-from corenas.space import SearchSpace
+from corenas.mutable import Exportable, Gated, apply, elastic_of
+from corenas.regularisation import DropPath
+from corenas.space import Arch, SearchSpace
+from corenas.value import Dimension, Value, grid
+from corenas_mutable_slices.blocks import MixedOp
+from corenas_mutable_slices.layers import InputResize
 
 Rename = Callable[[str], str]
 """From a name in an exported network's state dict ("stages_0_blocks_1_body_conv1_conv.weight") to the published one."""
@@ -29,24 +33,9 @@ def load(model: nn.Module, arch: Mapping[str, Any], state: Mapping[str, Tensor],
     Raises UserError for weights that are missing, have another shape (axes of length 1 apart) or are left over, and if
     the subnet has weights that are computed rather than a part of the supernet's; the model is then as it was.
     """
-    derived = {rename(_flat(name)) for name in dict(model.named_buffers()).keys() - model.state_dict().keys()}
-    left = {name: tensor for name, tensor in state.items() if name not in derived}
-    wrong, writes = [], []
-    with apply(model, arch):
-        for name, whole, numbers in _tensors(model, arch):
-            theirs = rename(name)
-            given = left.pop(theirs, None)
-            if given is None and theirs.endswith("num_batches_tracked"):
-                continue
-            indices = numbers.long()
-            if not _are_indices(numbers, whole):
-                wrong.append(f"{name} is computed from the supernet's weights")
-            elif given is None or _shape(given) != _shape(indices):
-                theirs_has = "nothing" if given is None else f"{[*given.shape]}"
-                wrong.append(f"{theirs_has} under {theirs} for {name}, {[*indices.shape]}")
-            else:
-                writes.append((whole, indices, given))
-    wrong += [f"no layer for {name}" for name in left]
+    writes, wrong = [], []
+    for found in _matched(model, arch, state, rename):
+        (wrong if isinstance(found, str) else writes).append(found)
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(f"these are not the weights of this subnet: {'; '.join(wrong[:5])}{more}")
@@ -57,45 +46,183 @@ def load(model: nn.Module, arch: Mapping[str, Any], state: Mapping[str, Tensor],
         whole.copy_(flat.view(whole.shape))
 
 
+def fits(network: nn.Module, state: Mapping[str, Tensor], rename: Rename = str) -> bool:
+    """Return whether a state dict is of a network without a choice, which may be on the meta device."""
+    return not any(isinstance(found, str) for found in _matched(network, {}, state, rename))
+
+
+def _matched(
+    model: nn.Module, arch: Mapping[str, Any], state: Mapping[str, Tensor], rename: Rename
+) -> Iterator[tuple[Tensor, Tensor, Tensor] | str]:
+    """Yield whole tensors of a model, with the indices of the chosen part and what is to stand there, or what is wrong.
+
+    The arch is in force until the last one.
+    """
+    derived = {rename(_flat(name)) for name in dict(model.named_buffers()).keys() - model.state_dict().keys()}
+    left = {name: tensor for name, tensor in state.items() if name not in derived}
+    with apply(model, arch):
+        for name, whole, numbers in _tensors(model, arch):
+            theirs = rename(name)
+            given = left.pop(theirs, None)
+            if given is None and theirs.endswith("num_batches_tracked"):
+                continue
+            indices = numbers.long()
+            if not _are_indices(numbers, whole):
+                yield f"{name} is computed from the supernet's weights"
+            elif given is None or _shape(given) != _shape(indices):
+                theirs_has = "nothing" if given is None else f"{[*given.shape]}"
+                yield f"{theirs_has} under {theirs} for {name}, {[*indices.shape]}"
+            else:
+                yield whole, indices, given
+    yield from (f"no layer for {name}" for name in left)
+
+
+class Published(NamedTuple):
+    """A network whose weights are in a file.
+
+    name: for messages
+    network: the same, of the backbone's own layers, on the meta device; None for one that is not known
+    rename: gives the names of its weights, for a backbone and the arch in which it is that network
+    """
+
+    name: str
+    network: nn.Module | None
+    rename: Callable[[nn.Module, Mapping[str, Any]], Rename]
+
+
 def load_pretrained(
     model: nn.Module,
     space: SearchSpace,
     file: str,
-    networks: Mapping[str, Mapping[str, Any]],
-    renames: Callable[[nn.Module, Mapping[str, Any]], Iterable[Rename]],
+    recognise: Callable[[dict[str, Tensor]], Published],
     heads: Sequence[str],
-) -> str:
-    """Give the backbone of a supernet the weights in a file, of whichever network it is. Returns its name.
+) -> Arch:
+    """Give the backbone of a supernet the weights in a file. Returns the arch in which it is the network of the file.
 
     file: safetensors, or a state dict that torch reads with weights alone
-    networks: name -> choices of published networks; those that the space has not are passed over. In a space of one
-        network that one is tried as well
-    renames: give the ways in which weights may be named, for a backbone and an arch
+    recognise: tells of which network a state dict is, and may change it; of one that is not known only a space of one
+        network takes the weights
     heads: how names of the classifier begin, which is the task's own
-    Raises UserError, keys under "backbone", for a file that cannot be read or is of no such network; the model is
-    then as it was.
+    Raises UserError, keys under "backbone", for a file that cannot be read, or of a network that the space has not;
+    the model is then as it was.
     """
     state = {name: tensor for name, tensor in _state_in(file).items() if not name.startswith(tuple(heads))}
     backbone: nn.Module = getattr(model, "backbone", model)
-    archs = {}
-    for name, choices in networks.items():
-        with suppress(UserError):
-            archs[name] = space.arch(choices)
-    if space.finite and space.size == 1:
-        archs["the space's network"] = space.default()
-    reasons = {}
-    for name, arch in archs.items():
-        for rename in renames(backbone, arch):
-            try:
-                load(backbone, arch, state, rename)
-            except (UserError, KeyError) as error:
-                reasons[name] = str(error).split("\n")[0]
-            else:
-                return name
-    text = f"{file} has the weights of no network of this space that is known"
-    known = ", ".join(networks)
-    hint = next(iter(reasons.values()), f"of {known} the space has none") if len(reasons) < 2 else f"tried: {known}"
-    raise UserError(text, key=("backbone", "weights"), hint=hint)
+    name = "a network that is not known"
+    try:
+        name, network, rename = recognise(state)
+        if network is not None:
+            _same_channels(backbone, network)
+            arch = arch_like(backbone, space, network)
+        elif space.finite and space.size == 1:
+            arch = space.default()
+        else:
+            raise UserError("a space of one network takes the weights of any")
+        load(backbone, arch, state, rename(backbone, arch))
+    except UserError as error:
+        reason = str(error).split("\n")[0]
+        text = f"{file} has the weights of {name}, which this space has not"
+        raise UserError(text, key=("backbone", "weights"), hint=reason) from error
+    return arch
+
+
+def _same_channels(model: nn.Module, network: nn.Module) -> None:
+    """Raise UserError for a network of images of another number of channels."""
+    own, other = (next(m for m in net.modules() if isinstance(m, nn.Conv2d)).in_channels for net in (model, network))
+    if own != other:
+        raise UserError(
+            f"it is for images of {other} channels, not {own}: `channels = {other}` in [task] makes them so"
+        )
+
+
+_AT_REST = (nn.Dropout, DropPath, InputResize)
+"""Layers that a network may have or not: they do nothing in evaluation, or nothing to images of the right size."""
+
+
+def arch_like(model: nn.Module, space: SearchSpace, network: nn.Module) -> Arch:
+    """Return the arch under which a supernet computes what a network of the same backbone does.
+
+    network: one without a choice; it may be on the meta device
+    Raises UserError that names a layer that differs whatever the arch is, or what no arch has.
+    """
+    facts = [fact for fact in _facts(model, network, "", frozenset()) if fact[0].keys]
+    chosen = _solved({}, facts)
+    if chosen is None:
+        raise UserError("no arch has all its layers' sizes at once")
+    return space.arch(chosen)
+
+
+def _facts(ours: nn.Module, theirs: nn.Module, path: str, idle: frozenset[nn.Module]) -> Iterator[tuple[Value, Any]]:
+    """Yield which values of a supernet have to be which numbers. Raises UserError for what no arch can change.
+
+    idle: what some arch leaves out
+    """
+    if isinstance(theirs, MixedOp):
+        theirs = theirs.candidates[str(theirs.op({}))]
+    if isinstance(ours, MixedOp):
+        yield from _facts_of_one(ours, theirs, path, idle)
+        return
+    here = path or "the network"
+    if type(ours) is not type(theirs):
+        raise UserError(f"{here} is {type(ours).__name__}, in that network {type(theirs).__name__}")
+    for name in ("eps", "stride", "dilation", "pool"):
+        own, other = getattr(ours, name, None), getattr(theirs, name, None)
+        if own != other and not isinstance(own, nn.Module):
+            raise UserError(f"{here} has {name} = {own}, in that network {other}")
+    own, other = elastic_of(ours), elastic_of(theirs)
+    for name, value in (other.values if other else {}).items():
+        if own is None or name not in own.values:
+            raise UserError(f"{here} has no {name}, in that network {value({})}")
+        pairs = zip(Dimension.of(own.values[name]).parts, Dimension.of(value).parts, strict=True)
+        for part, number in ((part, like({})) for part, like in pairs):
+            if number not in part.possible:
+                raise UserError(f"{name} of {here} is never {number}, as in that network")
+            yield part, number
+    there = {name: child for name, child in theirs.named_children() if not isinstance(child, _AT_REST)}
+    idle |= {child for child, _ in ours.gates()} if isinstance(ours, Gated) else set()
+    for name, child in ours.named_children():
+        if isinstance(child, _AT_REST):
+            continue
+        if name in there:
+            yield from _facts(child, there.pop(name), f"{path}.{name}".removeprefix("."), idle)
+        elif child not in idle:
+            raise UserError(f"{here} has {name}, not in that network")
+    if there:
+        raise UserError(f"{here} has no {next(iter(there))}, as in that network")
+
+
+def _facts_of_one(mixed: MixedOp, theirs: nn.Module, path: str, idle: frozenset[nn.Module]) -> list[tuple[Value, Any]]:
+    """The facts of the first operation that can be a layer."""
+    reasons = []
+    for name in mixed.names:
+        try:
+            return [(mixed.op, name), *_facts(mixed.candidates[str(name)], theirs, path, idle)]
+        except UserError as error:
+            reasons.append(str(error))
+    raise UserError(reasons[0])
+
+
+def _solved(left: Mapping[str, Sequence[Any]], facts: Sequence[tuple[Value, Any]]) -> dict[str, Any] | None:
+    """Return choices under which values are these numbers; None if there are none.
+
+    left: of variables what they can still be
+    """
+    before: Mapping[str, Sequence[Any]] | None = None
+    while left != before:
+        before, left = left, dict(left)
+        for value, number in facts:
+            columns = grid({key: left.get(key, choices) for key, choices in value.domains.items()})
+            hits = np.asarray(value(columns)) == number
+            if not hits.any():
+                return None
+            for key, column in columns.items():
+                kept = {*column[hits].tolist()}
+                left[key] = [choice for choice in left.get(key, value.domains[key]) if choice in kept]
+    open_key = next((key for key, choices in left.items() if len(choices) > 1), None)
+    if open_key is None:
+        return {key: choices[0] for key, choices in left.items()}
+    tries = (_solved({**left, open_key: [choice]}, facts) for choice in left[open_key])
+    return next((found for found in tries if found is not None), None)
 
 
 def _state_in(file: str) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from corenas import distributed
 from corenas.mutable import Elastic, LayerCost, conv_cost, linear_cost, norm_cost
 from corenas.value import Constant, Dimension, TooManyCombinationsError, Value, as_value, grid
 from corenas.variables import variables_of
+from corenas_mutable_slices.layouts import Sides
 
 Plain = TypeVar("Plain", bound=nn.Module)
 Size = Dimension | Value | int
@@ -263,32 +264,49 @@ def _start(
 ) -> None:
     """Initialise a convolution of torch that is to be a slice, and say what its shape follows from."""
     inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
+    whole, per_group = _grouped(layer, inputs, outputs, kernel_size, groups, inputs)
+    # torch allocates (outputs, inputs / groups): the quotient is what a group sees at most.
+    width = inputs.allocated if per_group is None else per_group.largest
+    layer.plain.__init__(layer, width, outputs.allocated, whole, stride, dilation=dilation, bias=bias)
+    if layer.depthwise:
+        layer.groups = layer.in_channels = outputs.allocated
+    layer.whole_padding = _padding(layer, padding)
+
+
+def _grouped(
+    layer: Any,
+    inputs: Dimension,
+    outputs: Dimension,
+    kernel_size: Kernel,
+    groups: Value | int | str,
+    divided: Dimension,
+) -> tuple[tuple[int, ...], Value | None]:
+    """Say what the shape of a convolution that is still to be initialised follows from.
+
+    divided: the dimension of which the weight has one group's part
+    Returns the largest kernel on each axis, and how much of that dimension a group has; None where there is one group.
+    """
     kernels = _kernels(kernel_size)
     if len(kernels) not in (1, layer.axes):
         raise ValueError(f"expected one kernel size, or one for each of {layer.axes} axes, found {len(kernels)}")
     groups = groups.number if isinstance(groups, Constant) else groups
-    layer.depthwise = groups == "depthwise"
-    if layer.depthwise and inputs != outputs:
+    depthwise = groups == "depthwise"
+    if depthwise and inputs != outputs:
         raise ValueError("a depthwise convolution has the same dimension on both sides")
-    group_count = outputs.size if layer.depthwise else as_value(groups)
-    per_group = Constant(1) if layer.depthwise else inputs.size // group_count
-    grouped = not layer.depthwise and group_count != Constant(1)
+    group_count = outputs.size if depthwise else as_value(groups)
+    grouped = not depthwise and group_count != Constant(1)
     if grouped:
         for dim in (inputs, outputs):
             _refuse_indivisible(dim.size, group_count)
-    # torch allocates (outputs, inputs / groups): the quotient is what a group sees at most.
-    width = per_group.largest if grouped or layer.depthwise else inputs.allocated
-    whole = tuple(kernel.largest for kernel in kernels) * (layer.axes // len(kernels))
-    layer.plain.__init__(layer, width, outputs.allocated, whole, stride, dilation=dilation, bias=bias)
-    if layer.depthwise:
-        layer.groups = layer.in_channels = outputs.allocated
-    layer.inputs, layer.outputs, layer.kernels, layer.group_count = inputs, outputs, kernels, group_count
-    layer.whole_padding = _padding(layer, padding)
+    per_group = Constant(1) if depthwise else divided.size // group_count if grouped else None
     values: dict[str, Value | Dimension] = {"inputs": inputs, "outputs": outputs}
     values |= {f"kernel_{i}" if i else "kernel": kernel for i, kernel in enumerate(kernels)}
     if grouped:
         values |= {"groups": group_count, "per_group": per_group}
-    layer.elastic = Elastic(values)
+    whole = tuple(kernel.largest for kernel in kernels) * (layer.axes // len(kernels))
+    layer.depthwise, layer.inputs, layer.outputs, layer.kernels = depthwise, inputs, outputs, kernels
+    layer.group_count, layer.elastic = group_count, Elastic(values)
+    return whole, per_group
 
 
 def _kernels(size: Kernel) -> tuple[Value, ...]:
@@ -382,38 +400,42 @@ class Conv3dSlice(nn.Conv3d):
 class ConvTranspose2dSlice(nn.ConvTranspose2d):
     """A transposed convolution of which the first channels are active; its map is `stride` times as large.
 
-    inputs, outputs: its channels; kernel_size: at least the stride, and all such sizes even or all odd where it is a
-        variable: a smaller one is the centre of the largest; stride: a number, or one for each axis
+    inputs, outputs: its channels; kernel_size: all sizes even or all odd where it is a variable: a smaller one is the
+        centre of the largest; groups: as in `Conv2dSlice`; stride, dilation: a number, or one for each axis
     forward: (n, active inputs, h, w) -> (n, active outputs, stride * h, stride * w)
-    Raises ValueError for a kernel that is smaller than the stride, or has no centre of that size.
+    Raises ValueError for a kernel that spans less than the stride, has no centre of that size, or is even at stride 1.
     """
 
+    plain, convolve, axes = nn.ConvTranspose2d, staticmethod(F.conv_transpose2d), 2
+
     def __init__(
-        self, inputs: Size, outputs: Size, kernel_size: Kernel, stride: int | Sequence[int] = 2, bias: bool = True
+        self,
+        inputs: Size,
+        outputs: Size,
+        kernel_size: Kernel,
+        stride: int | Sequence[int] = 2,
+        bias: bool = True,
+        groups: Value | int | str = 1,
+        dilation: int | Sequence[int] = 1,
     ) -> None:
-        inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
-        kernels = _kernels(kernel_size)
-        whole = tuple(kernel.largest for kernel in kernels) * (2 // len(kernels))
-        super().__init__(inputs.allocated, outputs.allocated, whole, stride, bias=bias)  # type: ignore[arg-type]
-        for kernel, step in zip(kernels * (2 // len(kernels)), self.stride, strict=True):
-            if kernel.possible[0] < step or len({size % 2 for size in kernel.possible}) > 1:
-                text = f"expected kernels of at least the stride {step}, all odd or all even"
-                raise ValueError(f"{text}, found {kernel.possible}")
-        self.inputs, self.outputs, self.kernels, self.axes = inputs, outputs, kernels, 2
-        named = {f"kernel_{i}" if i else "kernel": kernel for i, kernel in enumerate(kernels)}
-        self.elastic = Elastic({"inputs": inputs, "outputs": outputs, **named})
+        _start_transposed(self, inputs, outputs, kernel_size, stride, bias, groups, dilation)
 
     @per_choice
     def cuts(self) -> tuple[Cut, Cut]:
         """What is active of weight and bias."""
-        outputs, kernel = axis(self, "outputs"), _chosen_kernel(self)
-        return cut(axis(self, "inputs"), outputs, *map(centre, self.kernel_size, kernel)), cut(outputs)
+        choice, (_, width, *kernel) = self.elastic.choice, self.weight.shape
+        outputs = axis(self, "outputs")
+        grouped = self.depthwise or "groups" in choice
+        per_group = ((width,), (choice.get("per_group", 1),)) if grouped else outputs
+        return cut(axis(self, "inputs"), per_group, *map(centre, kernel, _chosen_kernel(self))), cut(outputs)
 
     @property
-    def shape(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The chosen part's padding, and its output padding: the map grows by the stride, whatever the kernel is."""
-        over = [size - step for size, step in zip(_chosen_kernel(self), self.stride, strict=True)]
-        return tuple((n + 1) // 2 for n in over), tuple(n % 2 for n in over)
+    def shape(self) -> tuple[Any, ...]:
+        """The chosen part's padding, output padding and groups: the map grows by the stride, whatever the kernel is."""
+        sizes = zip(_chosen_kernel(self), self.dilation, self.stride, strict=True)
+        over = [step * (size - 1) + 1 - stride for size, step, stride in sizes]
+        groups = sum(self.elastic.choice["outputs"]) if self.depthwise else self.elastic.choice.get("groups", 1)
+        return tuple((n + 1) // 2 for n in over), tuple(n % 2 for n in over), groups
 
     def active(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the chosen part."""
@@ -423,32 +445,77 @@ class ConvTranspose2dSlice(nn.ConvTranspose2d):
     def forward(self, input: Tensor, output_size: None = None) -> Tensor:
         """(n, active inputs, h, w) -> (n, active outputs, stride * h, stride * w)."""
         weight, bias = self.active()
-        return F.conv_transpose2d(input, weight, bias, self.stride, *self.shape)
+        return self.convolve(input, weight, bias, self.stride, *self.shape, self.dilation)
 
     def cost(self, positions: Value) -> LayerCost:
         """Its cost at `positions` pixels of the output: each weight counts at each pixel of the input."""
-        taps = functools.reduce(operator.mul, self.kernels * (2 // len(self.kernels)))
-        weights, outputs = self.inputs.size * self.outputs.size * taps, self.outputs.size
+        taps = functools.reduce(operator.mul, self.kernels * (self.axes // len(self.kernels)))
+        weights, outputs = self.inputs.size * (self.outputs.size // self.group_count) * taps, self.outputs.size
         biases = outputs if self.bias is not None else Constant(0)
         return LayerCost(weights * (positions // math.prod(self.stride)), weights + biases, outputs * positions)
 
-    def export(self) -> nn.ConvTranspose2d:
+    def export(self) -> nn.Module:
         """The chosen part as a plain transposed convolution."""
         inputs, outputs = (sum(self.elastic.choice[name]) for name in ("inputs", "outputs"))
         weight, bias = self.active()
-        kernel: Any = _chosen_kernel(self)
-        padding, more = self.shape
-        plain = nn.ConvTranspose2d(
-            inputs,
-            outputs,
-            kernel,
-            self.stride,  # type: ignore[arg-type]
-            padding,  # type: ignore[arg-type]
-            more,  # type: ignore[arg-type]
-            bias=self.bias is not None,
-            device="meta",
+        padding, more, groups = self.shape
+        kernel, biased = _chosen_kernel(self), bias is not None
+        plain = self.plain(  # type: ignore[call-overload]
+            inputs, outputs, kernel, self.stride, padding, more, groups, biased, self.dilation, device="meta"
         )
         return filled(plain, self, weight=weight, bias=bias)
+
+
+def _start_transposed(
+    layer: Any,
+    inputs: Size,
+    outputs: Size,
+    kernel_size: Kernel,
+    stride: int | Sequence[int],
+    bias: bool,
+    groups: Value | int | str,
+    dilation: int | Sequence[int],
+) -> None:
+    """Initialise a transposed convolution of torch that is to be a slice, and say what its shape follows from."""
+    inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
+    whole, per_group = _grouped(layer, inputs, outputs, kernel_size, groups, outputs)
+    width = outputs.allocated if per_group is None else per_group.largest
+    # torch allocates (inputs, outputs / groups); its bias would be of this width as well.
+    layer.plain.__init__(layer, inputs.allocated, width, whole, stride, bias=False, dilation=dilation)
+    if bias:
+        layer.bias = nn.Parameter(torch.empty(outputs.allocated))
+        layer.reset_parameters()
+    layer.out_channels = outputs.allocated
+    each = layer.kernels * (layer.axes // len(layer.kernels))
+    for kernel, step, apart in zip(each, layer.stride, layer.dilation, strict=True):
+        spans = apart * (kernel.possible[0] - 1) + 1
+        if spans < step or len({size % 2 for size in kernel.possible}) > 1 or (step == apart == 1 and spans % 2 == 0):
+            text = f"expected kernels of at least the stride {step}, all odd or all even, at stride 1 odd"
+            raise ValueError(f"{text}, found {kernel.possible}")
+
+
+class ConvTranspose1dSlice(nn.ConvTranspose1d):
+    """A transposed convolution along one axis, with all that `ConvTranspose2dSlice` has.
+
+    forward: (n, active inputs, l) -> (n, active outputs, stride * l)
+    """
+
+    plain, convolve, axes = nn.ConvTranspose1d, staticmethod(F.conv_transpose1d), 1
+    __init__ = ConvTranspose2dSlice.__init__
+    cuts, shape, active = ConvTranspose2dSlice.cuts, ConvTranspose2dSlice.shape, ConvTranspose2dSlice.active
+    forward, cost, export = ConvTranspose2dSlice.forward, ConvTranspose2dSlice.cost, ConvTranspose2dSlice.export
+
+
+class ConvTranspose3dSlice(nn.ConvTranspose3d):
+    """A transposed convolution along three axes, with all that `ConvTranspose2dSlice` has.
+
+    forward: (n, active inputs, t, h, w) -> (n, active outputs, stride * t, stride * h, stride * w)
+    """
+
+    plain, convolve, axes = nn.ConvTranspose3d, staticmethod(F.conv_transpose3d), 3
+    __init__ = ConvTranspose2dSlice.__init__
+    cuts, shape, active = ConvTranspose2dSlice.cuts, ConvTranspose2dSlice.shape, ConvTranspose2dSlice.active
+    forward, cost, export = ConvTranspose2dSlice.forward, ConvTranspose2dSlice.cost, ConvTranspose2dSlice.export
 
 
 class GroupNormSlice(nn.GroupNorm):
@@ -555,6 +622,7 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
     forward: (n, active features, h, w) -> the same shape
     """
 
+    plain: Any = nn.BatchNorm2d
     sync = False
     rows: Mapping[Any, int] | None = None
     # Whoever reads or writes statistics (recalibration, an evaluator) finds those of the arch in force.
@@ -643,10 +711,10 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         """Two parameters a feature."""
         return norm_cost(self.outputs.size, self.affine)
 
-    def export(self) -> nn.BatchNorm2d:
+    def export(self) -> nn.Module:
         """The chosen part as a plain batch norm."""
         weight, bias, mean, var = self.active()
-        plain = nn.BatchNorm2d(sum(self.elastic.choice["outputs"]), self.eps, self.momentum, self.affine, device="meta")
+        plain = self.plain(sum(self.elastic.choice["outputs"]), self.eps, self.momentum, self.affine, device="meta")
         return filled(
             plain,
             self,
@@ -656,6 +724,18 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
             running_var=var,
             num_batches_tracked=self.num_batches_tracked,
         )
+
+
+class BatchNorm1dSlice(BatchNorm2dSlice):
+    """The same for features (n, active features) or along one axis (n, active features, l)."""
+
+    plain = nn.BatchNorm1d
+
+
+class BatchNorm3dSlice(BatchNorm2dSlice):
+    """The same along three axes, (n, active features, t, h, w)."""
+
+    plain = nn.BatchNorm3d
 
 
 def per_width_statistics(model: nn.Module, width: Value | None = None) -> None:
@@ -693,19 +773,19 @@ def _synchronised_norm(
 ) -> Tensor:
     """`F.batch_norm` in training with the statistics of all processes' images; works with gloo, on CPUs too."""
     given, x = x.dtype, x.double() if x.dtype == torch.float64 else x.float()
-    count = x.numel() // x.shape[1]
-    sums = differentiable_all_reduce(torch.cat([x.sum((0, 2, 3)), x.new_tensor([count])]))
+    count, axes, line = x.numel() // x.shape[1], (0, *range(2, x.dim())), (-1, *[1] * (x.dim() - 2))
+    sums = differentiable_all_reduce(torch.cat([x.sum(axes), x.new_tensor([count])]))
     total, centre = sums[-1].detach(), sums[:-1] / sums[-1].detach()
-    centred = x - centre[:, None, None]
+    centred = x - centre.view(line)
     # About the common mean: nothing cancels.
-    spread = differentiable_all_reduce(centred.square().sum((0, 2, 3))) / total
+    spread = differentiable_all_reduce(centred.square().sum(axes)) / total
     with torch.no_grad():
         mean.lerp_(centre.to(mean), momentum)
         var.lerp_((spread * (total / (total - 1))).to(var), momentum)
     scale = (spread + eps).rsqrt()
     scale = scale if weight is None else scale * weight
-    normed = centred * scale[:, None, None]
-    return (normed if bias is None else normed + bias[:, None, None]).to(given)
+    normed = centred * scale.view(line)
+    return (normed if bias is None else normed + bias.view(line)).to(given)
 
 
 def filled(plain: Plain, source: nn.Module, **tensors: Tensor | None) -> Plain:
@@ -719,25 +799,34 @@ def filled(plain: Plain, source: nn.Module, **tensors: Tensor | None) -> Plain:
     return plain.train(source.training)
 
 
-class InputResize(nn.Module):
-    """Resizes square images to a resolution that may be a variable; images of that size pass as they are.
+_SIDES = "height", "width"
 
+
+class InputResize(nn.Module):
+    """Resizes images to a resolution that may be a variable; images of that size pass as they are.
+
+    resolution: side of a square, or the sides of a rectangle
     mode: "nearest", "bilinear" or "bicubic"
-    forward: (n, c, h, w) -> (n, c, resolution, resolution)
+    forward: (n, c, h, w) -> (n, c, height, width)
     """
 
-    resizes = ("resolution",)
-
-    def __init__(self, resolution: Value | int, mode: str = "bilinear") -> None:
+    def __init__(self, resolution: Value | int | Sides, mode: str = "bilinear") -> None:
         super().__init__()
         self.mode = mode
-        self.elastic = Elastic({"resolution": as_value(resolution)})
+        square = not isinstance(resolution, Sides)
+        sides = {"resolution": as_value(resolution)} if square else dict(zip(_SIDES, resolution.pair, strict=True))
+        self.elastic, self.resizes = Elastic(sides), tuple(sides)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The chosen height and width."""
+        choice = [*self.elastic.choice.values()]
+        return choice[0], choice[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) -> (n, c, resolution, resolution)."""
-        size = (self.elastic.choice["resolution"],) * 2
-        return x if x.shape[-2:] == size else F.interpolate(x, size, mode=self.mode)
+        """(n, c, h, w) -> (n, c, height, width)."""
+        return x if x.shape[-2:] == self.size else F.interpolate(x, self.size, mode=self.mode)
 
     def export(self) -> nn.Module:
         """A layer that resizes to the chosen resolution."""
-        return nn.Upsample((self.elastic.choice["resolution"],) * 2, mode=self.mode)
+        return nn.Upsample(self.size, mode=self.mode)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 from attrs import Factory, field, frozen
-from attrs.validators import ge, le
+from attrs.validators import ge, le, optional
 
 from corenas.errors import Fault, UserError
-from corenas.value import Constant, Value, as_value
+from corenas.value import Constant, Value, as_value, rounded
 
 ResizeMode = Literal["nearest", "bilinear", "bicubic"]
 """How images can be resized."""
@@ -48,6 +48,41 @@ odd = each(lambda n: isinstance(n, int) and n >= 1 and n % 2 == 1, "odd whole nu
 def depth_of_blocks() -> Any:
     """A field of attrs for `depth`: at least 1; without it as many as `blocks` has, else one."""
     return field(default=Factory(lambda self: Constant(len(self.blocks) or 1), takes_self=True), validator=whole)
+
+
+@frozen
+class Sides:
+    """The size that images which are not square are resized to.
+
+    height, width: in pixels
+    scale: what both are multiplied by, and then rounded: one variable for images of one shape
+    """
+
+    height: Value = field(validator=whole)
+    width: Value = field(validator=whole)
+    scale: Value = field(default=Constant(1), validator=positive)
+
+    def __attrs_post_init__(self) -> None:
+        for name, side in zip(("height", "width"), self.pair, strict=True):
+            if side.possible[0] < 1:
+                raise UserError(f"no pixel would be left of a {name}", key=("scale",))
+
+    @property
+    def pair(self) -> tuple[Value, Value]:
+        """Height and width, scaled."""
+        if self.scale == Constant(1):
+            return self.height, self.width
+        return rounded(self.height * self.scale), rounded(self.width * self.scale)
+
+
+def _resolution(instance: object, attribute: object, value: Value | Sides) -> None:
+    if not isinstance(value, Sides):
+        whole(instance, attribute, value)
+
+
+def resolution_field() -> Any:
+    """A field of attrs for `resolution`: the side of a square or `Sides`; without it images stay as they are."""
+    return field(default=None, validator=optional(_resolution))
 
 
 def stride_field(default: int) -> Any:

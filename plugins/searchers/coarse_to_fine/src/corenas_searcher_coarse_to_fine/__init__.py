@@ -34,7 +34,7 @@ class Scale:
 
 
 BIGNAS = (
-    Scale(("*resolution",), 5),
+    Scale(("*resolution*",), 5),
     Scale(("*depth",), 4),
     Scale(("*width", "*expand"), 2),
     Scale(("*kernel",), 4, by_stage=True),

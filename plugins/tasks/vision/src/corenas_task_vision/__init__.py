@@ -93,6 +93,7 @@ class Pictures:
     crop: float | None = field(default=None, validator=optional([gt(0), le(1)]))
     channels: int | None = field(default=None, validator=optional(ge(1)))
     bits: Bits = 16
+    max_pixels: int = field(default=178_956_970, validator=ge(1))
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     augment: tuple[str | Mapping[str, Any], ...] = field(default=(), hash=False)
@@ -136,6 +137,8 @@ _COMMON = """data: "mnist5k", "digits", or a table for a folder, a table of labe
     crop: share of the shorter side that is kept in resizing; left out, 0.875 for photos, all of small images
     channels: 1 for grey, 3 for colour, or those of multi-band TIFF and .npy files; left out, those of the data
     bits: how many bits are in use in files of 16 bits a pixel: 12 for many cameras and microscopes
+    max_pixels: of an image that is decoded, so that no file takes all memory; JPEGs far larger than `size` are decoded
+        at up to an eighth of their sides
     mean, std: of the pixels by channel, on a scale of 0 to 1; left out, those usual for the data
     augment: what is done to training images, before they are resized: names of torchvision.transforms.v2 or
         "Cutout", or tables with `type` and the arguments

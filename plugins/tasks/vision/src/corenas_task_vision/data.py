@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import functional
 
 from corenas.errors import Fault, UserError, did_you_mean
 from corenas_task_vision.pictures import (
+    MOST_PIXELS,
     SUFFIXES,
     UNREADABLE,
     Look,
@@ -64,13 +65,13 @@ class Stack:
 class Files:
     """Image files. JPEGs far larger than twice `size` are decoded smaller, which takes a fraction of the time.
 
-    bits: how many of 16 bits are in use (`corenas_task_vision.pictures.pixels`)
+    bits, most: how many of 16 bits are in use, how many pixels there may be (`corenas_task_vision.pictures.pixels`)
     """
 
-    def __init__(self, paths: Sequence[str], channels: int, size: int, bits: int = 16) -> None:
+    def __init__(self, paths: Sequence[str], channels: int, size: int, bits: int = 16, most: int = MOST_PIXELS) -> None:
         # One array, not a list of objects: processes that load then share it.
         self.paths = np.array(paths, dtype=np.bytes_ if all(map(str.isascii, paths)) else np.str_)
-        self.channels, self.size, self.bits = channels, size, bits
+        self.channels, self.size, self.bits, self.most = channels, size, bits, most
 
     def path(self, place: int) -> str:
         """The file of an image."""
@@ -79,7 +80,7 @@ class Files:
     def __getitem__(self, place: int) -> Tensor:
         path = self.path(place)
         try:
-            return pixels(path, path, self.channels, self.size, self.bits)
+            return pixels(path, path, self.channels, self.size, self.bits, self.most)
         except UNREADABLE as error:
             text = f"this image cannot be read: {error}"
             raise UserError(text, file=path, hint="repair the file or take it away") from None
@@ -176,7 +177,7 @@ def _checked(options: Pictures, found: Read, channels: int, size: int, notes: li
     how = options.verify or usual
     if multiprocessing.parent_process() is not None and not options.skip_broken:
         how = "none"  # the process that this one works for has looked
-    checked = check(paths, how, channels, size, options.bits)
+    checked = check(paths, how, channels, size, options.bits, options.max_pixels)
     if checked.broken and not options.skip_broken:
         hint = "repair it or take it away; `skip_broken = true` leaves all such images out"
         faults = [
@@ -330,7 +331,7 @@ def _folder(data: Data, options: Pictures, channels: int, size: int) -> Read:
                 raise UserError(f"no image in {folder / name}", key=("root",), hint=hint)
             paths += found
             labels += [names.index(name)] * len(found)
-        splits[split] = _whole(Files(paths, channels, size, options.bits), labels)
+        splits[split] = _whole(Files(paths, channels, size, options.bits, options.max_pixels), labels)
     if len(names) < 2:
         raise UserError(f"{root} has one class, {names[0]!r}; expected two or more", key=("root",))
     return Read(splits, names, skipped)
@@ -426,7 +427,7 @@ def _csv(data: Data, options: Pictures, channels: int, size: int) -> Read:
         raise UserError(f"expected train, valid and test in this column, found {', '.join(alien)}", key=("split",))
     if "train" not in of_split:
         raise UserError("no row of this column is train", key=("split",))
-    whole = _whole(Files(paths, channels, size, options.bits), labels)
+    whole = _whole(Files(paths, channels, size, options.bits, options.max_pixels), labels)
     return Read(
         {name: whole.part(np.flatnonzero(of_split == name)) for name in dict.fromkeys(of_split.tolist())}, names
     )

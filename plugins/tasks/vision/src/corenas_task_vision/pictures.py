@@ -4,38 +4,75 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
+import sys
+import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 from attrs import define, frozen
-from PIL import Image, features
+from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 from torchvision.transforms.v2 import functional
+
+from corenas import distributed
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy",
     *((".avif",) if features.check("avif") else ()),
 )  # fmt: skip
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what broken files raise
+MOST_PIXELS = 178_956_970
+"""Pillow's limit: three bytes of each are half a GiB."""
+_PATIENCE = 5.0
+"""After how many seconds it is said how many images were looked at."""
 _MANY = 64
 """How many headers are read to see what the images of a folder are like."""
 _SMALL = 224
 """Largest side of images that stay as they are, if all have one size."""
 
 
-def pixels(source: Any, path: str, channels: int, size: int, bits: int = 16) -> Tensor:
+_opening = Lock()
+
+
+@contextmanager
+def _opened(source: Any) -> Iterator[Image.Image]:
+    """A picture by its header alone, of whatever size: Pillow's own limit would count what a draft does not decode."""
+    with _opening, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            picture = Image.open(source)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with picture:
+        yield picture
+
+
+def _drafted(picture: Image.Image, mode: str, size: int, most: int) -> None:
+    """Let a JPEG far larger than twice a size be decoded smaller. Raises ValueError for too many pixels."""
+    width, height = picture.size
+    picture.draft(mode, (2 * size, 2 * size))
+    if math.prod(picture.size) > most:
+        raise ValueError(f"it has {width:,} x {height:,} pixels, more than `max_pixels` in [task], {most:,}")
+
+
+def pixels(source: Any, path: str, channels: int, size: int, bits: int = 16, most: int = MOST_PIXELS) -> Tensor:
     """The pixels of a file, (c, h, w): bytes, or floats from 0 to 1 where a channel has more than 8 bits.
 
     source: the file, or its content
     size: JPEGs far larger than twice this are decoded smaller, which takes a fraction of the time
     bits: how many of 16 are in use: pixels are divided by 2^bits - 1
+    most: how many pixels a picture may have that is decoded
     Raises one of `UNREADABLE` for a file that is no image.
     """
     suffix = os.path.splitext(path)[1].lower()
@@ -48,15 +85,16 @@ def pixels(source: Any, path: str, channels: int, size: int, bits: int = 16) -> 
             return _scaled(_by_channel(tifffile.imread(source), channels), bits)
         except tifffile.TiffFileError as error:
             raise ValueError(str(error)) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(source) as picture:
-            if channels not in (1, 3):
-                return _scaled(_by_channel(np.asarray(picture), channels), bits)
-            picture.draft(mode_of(channels), (2 * size, 2 * size))
-            if _is_deep(picture):
-                return _scaled(np.asarray(picture).astype(np.uint16)[None], bits).expand(channels, -1, -1)
-            return functional.pil_to_tensor(converted(picture, mode_of(channels)))
+    with _opened(source) as picture:
+        _drafted(picture, mode_of(channels), size, most)
+        deep = _deep_colours(picture, source)
+        if channels not in (1, 3):
+            return _scaled(_by_channel(np.asarray(picture) if deep is None else deep, channels), bits)
+        if deep is not None:
+            return _in_colours(_scaled(deep, bits), channels)
+        if _is_deep(picture):
+            return _scaled(np.asarray(picture).astype(np.uint16)[None], bits).expand(channels, -1, -1)
+        return functional.pil_to_tensor(converted(picture, mode_of(channels)))
 
 
 def mode_of(channels: int) -> str:
@@ -78,6 +116,54 @@ def converted(picture: Image.Image, mode: str) -> Image.Image:
 def _is_deep(picture: Image.Image) -> bool:
     """Whether a grey picture has 16 bits."""
     return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM")
+
+
+_OTHER_BYTES = {
+    "LA;16B": "RGBA",  # both bytes of both channels
+    "RGB;16B": "RGB;16L",
+    "RGB;16L": "RGB;16B",
+    "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
+    "RGBA;16B": "RGBA;16L",
+    "RGBA;16L": "RGBA;16B",
+    "RGBA;16N": "RGBA;16B" if sys.byteorder == "little" else "RGBA;16L",
+}
+"""How Pillow unpacks channels of 16 bits, of which it keeps the upper bytes, and how it keeps the lower ones."""
+
+
+def _deep_colours(picture: Image.Image, source: Any) -> np.ndarray | None:
+    """The pixels (c, h, w) of a PNG, TIFF or PPM that has several channels of 16 bits; None for any other."""
+    codec, _, offset, arguments = picture.tile[0] if getattr(picture, "tile", None) else ("", None, 0, "")
+    raw, *more = (arguments,) if isinstance(arguments, str) else arguments or ("",)
+    if codec == "ppm" and raw == "RGB" and more[0] > 255:
+        width, height = picture.size
+        array = np.frombuffer(_content(source), ">u2", height * width * 3, offset).reshape(height, width, 3)
+        return (array if more[0] == 65535 else array / np.float32(more[0])).transpose(2, 0, 1)
+    if raw not in _OTHER_BYTES:
+        return None
+    with _opened(io.BytesIO(_content(source))) as again:
+        again.tile = [_unpacked(tile, _OTHER_BYTES[raw]) for tile in again.tile]  # type: ignore[attr-defined]
+        low, high = np.asarray(again).astype(np.uint16), np.asarray(picture)
+    if raw.startswith("LA"):
+        return (low[..., ::2] << 8 | low[..., 1::2]).transpose(2, 0, 1)
+    return (high.astype(np.uint16) << 8 | low).transpose(2, 0, 1)
+
+
+def _unpacked(tile: Any, mode: str) -> Any:
+    """What Pillow decodes a part of a picture by, in another raw mode."""
+    arguments = mode if isinstance(tile[3], str) else (mode, *tile[3][1:])
+    return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)  # Pillow 10: no names
+
+
+def _content(source: Any) -> bytes:
+    return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+
+
+def _in_colours(image: Tensor, channels: int) -> Tensor:
+    """Floats of 1 to 4 channels, the last of 2 or 4 transparency, as grey or colour."""
+    image = image[: 1 if len(image) < 3 else 3]
+    if len(image) == 3 and channels == 1:
+        return (image * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)  # as Pillow's "L"
+    return image.expand(channels, -1, -1)
 
 
 def _by_channel(array: np.ndarray, channels: int) -> np.ndarray:
@@ -129,17 +215,31 @@ def look_at_headers(paths: Sequence[str]) -> Look | None:
                 channels.add(shape[least] if len(shape) == 3 else 1)
                 sizes.add(tuple(n for i, n in enumerate(shape) if len(shape) == 2 or i != least))
             else:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    with Image.open(path) as picture:
-                        channels.add(1 if picture.mode in ("1", "L", "I") or picture.mode.startswith("I;") else 3)
-                        sizes.add(picture.size[::-1])
+                with _opened(path) as picture:
+                    channels.add(1 if picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;") else 3)
+                    sizes.add(picture.size[::-1])
+        except UnidentifiedImageError:
+            if path.lower().endswith((".tif", ".tiff")) and (shape := _shape_of_bands(path)):
+                channels.add(shape[0])
+                sizes.add(shape[1:])
         except UNREADABLE:
             continue
     if not channels:
         return None
     side = next(iter(sizes)) if len(sizes) == 1 and max(next(iter(sizes))) <= _SMALL else None
     return Look(max(channels), side)
+
+
+def _shape_of_bands(path: str) -> tuple[int, ...] | None:
+    """Channels, height and width of a TIFF of more bands than Pillow knows; None if it is none."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            axes, shape = file.series[0].axes, file.series[0].shape
+    except (*UNREADABLE, tifffile.TiffFileError, IndexError):
+        return None
+    return tuple(shape[axes.index(axis)] for axis in "SYX") if sorted(axes) == ["S", "X", "Y"] else None
 
 
 @define
@@ -156,7 +256,9 @@ class Checked:
     brightest: float | None
 
 
-def check(paths: Sequence[str], how: str, channels: int, size: int, bits: int, workers: int | None = None) -> Checked:
+def check(
+    paths: Sequence[str], how: str, channels: int, size: int, bits: int, most: int, workers: int | None = None
+) -> Checked:
     """Read files, several at a time.
 
     how: "all" decodes each, "headers" opens each, "none" nothing
@@ -169,18 +271,22 @@ def check(paths: Sequence[str], how: str, channels: int, size: int, bits: int, w
         try:
             if how == "headers":
                 if not path.lower().endswith(".npy"):
-                    with warnings.catch_warnings(), Image.open(path):
-                        pass
+                    with _opened(path) as picture:
+                        _drafted(picture, mode_of(channels), size, most)
                 return None, None, None
             content = Path(path).read_bytes()
-            image = pixels(io.BytesIO(content), path, channels, size, bits)
+            image = pixels(io.BytesIO(content), path, channels, size, bits, most)
             peak = float(image.max()) if image.is_floating_point() else None
             return None, hashlib.blake2b(content, digest_size=16).digest(), peak
         except (*UNREADABLE, MemoryError) as error:
             return str(error) or type(error).__name__, None, None
 
+    told = time.monotonic()
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for path, (reason, digest, peak) in zip(paths, pool.map(one, paths, chunksize=1), strict=True):
+        for n, (path, (reason, digest, peak)) in enumerate(zip(paths, pool.map(one, paths), strict=True)):
+            if time.monotonic() - told > _PATIENCE and distributed.rank() == 0:
+                told = time.monotonic()
+                print(f"images looked at: {n:,} of {len(paths):,}", file=sys.stderr, flush=True)
             if reason is not None:
                 found.broken[path] = reason
             if digest is not None:
