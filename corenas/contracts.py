@@ -330,6 +330,7 @@ class AlgorithmContext:
     supernet: on `device` already
     distiller: None unless the spec has one; a trainer that uses it keeps it as `distiller`
     teacher: a fixed network that teaches, None unless the spec has one (`corenas.teaching.lesson`)
+    pretrained: whether the supernet's weights come from a file, and are not to be drawn or set anew
     """
 
     supernet: nn.Module
@@ -340,6 +341,7 @@ class AlgorithmContext:
     device: torch.device
     distiller: LiveDistiller | None = None
     teacher: Teacher | None = None
+    pretrained: bool = False
 
 
 class Step(Protocol):

@@ -60,7 +60,8 @@ def structure(value: Any, t: type[T], lookup: Lookup | None = None, kind: str | 
 
     Fields may be scalars, tuples, mappings, other attrs classes, `Value` (a number or a variable of a space), unions of
     these, and components: a field with `metadata={"kind": "searchers"}`, where `lookup` resolves each `Any` of its
-    type. The field `from_` has the key `from`.
+    type. The field `from_` has the key `from`. A string stands for the table of a class with a field `type`, as it does
+    for a component.
     kind: of the components that `Any` stands for
     Raises UserError with all mistakes, keys relative to the value.
     """
@@ -68,6 +69,8 @@ def structure(value: Any, t: type[T], lookup: Lookup | None = None, kind: str | 
         return lookup(kind, value) if lookup and kind else value
     if isinstance(value, Constant):  # a number in a space's tree
         value = value.number
+    if isinstance(value, str) and _is_typed(t):
+        value = {"type": value}
     form = _form(t)
     if type(value) not in _ACCEPTED.get(form, (type(value),)):
         raise _unexpected(value, t)
@@ -80,6 +83,10 @@ def _form(t: Any) -> Any:
     """Return what a type is at its outside: a union, `tuple` for all lists, `dict` for all tables."""
     origin = typing.get_origin(t) or t
     return dict if attrs.has(t) else _FORMS.get(origin, origin)
+
+
+def _is_typed(t: Any) -> bool:
+    return attrs.has(t) and any(field.name == "type" and field.type in (str, "str") for field in attrs.fields(t))
 
 
 def key_of(field: attrs.Attribute[Any]) -> str:
@@ -226,7 +233,7 @@ def expectation(t: Any) -> str:
         return " or ".join(dict.fromkeys(map(expectation, arms)))
     if form is tuple:
         return f"a list of {_SCALARS[arms[0]]}" if len({*arms}) == 1 and arms[0] in _SCALARS else "a list"
-    return _WORDS.get(t, "a table")
+    return "a table or its type" if _is_typed(t) else _WORDS.get(t, "a table")
 
 
 def explanations(cls: type) -> dict[str, str]:

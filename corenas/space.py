@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,11 +31,12 @@ class Arch(Mapping[str, Any]):
     Made by a `SearchSpace`, which makes it canonical: an inactive variable holds its default.
     """
 
-    __slots__ = ("_choices", "_hash")
+    __slots__ = ("_choices", "_digest", "_hash")
 
     def __init__(self, choices: Mapping[str, Choice]) -> None:
         self._choices = dict(choices)
         self._hash = hash(frozenset(self._choices.items()))
+        self._digest: str | None = None
 
     def __getitem__(self, key: str) -> Any:
         return self._choices[key]
@@ -60,7 +62,9 @@ class Arch(Mapping[str, Any]):
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that are the same for equal archs, in any process."""
-        return hashlib.sha256(json.dumps(self._choices, sort_keys=True).encode()).hexdigest()[:16]
+        if self._digest is None:
+            self._digest = hashlib.sha256(json.dumps(self._choices, sort_keys=True).encode()).hexdigest()[:16]
+        return self._digest
 
 
 class SearchSpace:
@@ -131,6 +135,8 @@ class SearchSpace:
     """A variable, to make dimensions of."""
 
     def __contains__(self, arch: object) -> bool:
+        if isinstance(arch, Arch) and self._sampler.could_have_drawn(arch._choices):
+            return True
         try:
             return isinstance(arch, Mapping) and self.arch(arch) == arch
         except UserError:
@@ -202,8 +208,16 @@ class SearchSpace:
     def encode(self, archs: Iterable[Mapping[str, Any]]) -> Codes:
         """Return archs as a matrix (archs, variables) of choice indices."""
         rows = [arch._choices if isinstance(arch, Arch) else arch for arch in archs]
-        columns = [[*map(v.code_of, [row[key] for row in rows])] for key, v in self._variables.items()]
-        return np.array(columns, self._dtype).reshape(len(self.keys), len(rows)).T
+        codes = np.empty((len(self.keys), len(rows)), self._dtype)
+        choices = zip(*map(self._choices_of, rows), strict=True)
+        for column, v, own in zip(codes, self.variables, choices, strict=False):  # without rows there are none
+            column[:] = [*map(v.code_of, own)]
+        return codes.T
+
+    @cached_property
+    def _choices_of(self) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+        """Gives the choices of an arch in the order of the variables."""
+        return itemgetter(*self.keys) if len(self.keys) > 1 else lambda arch: [arch[key] for key in self.keys]
 
     def decode(self, codes: Codes) -> list[Arch]:
         """Return the archs of a matrix that `encode` or `draw` gave."""
@@ -403,6 +417,10 @@ class _Sampler:
         self._runs = runs
         # The last one, of code -1, is what an inactive variable holds.
         self._choices = [_ContinuousChoices(v) if v.continuous else (*v.choices, v.default) for v in variables]
+        self._codes = None
+        if not any(variable.continuous for variable in variables):
+            self._codes = [{(type(c), c): code for code, c in enumerate(v.choices)} for v in variables]
+            self._defaults = [variable.code_of(variable.default) for variable in variables]
         self._conditions = [
             (index, [(parent, allowed.tolist()) for parent, allowed in parents])
             for index, parents in enumerate(masks)
@@ -420,6 +438,21 @@ class _Sampler:
                     break
         choices = [own[code] for own, code in zip(self._choices, codes, strict=True)]
         return Arch(dict(zip(self._keys, choices, strict=True)))
+
+    def could_have_drawn(self, choices: Mapping[str, Any]) -> bool:
+        """Return whether it draws this very arch, numbers of the same types too; False if a variable is continuous."""
+        if self._codes is None or len(choices) != len(self._keys):
+            return False
+        try:
+            codes = [own[type(choices[key]), choices[key]] for key, own in zip(self._keys, self._codes, strict=True)]
+        except (KeyError, TypeError):
+            return False
+        for index, parents in self._conditions:
+            if not all(allowed[codes[parent]] for parent, allowed in parents):
+                if codes[index] != self._defaults[index]:
+                    return False
+                codes[index] = _INACTIVE
+        return True
 
 
 class _ContinuousChoices:

@@ -98,6 +98,13 @@ def test_epochs_of_a_schedule_are_counted_from_1(number):
         assert found == [f"schedule.options.{key}"]
 
 
+def test_a_name_stands_for_a_schedule():
+    assert structure({"schedule": "constant"}, Train) == Train(schedule=optim.Schedule("constant"))
+    assert faults({"schedule": "cosin"}) == ["schedule.type"]
+    with pytest.raises(UserError, match="schedule: expected a table or its type, found 3"):
+        structure({"schedule": 3}, Train)
+
+
 def test_mistakes_in_a_schedule_are_told_by_key():
     assert faults({"schedule": {"type": "cosin"}}) == ["schedule.type"]
     assert faults({"schedule": {"type": "cosine", "options": {"T_max": 3}}}) == ["schedule.options"]

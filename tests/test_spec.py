@@ -660,6 +660,10 @@ def test_spaces_that_corenas_comes_with_have_names(write, tmp_path):
     (tmp_path / "resnet").write_text("")
     assert space_file("resnet", tmp_path) == tmp_path / "resnet"
     assert space_file("resnet.toml", tmp_path) == tmp_path / "resnet.toml"
+    assert space_file("space/resnet.toml", tmp_path) == SPECS / "space" / "resnet.toml"  # as READMEs write it
+    (tmp_path / "space").mkdir()
+    (tmp_path / "space" / "resnet.toml").write_text("")
+    assert space_file("space/resnet.toml", tmp_path) == tmp_path / "space" / "resnet.toml"
     [(file, line, key, message)] = faults(write(SPEC.replace('"space.toml"', '"ofa-mobilenetv4"')))
     assert (file, line, key, message) == ("spec.toml", 5, "space.file", "no space 'ofa-mobilenetv4'")
     assert [key for *_, key, _ in faults(write(SPEC.replace('"space.toml"', '"zennet-tiny"')))][:1] != ["space.file"]

@@ -317,9 +317,18 @@ def start_trainer(prepared: Prepared) -> Any:
 def _algorithm_context(
     prepared: Prepared, distiller: LiveDistiller | None = None, teacher: Teacher | None = None
 ) -> AlgorithmContext:
-    space, train = prepared.spec.space, prepared.spec.train
+    spec = prepared.spec
+    pretrained = isinstance(spec.backbone, Pretrained) and spec.backbone.weights is not None
     return AlgorithmContext(
-        prepared.supernet, space, prepared.cost, prepared.task, train, prepared.device, distiller, teacher
+        prepared.supernet,
+        spec.space,
+        prepared.cost,
+        prepared.task,
+        spec.train,
+        prepared.device,
+        distiller,
+        teacher,
+        pretrained,
     )
 
 

@@ -726,12 +726,16 @@ SPECS = Path(corenas.__file__).parent / "spec"
 
 
 def space_file(name: str, folder: Path = Path()) -> Path:
-    """Return the file of a space: one in a folder, or one of those that corenas comes with, called by its name.
+    """Return the file of a space: one in a folder, or one of those that corenas comes with.
 
+    Those are called by their names, or as their own specs call them: "space/NAME.toml".
     Raises UserError for a name that none of them has.
     """
-    if not re.fullmatch(r"[\w-]+", name) or os.path.isfile(folder / name):
+    if os.path.isfile(folder / name):
         return folder / name
+    if not re.fullmatch(r"[\w-]+", name):
+        own = SPECS / name if re.fullmatch(r"space/[\w-]+\.toml", name) else folder
+        return own if own.is_file() else folder / name
     if not (file := SPECS / "space" / f"{name}.toml").exists():
         known = [path.stem for path in file.parent.glob("*.toml")]
         hint = did_you_mean(name, known, "a file (.toml), or one of the spaces that corenas comes with")

@@ -123,7 +123,7 @@ def read_toml(path: Path, noun: str, **where: Any) -> tuple[str, dict[str, Any]]
             raise ValueError(f"tables and lists stand in each other more than {DEEPEST} deep")
         return text, table
     except FileNotFoundError:
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")], f"in {path.parent}")
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")], f"TOML files in {path.parent}")
         raise UserError(f"no such {noun} file", hint=near, **where) from None
     except tomli.TOMLDecodeError as error:
         raise UserError(f"this is no TOML: {error.msg}", file=str(path), line=error.lineno) from None

@@ -42,7 +42,7 @@ def main() -> None:
         found = re.search(r'backbone[\s#]+["`](\w+)', text)
         assert found, path
         backbone = catalogue.find("backbones", found[1]).cls
-        backbone = backbone(in_channels=1) if path.stem.endswith(("tiny", "small-images")) else backbone()
+        backbone = backbone(in_channels=1 if path.stem.endswith(("tiny", "small-images")) else 3)
         space = SearchSpace.from_table(tomli.loads(text))
         side = 28 if backbone.in_channels == 1 else SMALL.get(path.stem, 224)
         start = time.process_time()

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 
 from corenas.contracts import Algorithm, AlgorithmContext, DistillerContext, MutatorContext
@@ -139,6 +139,14 @@ def test_there_is_no_training_without_a_distiller():
     model = supernet(SPACE, task)
     with pytest.raises(UserError, match="needs a distiller"):
         AttentiveNAS().start(AlgorithmContext(model, SPACE, Cost(model, SPACE, task.example), task, Train(), CPU))
+
+
+def test_pretrained_weights_are_not_set_to_zero():
+    model, told = supernet(SPACE, Task()), []
+    model.zero_init_last = lambda: told.append(1)
+    for pretrained in (True, False):
+        AttentiveNAS().start(evolve(context(model, Task()), pretrained=pretrained))
+        assert len(told) == (not pretrained)
 
 
 @pytest.mark.parametrize("check", algorithm_checks)

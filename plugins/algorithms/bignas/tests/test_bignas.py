@@ -125,7 +125,7 @@ def distiller(model, name="soft_cross_entropy"):
     return CATALOGUE.options("distillers", name).start(DistillerContext(Images(), model, torch.device("cpu")))
 
 
-def started(model, task=None, **options):
+def started(model, task=None, pretrained=False, **options):
     context = AlgorithmContext(
         model,
         SPACE,
@@ -134,6 +134,7 @@ def started(model, task=None, **options):
         Train(epochs=1, batch_size=16),
         torch.device("cpu"),
         distiller(model),
+        pretrained=pretrained,
     )
     return BigNAS(**options).start(context)
 
@@ -218,6 +219,8 @@ def test_residual_blocks_start_as_the_identity_and_others_do_not():
 def test_blocks_start_as_they_were_built_where_the_options_say_so():
     model, twin = network(), network()
     started(model, zero_init=False)
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
+    started(model, pretrained=True)  # weights of a file
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
 
 

@@ -21,7 +21,8 @@ class AttentiveNAS:
     Each step trains the largest subnet on the labels and the others, which the mutator chose by their loss, on what the
     largest says of the same images. With the distiller "adaptive_alpha" it is AlphaNet (arXiv:2102.07954).
 
-    zero_init: whether residual blocks start as the identity: the weight of their last batch norm at zero
+    zero_init: whether residual blocks start as the identity: the weight of their last batch norm at zero; not
+        those of a backbone with pretrained `weights`
     """
 
     zero_init: bool = True

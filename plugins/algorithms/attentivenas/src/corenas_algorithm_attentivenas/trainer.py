@@ -28,7 +28,7 @@ class AttentiveNASTrainer:
         self.supernet, self.task, self.distiller = context.supernet, context.task, context.distiller
         self.phases = [Phase(context.space, context.train)]
         self.largest = context.space.largest()
-        if options.zero_init:
+        if options.zero_init and not context.pretrained:
             for module in self.supernet.modules():
                 if isinstance(module, ZeroInitializing):
                     module.zero_init_last()

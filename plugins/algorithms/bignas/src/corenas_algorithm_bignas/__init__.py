@@ -22,7 +22,8 @@ class BigNAS:
     soft cross entropy or another distiller. Only the largest is regularised, by dropout and drop path. Its subnets are
     used as they are, without retraining.
 
-    zero_init: whether residual blocks start as the identity: the weight of their last batch norm at zero
+    zero_init: whether residual blocks start as the identity: the weight of their last batch norm at zero; not
+        those of a backbone with pretrained `weights`
     """
 
     zero_init: bool = True

@@ -24,7 +24,7 @@ class BigNASTrainer:
         self.supernet, self.task, self.distiller = context.supernet, context.task, context.distiller
         self.phases = [Phase(context.space, context.train)]
         self.largest = context.space.largest()
-        if options.zero_init:  # section 3.2: initialisation
+        if options.zero_init and not context.pretrained:  # section 3.2: initialisation
             for module in self.supernet.modules():
                 if isinstance(module, ZeroInitializing):
                     module.zero_init_last()
