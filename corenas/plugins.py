@@ -130,7 +130,7 @@ def load_catalogue(
     extra: Iterable[tuple[str, ModuleType]] = (),
     files: Iterable[str | Path] = (),
 ) -> Catalogue:
-    """Import the entry modules and collect what they offer.
+    """Import the entry modules and collect what they offer; what is installed is looked through once.
 
     found: entry points, those that are installed unless given
     extra: further plugins as (name, module or object), for tests and notebooks
@@ -140,6 +140,10 @@ def load_catalogue(
     >>> "random" in load_catalogue().names("searchers")
     True
     """
+    extra, files = [*extra], [*files]
+    place = _place() if found is None and not extra and not files else None
+    if place in _whole:
+        return _whole[place]
     manager = pluggy.PluginManager("corenas")
     manager.add_hookspecs(hookspecs)
     plugins: list[Plugin] = []
@@ -158,8 +162,8 @@ def load_catalogue(
 
     points = entry_points(group=GROUP) if found is None else found
     for point in sorted(points, key=lambda p: p.name):
-        name, version = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
-        add(Plugin(point.name, name, version, point.value), point.load)
+        about = point.dist.metadata if point.dist else {"Name": "?", "Version": "?"}  # read anew each time
+        add(Plugin(point.name, about["Name"], about["Version"], point.value), point.load)
     for name, module in extra:
         add(Plugin(name, name, "?", getattr(module, "__name__", name)), lambda module=module: module)
     for file in dict.fromkeys(Path(file).resolve() for file in files):
@@ -169,7 +173,21 @@ def load_catalogue(
     for (kind, name), several in offers.items():
         if len(several) > 1:
             conflicts[kind, name] = tuple(component.distribution for component in several)
-    return Catalogue(tuple(plugins), components, conflicts, manager)
+    catalogue = Catalogue(tuple(plugins), components, conflicts, manager)
+    if place is not None and not any(plugin.error for plugin in plugins):  # what is broken may be mended
+        _whole.clear()
+        _whole[place] = catalogue
+    return catalogue
+
+
+_Place = tuple[tuple[str, int], ...]
+_whole: dict[_Place | None, Catalogue] = {}
+"""What is installed, under the state that the folders of modules had when it was looked through."""
+
+
+def _place() -> _Place:
+    """Return the folders in which modules are found, each with the time it was changed, as by an installation."""
+    return tuple((folder, os.stat(folder or ".").st_mtime_ns) for folder in sys.path if os.path.exists(folder or "."))
 
 
 def file_digest(file: Path) -> str:

@@ -4,15 +4,18 @@ import re
 from pathlib import Path
 
 import attrs
+import numpy as np
 import pytest
 import tomli
 import torch
 from torch import nn
 
 from corenas.cost import Cost
+from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.options import structure
 from corenas.plugins import load_catalogue
+from corenas.run.alone import inherit
 from corenas.space import SearchSpace
 from corenas.space_toml import MOST_BLOCKS
 from corenas.supernet import Supernet
@@ -21,6 +24,8 @@ from corenas.testing.backbones import (
     exports_random_archs,
     gives_the_features_that_it_states,
     network,
+    noise,
+    used_network,
 )
 
 CATALOGUE = load_catalogue()
@@ -50,6 +55,18 @@ def test_a_backbone_keeps_its_promises_in_its_own_tests(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_twenty_archs_cost_what_their_exported_networks_cost(name):
     costs_what_its_exported_networks_cost(*example(name), image=IMAGE, n=20)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_goes_on_from_its_export(name):
+    backbone, space = example(name)
+    model, images = used_network(backbone, space, IMAGE).eval(), noise(IMAGE)
+    for arch in (space.smallest(), space.sample(np.random.default_rng(0))):
+        plain = export_subnet(model, arch, images[:1])
+        alone = network(backbone, space.fix(arch), seed=1).eval()
+        inherit(alone, plain.state_dict())
+        with torch.no_grad(), apply(alone, arch):
+            torch.testing.assert_close(alone(images), plain.eval()(images), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -640,7 +640,7 @@ def _check_layout(space: SearchSpace, backbone: Any, catalogue: Catalogue) -> No
     """Raise UserError where the space's tables are not those of the backbone, whatever else is wrong with that."""
     name = backbone.get("type") if isinstance(backbone, dict) else backbone
     laid_out = {c.name: c.cls for c in catalogue.components.values() if isinstance(c.cls, LaidOut)}
-    if name not in laid_out:
+    if not isinstance(name, str) or name not in laid_out:
         return
     try:
         structure(space.tree, laid_out[name].layout)
