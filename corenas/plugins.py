@@ -26,7 +26,7 @@ from attrs import field, frozen
 import corenas
 from corenas import hookspecs
 from corenas.contracts import COMPONENTS, Event, members_of
-from corenas.errors import UserError, did_you_mean, shown, told
+from corenas.errors import UserError, did_you_mean, shown, staying_here, told
 from corenas.options import structure
 
 GROUP = "corenas"
@@ -119,9 +119,10 @@ class Catalogue:
         complaints = []
         for hook in self.manager.hook.corenas_event.get_hookimpls():
             try:
-                hook.function(event=event) if "event" in hook.argnames else hook.function()
+                with staying_here():
+                    hook.function(event=event) if "event" in hook.argnames else hook.function()
             except Exception as error:
-                complaints.append(f"{hook.plugin_name} failed at {type(event).__name__}: {told(error)}")
+                complaints.append(shown(f"{hook.plugin_name} failed at {type(event).__name__}: {told(error)}"))
         return complaints
 
 
@@ -162,8 +163,8 @@ def load_catalogue(
 
     points = entry_points(group=GROUP) if found is None else found
     for point in sorted(points, key=lambda p: p.name):
-        about = point.dist.metadata if point.dist else {"Name": "?", "Version": "?"}  # read anew each time
-        add(Plugin(point.name, about["Name"], about["Version"], point.value), point.load)
+        name, version = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
+        add(Plugin(point.name, name, version, point.value), point.load)
     for name, module in extra:
         add(Plugin(name, name, "?", getattr(module, "__name__", name)), lambda module=module: module)
     for file in dict.fromkeys(Path(file).resolve() for file in files):
@@ -223,12 +224,8 @@ def import_file(file: Path) -> ModuleType:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Keep the working directory, and stdout for what a command says: a module that prints does so on stderr."""
-    folder = os.getcwd()
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.chdir(folder)
+    with staying_here(), redirect_stdout(sys.stderr):
+        yield
 
 
 def _reason(error: BaseException) -> str:

@@ -430,7 +430,7 @@ def _read_spec(
         with collecting(faults, "plugins"):
             names = structure(table["plugins"], tuple[str, ...])
             table["plugins"] = [str((folder / name).resolve()) for name in names]
-        faults += _plugin_faults(table["plugins"], catalogue, ("plugins",))
+            faults += _plugin_faults(table["plugins"], catalogue, ("plugins",))
     given = _is_given(table, catalogue)
     raw = table.get("space", {})
     if "space" in table or given:
