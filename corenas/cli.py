@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import io
 import json
 import os
 import re
@@ -12,12 +13,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 import corenas
-from corenas.errors import UserError, did_you_mean
+from corenas.errors import Fault, UserError, did_you_mean
 
 DONE, MISTAKE, INTERRUPTED, TERMINATED = 0, 2, 130, 143
 
@@ -58,12 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _ending_cleanly_on_sigterm():
             options = _parser(given).parse_args(given)
-            return options.command(options) or DONE
+            with _stdout_for_json() if options.json else nullcontext():
+                return options.command(options) or DONE
     except UserError as error:
         if "CORENAS_TRACEBACK" in os.environ:
             traceback.print_exc()
         if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun one complains for all
-            _complain(error, options is not None and getattr(options, "json", False), given[:1])
+            _complain(error, "--json" in given, given[:1])
         return MISTAKE
     except KeyboardInterrupt as error:
         terminated = isinstance(error, _Terminated)
@@ -74,8 +76,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return DONE
     except OSError as error:  # a full disk, a folder that is gone
-        print(f"{error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        fault = Fault(error.strerror or str(error), file=str(error.filename or "output"))
+        _complain(UserError(faults=[fault]), "--json" in given, given[:1])
         return MISTAKE
+
+
+@contextmanager
+def _stdout_for_json() -> Iterator[None]:
+    """Let a command have stdout for the object that it prints in the end; what else is printed goes to stderr.
+
+    That is what plugins print, also those in other processes and those that write past Python.
+    """
+    printed, real, found = io.StringIO(), sys.stdout, ""
+    with ExitStack() as after:
+        with suppress(OSError, ValueError):  # in a test, or a notebook, it is no file
+            if real.fileno() == 1:
+                own = os.dup(1)
+                after.callback(os.close, own)
+                after.callback(os.dup2, own, 1)
+                after.callback(real.flush)
+                os.dup2(2, 1)
+        try:
+            with redirect_stdout(printed):
+                yield
+            found = _last_object(printed.getvalue())
+        finally:
+            sys.stderr.write(printed.getvalue().removesuffix(found))
+    print(found.rstrip("\n"), file=real)
+
+
+def _last_object(text: str) -> str:
+    """Return the JSON object with which a text ends, "" if there is none."""
+    lines = text.splitlines(keepends=True)
+    for i in reversed(range(len(lines))):
+        with suppress(ValueError):
+            if lines[i].startswith("{") and isinstance(json.loads("".join(lines[i:])), dict):
+                return "".join(lines[i:])
+    return ""
 
 
 def _complain(error: UserError, as_json: bool, command: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from math import exp, inf
 from typing import Any, Literal, TypeAlias
 
@@ -28,6 +29,7 @@ Method: TypeAlias = Literal["rejection", "tables", "walk"]
 """How archs inside constraints are found: drawn and thrown away, led there by the tables of costs, or by mutation."""
 
 
+@lru_cache(maxsize=4)  # a check asks for them in several places
 def extremes(cost: Cost, metric: str) -> tuple[Arch, Arch]:
     """Return the archs of the cost's space that need the least and the most of a metric.
 

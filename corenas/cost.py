@@ -83,6 +83,8 @@ class Cost:
 
     def on(self, space: SearchSpace) -> Cost:
         """Return the same costs for the codes of a space that is narrower than, or the same as, the model's."""
+        if space is self.space:
+            return self
         other = copy.copy(self)
         other._tabulate(space)
         return other

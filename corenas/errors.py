@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -124,10 +125,21 @@ def told(error: BaseException) -> str:
 
 
 @contextmanager
+def staying_here() -> Iterator[None]:
+    """Keep the working directory, to which paths of a run are relative, whatever a plugin does inside."""
+    folder = os.getcwd()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+
+
+@contextmanager
 def blaming_plugin(who: str) -> Iterator[None]:
     """Tell what goes wrong inside as the fault of a plugin, with its name. Raises UserError for any exception."""
     try:
-        yield
+        with staying_here():
+            yield
     except UserError:
         raise
     except Exception as error:

@@ -24,7 +24,7 @@ from corenas.contracts import (
     Stopped,
 )
 from corenas.cost import METRICS, Cost
-from corenas.errors import UserError, blaming_plugin, told
+from corenas.errors import UserError, blaming_plugin, staying_here, told
 from corenas.objectives import Constraint, Trial
 from corenas.space import Arch
 
@@ -90,7 +90,7 @@ class TrialRunner:
         try:
             if self.rival is not None and isinstance(measure, Racer):
                 measure = measure.against(self.rival)
-            with seeding.seeded(self.seed, "measure", int(archs[0].digest, 16) >> 1):
+            with staying_here(), seeding.seeded(self.seed, "measure", int(archs[0].digest, 16) >> 1):
                 before = torch.get_rng_state()
                 results = [*measure(archs, fidelity)]
                 drew = not torch.equal(before, torch.get_rng_state())

@@ -26,7 +26,7 @@ from attrs import field, frozen
 import corenas
 from corenas import hookspecs
 from corenas.contracts import COMPONENTS, Event, members_of
-from corenas.errors import UserError, did_you_mean, shown, told
+from corenas.errors import UserError, did_you_mean, shown, staying_here, told
 from corenas.options import structure
 
 GROUP = "corenas"
@@ -119,9 +119,10 @@ class Catalogue:
         complaints = []
         for hook in self.manager.hook.corenas_event.get_hookimpls():
             try:
-                hook.function(event=event) if "event" in hook.argnames else hook.function()
+                with staying_here():
+                    hook.function(event=event) if "event" in hook.argnames else hook.function()
             except Exception as error:
-                complaints.append(f"{hook.plugin_name} failed at {type(event).__name__}: {told(error)}")
+                complaints.append(shown(f"{hook.plugin_name} failed at {type(event).__name__}: {told(error)}"))
         return complaints
 
 
@@ -130,7 +131,7 @@ def load_catalogue(
     extra: Iterable[tuple[str, ModuleType]] = (),
     files: Iterable[str | Path] = (),
 ) -> Catalogue:
-    """Import the entry modules and collect what they offer.
+    """Import the entry modules and collect what they offer; what is installed is looked through once.
 
     found: entry points, those that are installed unless given
     extra: further plugins as (name, module or object), for tests and notebooks
@@ -140,6 +141,10 @@ def load_catalogue(
     >>> "random" in load_catalogue().names("searchers")
     True
     """
+    extra, files = [*extra], [*files]
+    place = _place() if found is None and not extra and not files else None
+    if place in _whole:
+        return _whole[place]
     manager = pluggy.PluginManager("corenas")
     manager.add_hookspecs(hookspecs)
     plugins: list[Plugin] = []
@@ -169,7 +174,21 @@ def load_catalogue(
     for (kind, name), several in offers.items():
         if len(several) > 1:
             conflicts[kind, name] = tuple(component.distribution for component in several)
-    return Catalogue(tuple(plugins), components, conflicts, manager)
+    catalogue = Catalogue(tuple(plugins), components, conflicts, manager)
+    if place is not None and not any(plugin.error for plugin in plugins):  # what is broken may be mended
+        _whole.clear()
+        _whole[place] = catalogue
+    return catalogue
+
+
+_Place = tuple[tuple[str, int], ...]
+_whole: dict[_Place | None, Catalogue] = {}
+"""What is installed, under the state that the folders of modules had when it was looked through."""
+
+
+def _place() -> _Place:
+    """Return the folders in which modules are found, each with the time it was changed, as by an installation."""
+    return tuple((folder, os.stat(folder or ".").st_mtime_ns) for folder in sys.path if os.path.exists(folder or "."))
 
 
 def file_digest(file: Path) -> str:
@@ -205,12 +224,8 @@ def import_file(file: Path) -> ModuleType:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Keep the working directory, and stdout for what a command says: a module that prints does so on stderr."""
-    folder = os.getcwd()
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.chdir(folder)
+    with staying_here(), redirect_stdout(sys.stderr):
+        yield
 
 
 def _reason(error: BaseException) -> str:

@@ -35,7 +35,7 @@ from corenas.contracts import (
     Trainer,
 )
 from corenas.cost import Cost
-from corenas.errors import UserError, blaming_plugin
+from corenas.errors import UserError, blaming_plugin, staying_here
 from corenas.mutable import apply, channels_last
 from corenas.optim import build_optimizer, build_schedule
 from corenas.ranking import Ranking
@@ -330,7 +330,7 @@ class LivePhase:
             backpropagate=self._backward,
             more=self.streams.more,
         )
-        with self._precision(), _explained():
+        with self._precision(), _explained(), staying_here():
             figures = self.trainer.train_step(batch, lent)
         if not isinstance(figures, Mapping):
             text = f"the algorithm's train_step gave {figures!r}: expected a mapping of figures"

@@ -1,6 +1,7 @@
 """Ends a run with SIGKILL, SIGTERM or SIGINT at random moments, begins again, compares what it ends with bit for bit.
 
 By hand, for the quickstart:  uv run python tests/kills.py spec/quickstart.toml --kills 20
+With every option, small:     uv run python tests/kills.py spec/quickstart.toml --kills 100 --options
 """
 
 import argparse
@@ -10,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import tomli
@@ -20,6 +22,28 @@ from corenas.errors import UserError
 from corenas.store import Store
 from corenas.testing.small import same
 
+SHORT = (
+    "train.epochs=2", "train.batch_size=128", "search.trials=48", "search.batch=4",
+    "searcher.population=8", "searcher.mutation=4", "searcher.crossover=2", "searcher.parents=3",
+    "calibration.batches=4", "mutator.paths=3", "task.data=digits", "task.valid=200", "task.test=200",
+    "space.narrow.stages.*.depth=[1, 2]", 'export.formats=["safetensors"]',
+)  # fmt: skip
+"""What makes the quickstart a run of seconds."""
+OPTIONS = {
+    "workers": ["train.workers=2"],
+    "processes": ["executor.type=processes", "executor.workers=2"],
+    "ema": ["train.ema=0.99"],
+    "accumulation": ["train.accumulate=2"],
+    "bfloat16": ["train.precision=bfloat16"],
+    "several constraints": ['search.constraints=[{flops = "1M"}, {flops = "600k"}]', "search.trials=24"],
+    "budget": ["search.budget=2h"],
+    "retraining": ["algorithm=spos", "mutator=uniform", "retrain.seeds=2"],
+    "fine-tuning, a front": ["retrain.begin=supernet", "search.pareto=true", "export.front=true", "search.trials=12",
+                             "search.objectives=['top1', 'flops']"],
+    "racing, trust": ["search.racing=0.95", "search.trust.archs=5", "search.trials=16"],
+}  # fmt: skip
+"""What a run may have beside, each killed by itself."""
+
 
 def begin(arguments):
     """A process of its own that runs a command. It is forked: torch is imported already, so it is at work at once."""
@@ -28,6 +52,7 @@ def begin(arguments):
         return child
     status = 70
     try:
+        os.setsid()
         log = os.open("/dev/null", os.O_WRONLY)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -74,6 +99,18 @@ def outcome(folder):
     )
 
 
+def gone(group, seconds=60):
+    """Whether nothing is left of a process and its workers, at the latest after some seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
     """Kill runs of a spec so many times; every run that ends has to end as the one that was left alone.
 
@@ -103,9 +140,10 @@ def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
             _, status = os.waitpid(child, 0)
             clean = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
             assert os.waitstatus_to_exitcode(status) in (clean[how], 0), f"{how.name} ended it with {status}"
+            assert gone(child), f"{how.name} left workers behind"
             names = sorted(path.name for path in run.iterdir()) if run.exists() else []
             moments.append((names, trials(run)))
-            tell(f"kill {len(moments)}: {trials(run)} trials, {', '.join(names)}")
+            tell(f"kill {len(moments)}, {how.name}: {trials(run)} trials, {', '.join(names)}")
             continue
         assert status == 0, f"ended with {status} after {len(moments)} kills"
         assert all(map(same, outcome(run), whole)), f"another outcome after {len(moments)} kills"
@@ -122,8 +160,15 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--short", action="store_true", help="make the quickstart a run of seconds")
+    parser.add_argument("--options", action="store_true", help="the same, with each option in turn")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        settings = [f"--set={item}" for item in given.set]
-        survive(given.spec, settings, given.kills, Path(place), given.seed, tell=lambda line: print(line, flush=True))
+    options = [*OPTIONS.items()] if given.options else [("", [])]
+    for count, (name, more) in enumerate(options, 1):
+        kills = given.kills * count // len(options) - given.kills * (count - 1) // len(options)
+        settings = [*(SHORT if given.short or given.options else ()), *more, *given.set]
+        print(name, end="\n" if name else "")
+        with tempfile.TemporaryDirectory() as place:
+            tell = partial(print, flush=True)
+            survive(given.spec, [f"--set={item}" for item in settings], kills, Path(place), given.seed + count, tell)
     print(f"{given.kills} kills, the same outcome bit for bit")

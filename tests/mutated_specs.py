@@ -1,7 +1,8 @@
-"""Breaks specs and spaces at random and asks `corenas check` of each: status 0 or 2, no traceback, under 5 seconds, in
-lines of at most 500 characters that control no terminal.
+"""Breaks specs and spaces at random and asks `corenas check` of each: status 0 or 2, no traceback, under 5 seconds of
+processor time, in lines of at most 500 characters that control no terminal; with --json one object. Of
+those that are fine and small some run.
 
-By hand:  uv run python tests/mutated_specs.py --n 2000
+By hand:  uv run python tests/mutated_specs.py --n 10000 --try --run 300
 """
 
 import argparse
@@ -9,8 +10,11 @@ import contextlib
 import copy
 import functools
 import io
+import json
 import os
 import random
+import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -21,24 +25,44 @@ from pathlib import Path
 import tomli
 import tomli_w
 
+from corenas import load_catalogue
 from corenas.cli import main
+from corenas.run.spec import load_spec
 
 SPECS = Path(__file__).parent.parent / "spec"
-SPEC, SPACE = (SPECS / "quickstart.toml").read_text(), (SPECS / "space" / "mobilenetv3-small-images.toml").read_text()
+METHODS = ("quickstart", "attentivenas", "cream", "darts", "fairnas", "hpo", "ofa", "spos", "zennas")
+SPACES = {"resnet": "resnet-tiny", "vit": "vit-tiny", "genet": "genet-tiny", "zennet": "zennet-tiny"}
+"""Backbones that the quickstart has to search as well."""
+MORE = {
+    "retrain": {"begin": "supernet", "train": {"epochs": 1, "optimizer": {"type": "AdamW", "lr": 0.01}}, "seeds": 2},
+    "search": {
+        "trials": 2, "batch": 1, "pareto": {"metric": "flops", "width": "1M"}, "budget": "1m", "trust": {"archs": 5},
+        "objectives": [{"metric": "top1", "direction": "max"}, "flops"], "constraints": [{"flops": "90%"}, {}],
+    },
+    "executor": {"type": "processes", "workers": 1},
+    "evaluators": ["accuracy", {"type": "latency", "rounds": 3, "runs": 1, "warmup": 1}, "memory"],
+    "export": {"formats": [{"type": "onnx"}, "python"], "front": True},
+    "train": {"epochs": 1, "batch_size": 32, "ema": 0.9, "accumulate": 2, "precision": "bfloat16"},
+}  # fmt: skip
+"""Tables that may stand in a spec in place of its own."""
+LONGEST, MOST_SECONDS = 500, 5
 VALUES = [
-    0, -1, 1, 2, 3, 1e308, -1e308, float("nan"), float("inf"), 2**31, 2**63 - 1, -(2**63), 10**30, 10**4, 0.5, 1e-300,
+    0, -1, 1, 2, 3, 1e308, -1e308, float("nan"), float("inf"), 2**31, 2**63 - 1, -(2**63), 10**30, 10**400, 10**4, 0.5,
+    1e-300,
     True, False, "", "x\u2603", "top1", "flops", "200M", "-5%", "1e400%", "nan", [], {}, [[]], [{}], [1, 2], ["a"],
     [1, 1], {"type": "x"}, {"type": 1}, {"type": "int", "low": 1, "high": 10**7}, {"type": "int", "low": 5, "high": 1},
     {"type": "float", "low": 0, "high": 1}, {"type": "float", "low": 0.0, "high": 1.0, "step": 1e-9},
     {"type": "categorical", "choices": []}, {"type": "categorical", "choices": [1, "a"]}, {"a": {"b": [1, {"e": 2}]}},
     *tomli.loads("a = 2020-01-01\nb = 12:00:00").values(), [3, 5, 7, 9], "mobilenetv3", "bignas", "spos", "uniform",
-    "x" * 5000, [*range(2000)], [2.5], ["1", "2"], "\u202e", "../..", "/etc/passwd", "/dev/zero", "20m", "-1s",
-    "\x1b[2J\n" * 300, functools.reduce(lambda x, i: [x], range(200), 1),
+    "x" * 5000, [*range(2000)], [2.5], ["1", "2"], "\u202e", "../..", "~/x", "cuda", "/etc/passwd", "/dev/zero", "20m",
+    "-1s",     "\x1b[2J\n" * 300, functools.reduce(lambda x, i: [x], range(200), 1),
 ]  # fmt: skip
 KEYS = [
     "type", "width", "depth", "kernel", "expand", "fix", "narrow", "file", "blocks", "block", "resolution", "\xfc",
     "a.b", "lr", "", "pareto", "name", "device", "export", "formats", "mutator", "data", "root", "when", "stride",
     "supernet", "from", "retrain", "executor", "distiller", "budget", "spec:train.epochs", "spec:x", "a\x1b[2J",
+    "trust", "racing", "teacher", "begin", "front", "plugins", "weights", "search", "train", "task", "workers",
+    "amp", "ema",
 ]  # fmt: skip
 JUNK = ["\u0000", "]", "}", '"', "'''", " = ", "\xe9", "[[["]
 
@@ -90,10 +114,49 @@ def scramble(text, rng):
     return "\n".join(lines)
 
 
+@functools.cache
+def bases():
+    """Pairs of tables that are to be broken, a spec's and its space's: as they are written, and with all defaults."""
+    written = [tomli.loads((SPECS / f"{name}.toml").read_text()) for name in METHODS]
+    for backbone, space in SPACES.items():
+        mine = copy.deepcopy(written[0]) | {"space": f"space/{space}.toml"}
+        written.append(mine | {"backbone": {"type": backbone, "in_channels": 1}, "search": {"trials": 2}})
+    found, catalogue = [], load_catalogue()
+    for spec in map(_small, written):
+        space = spec["space"]
+        if isinstance(space, str):
+            space = tomli.loads((SPECS / space).read_text())
+        found.append((spec, space))
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "it.toml"
+            file.write_text(tomli_w.dumps(spec | {"space": space}))
+            whole = load_spec(file, catalogue)[0].to_table(catalogue)
+        found.append((whole, whole["space"]))
+    return found
+
+
+def _small(spec):
+    """A spec's table, of a run of seconds."""
+    spec["task"] = {"type": "classification", "data": "digits", "valid": 200, "test": 200, "augment": []}
+    spec["search"] = spec.get("search", {}) | {"trials": 2, "batch": 2}
+    spec["export"], spec["calibration"] = {"formats": ["safetensors"]}, {"batches": 1, "batch_size": 32}
+    for phase in spec["algorithm"].get("phases", ()) if isinstance(spec["algorithm"], dict) else ():
+        phase["epochs"] = 1
+    for table in (spec, spec.get("retrain", {})):
+        if "train" in table:
+            table["train"] |= {"epochs": 1}
+        if "task" in table:
+            table["task"] = spec["task"]
+    return spec
+
+
 def broken(rng):
     """The texts of a spec and of its space, one of them changed."""
-    spec, space = tomli.loads(SPEC) | {"space": "space.toml"}, tomli.loads(SPACE)
-    how = rng.random()
+    spec, space = map(copy.deepcopy, rng.choice(bases()))
+    if rng.random() < 0.3:
+        table = rng.choice([*MORE])
+        spec[table] = copy.deepcopy(MORE[table])
+    how, spec["space"] = rng.random(), "space.toml"
     if how < 0.1:
         spec["space"] = space
     if how < 0.8:
@@ -103,48 +166,105 @@ def broken(rng):
     return [scramble(text, rng) if how > bound else text for text, bound in zip(texts, (0.8, 0.9), strict=True)]
 
 
-def check(folder, *options):
-    """Exit status, what was said, and seconds."""
-    said, start = io.StringIO(), time.perf_counter()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+class TooLongError(BaseException):
+    """It takes a minute and more."""
+
+
+def command(*arguments, minutes=1):
+    """Exit status or traceback, stdout, stderr, and seconds of processor time of a command."""
+
+    def stop(number, frame):
+        raise TooLongError
+
+    out, err, start = io.StringIO(), io.StringIO(), time.process_time()
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60 * minutes)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            status = main(["check", str(folder / "spec.toml"), *options])
+            status = main([*map(str, arguments)])
         except BaseException:
             status = traceback.format_exc()
-    return status, said.getvalue(), time.perf_counter() - start
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+    return status, out.getvalue(), err.getvalue(), time.process_time() - start
 
 
-def run(n, seed, folder):
-    """Check so many mutated specs in a folder. Returns how often each status came, the slowest, and what was wrong."""
-    rng, statuses, slowest, wrong = random.Random(seed), Counter(), 0.0, []
-    os.chdir(folder)
-    (folder / "spec.toml").write_text(SPEC.replace("space/", f"{SPECS}/space/"))
-    assert check(folder, "--no-data")[0] == 0  # imports torch, which takes seconds on a machine that is busy
-    for i in range(n):
+def faults(status, out, err, seconds, as_json):
+    """What is wrong with how a command answered."""
+    wrong = [] if status in (0, 2) else [f"status {status}"]
+    lines = err.splitlines() + ([] if as_json else out.splitlines())
+    wrong += [f"line {line[:100]!r} of {len(line)}" for line in lines if len(line) > LONGEST or not line.isprintable()]
+    if "Traceback" in out + err:
+        wrong.append("a traceback")
+    if seconds > MOST_SECONDS:
+        wrong.append(f"{seconds:.1f} s")
+    if status == 2 and not err.strip():
+        wrong.append("no word")
+    if as_json:
         try:
-            spec, space = broken(rng)
-        except Exception:  # a writer of TOML cannot write it
-            continue
-        (folder / "spec.toml").write_text(spec, errors="surrogatepass")
-        (folder / "space.toml").write_text(space, errors="surrogatepass")
-        status, said, seconds = check(folder, *rng.choice([[], [], ["--json"], ["--no-data"]]))
-        statuses[status if status in (0, 2) else "other"] += 1
+            assert isinstance(json.loads(out), dict)
+        except Exception:
+            wrong.append(f"no JSON: {out[:200]!r}")
+    return wrong
+
+
+def ran(folder):
+    """What is wrong with the run of a spec that was found to be fine; None where it is not small."""
+    status, out, *_ = command("check", "spec.toml", "--json")
+    needs = json.loads(out)["estimate"] if status == 0 else None
+    if needs is None or sum(needs["seconds"].values()) > 5:
+        return None
+    wrong = faults(*command("run", "spec.toml", "--out", "run", "--json", minutes=3)[:3], 0, True)
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    return wrong
+
+
+def run(n, seed, folder, ways=(["--no-data"], ["--no-data", "--json"]), runs=0):
+    """Check so many mutated specs in a folder, and run some.
+
+    Returns how many had which status, or ran, the slowest, and what was wrong.
+    """
+    rng, counts, slowest, wrong = random.Random(seed), Counter(), 0.0, []
+    os.chdir(folder)
+    command("check", SPECS / "quickstart.toml", "--no-data")  # imports torch
+    for i in range(n):
+        while True:
+            try:
+                texts = broken(rng)
+            except Exception:  # a writer of TOML cannot write it
+                continue
+            break
+        for name, text in zip(("spec.toml", "space.toml"), texts, strict=True):
+            (folder / name).write_text(text, errors="surrogatepass")
+        how = rng.choice(ways)
+        status, out, err, seconds = command("check", "spec.toml", *how)
+        found = faults(status, out, err, seconds, "--json" in how)
+        counts[status if status in (0, 2) else "other"] += 1
         slowest = max(slowest, seconds)
-        lines = said.splitlines() if status == 2 and not said.rstrip().endswith("}") else []  # JSON is one long line
-        odd = [line for line in lines if len(line) > 500 or not line.isprintable()]
-        if status not in (0, 2) or "Traceback" in said or seconds > 5 or not said.strip() or odd:
-            (folder / f"wrong-{i}").mkdir()
+        if status == 0 and counts["ran"] < runs and (of_run := ran(folder)) is not None:
+            counts["ran"] += 1
+            found += of_run
+        if found:
+            (folder / f"wrong-{seed}-{i}").mkdir()
             for name in ("spec.toml", "space.toml"):
-                (folder / f"wrong-{i}" / name).write_bytes((folder / name).read_bytes())
-            wrong.append(f"{i}: {seconds:.1f} s: {status} {said[-300:]}")
-    return statuses, slowest, wrong
+                shutil.copy(folder / name, folder / f"wrong-{seed}-{i}")
+            wrong.append(f"wrong-{seed}-{i}: {' '.join(how)}: {'; '.join(found)}\n{err[-300:]}")
+            print(wrong[-1], flush=True)
+    return counts, slowest, wrong
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--try", dest="tries", action="store_true", help="try steps, as `check` does by itself")
+    parser.add_argument("--run", type=int, default=0, help="how many run of those that are fine")
+    parser.add_argument("--to", type=Path, default=None, help="the folder for those that are answered wrongly")
     given = parser.parse_args()
-    statuses, slowest, wrong = run(given.n, given.seed, Path(tempfile.mkdtemp()))
-    print(dict(statuses), f"slowest {slowest:.1f} s", *wrong, sep="\n")
+    ways = [["--no-data"], ["--no-data", "--json"]]
+    ways += [[], ["--json"]] if given.tries else []
+    start, place = time.process_time(), given.to or Path(tempfile.mkdtemp())
+    counts, slowest, wrong = run(given.n, given.seed, place, ways, given.run)
+    print(dict(counts), f"slowest {slowest:.1f} s, in all {time.process_time() - start:.0f} s; {len(wrong)} in {place}")
     sys.exit(bool(wrong))

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import attrs
+import numpy as np
 import pytest
 import tomli
 import torch
@@ -14,6 +15,7 @@ from corenas.export import export_subnet
 from corenas.mutable import apply
 from corenas.options import structure
 from corenas.plugins import load_catalogue
+from corenas.run.alone import inherit
 from corenas.space import SearchSpace
 from corenas.space_toml import MOST_BLOCKS
 from corenas.supernet import Supernet
@@ -24,6 +26,8 @@ from corenas.testing.backbones import (
     exports_random_archs,
     gives_the_features_that_it_states,
     network,
+    noise,
+    used_network,
 )
 
 CATALOGUE = load_catalogue()
@@ -70,6 +74,18 @@ def test_images_that_are_not_square_are_resized_and_cost_what_torch_counts(name)
         assert (archs[0]["resolution.scale"], archs[1]["resolution.scale"]) == (0.5, 1)
         with torch.no_grad(), apply(model, archs[0]):
             assert model.backbone.resize(torch.zeros(1, 1, 30, 50)).shape == (1, 1, 20, 12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_goes_on_from_its_export(name):
+    backbone, space = example(name)
+    model, images = used_network(backbone, space, IMAGE).eval(), noise(IMAGE)
+    for arch in (space.smallest(), space.sample(np.random.default_rng(0))):
+        plain = export_subnet(model, arch, images[:1])
+        alone = network(backbone, space.fix(arch), seed=1).eval()
+        inherit(alone, plain.state_dict())
+        with torch.no_grad(), apply(alone, arch):
+            torch.testing.assert_close(alone(images), plain.eval()(images), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

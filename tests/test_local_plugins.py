@@ -1,6 +1,8 @@
 """Components in a file of one's own: named in a spec or on the command line, in the run, its workers and its sequel."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -97,6 +99,63 @@ def test_workers_load_the_same_file_and_find_what_one_process_finds(tmp_path):
     one = run(write(tmp_path), tmp_path / "one")
     two = run(write(tmp_path, executor="mine"), tmp_path / "two")
     assert (one["best"], one["front"]) == (two["best"], two["front"])
+
+
+DISTURBING = """
+import os
+import sys
+
+import toys
+from attrs import frozen
+from corenas.hookspecs import hookimpl
+
+os.write(1, b"past Python\\n")
+
+
+def disturb(who):
+    print(who, "speaks")
+    sys.stdout.flush()
+    os.chdir("/")
+
+
+@frozen
+class Wanders(toys.Accuracy):
+    def start(self, context):
+        measure = super().start(context)
+        disturb("start")
+
+        def wandering(archs, fidelity):
+            disturb("measure")
+            return measure(archs, fidelity)
+
+        return wandering
+
+
+corenas_evaluators = hookimpl(lambda: {"wanders": Wanders})
+corenas_event = hookimpl(lambda event: disturb(type(event).__name__))
+"""
+
+
+def test_a_plugin_may_print_and_change_the_working_directory(tmp_path, monkeypatch, capsys):
+    (tmp_path / "loud.py").write_text(DISTURBING)
+    spec = write(tmp_path, evaluators=["wanders"], plugins=["my.py", "loud.py"])
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ["check", spec.name], ["cost", spec.name], ["run", spec.name, "--out", "here"], ["evaluate", "here"],
+        ["export", "here", "--to", "there"], ["trials", "here"],
+    ):  # fmt: skip
+        assert main([*command, "--json"]) == 0
+        assert isinstance(json.loads(capsys.readouterr().out), dict), command
+    assert {path.name for path in tmp_path.iterdir()} >= {"here", "there"}
+
+
+def test_what_is_written_past_python_is_not_in_the_json(tmp_path):
+    (tmp_path / "loud.py").write_text(DISTURBING)
+    (tmp_path / "toys.py").write_text("class Accuracy: pass")  # no torch
+    command = [sys.executable, "-m", "corenas", "plugins", "--plugin", "loud.py", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True)
+    assert "past Python" in done.stderr
+    assert len(json.loads(done.stdout)["plugins"]) > 10
 
 
 def test_a_file_that_has_changed_is_told_when_its_run_goes_on(tmp_path):

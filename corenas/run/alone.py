@@ -66,10 +66,11 @@ def inherit(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     left = dict(state)
     for name, tensor in network.state_dict().items():
         path, _, last = name.rpartition(".")
-        given = left.pop(f"{flat_name(path)}.{last}" if path else last, None)
-        given = left.pop(flat_name(name), None) if given is None else given
-        if given is not None:
-            tensor.copy_(given.view(tensor.shape))
+        # A mutable that stands for a parameter is a module here, and the parameter itself there.
+        names = (f"{flat_name(path)}.{last}" if path else last, flat_name(name), flat_name(path))
+        known = next((each for each in names if each in left), None)
+        if known is not None:
+            tensor.copy_(left.pop(known).view(tensor.shape))
     if left:
         raise ValueError(f"no place for {', '.join([*left][:5])} of the exported network")
 

@@ -30,7 +30,7 @@ from corenas.contracts import (
     Teacher,
 )
 from corenas.cost import METRICS, Cost
-from corenas.errors import Fault, KeyPath, UserError, collecting, raise_if_any
+from corenas.errors import Fault, KeyPath, UserError, collecting, raise_if_any, staying_here
 from corenas.measure import TrialRunner, trial_runner
 from corenas.mutable import channels_last
 from corenas.objectives import Constraint, Objectives
@@ -189,7 +189,8 @@ def _with_network(spec: Spec) -> Spec:
 def _start_task(options: Task, seed: int, data: bool, key: KeyPath) -> LiveTask:
     """Return a task, the same for the same seed. Raises UserError, keys relative to the spec."""
     try:
-        return options.start(seeding.generator(seed, "task"), data)
+        with staying_here():
+            return options.start(seeding.generator(seed, "task"), data)
     except UserError as error:
         raise error.under(*key) from None
 
@@ -210,7 +211,7 @@ def _start_retrain_task(spec: Spec, data: bool, task: LiveTask) -> LiveTask:
 def _build(spec: Spec, space: SearchSpace, task: LiveTask, meta: bool) -> nn.Module:
     """Return the supernet of a spec. Raises UserError for a space that torch cannot allocate."""
     try:
-        with seeding.seeded(spec.seed, "init"), torch.device("meta") if meta else nullcontext():
+        with staying_here(), seeding.seeded(spec.seed, "init"), torch.device("meta") if meta else nullcontext():
             backbone: Any = spec.backbone
             if spec.supernet is not None and isinstance(backbone, Pretrained):
                 backbone = evolve(backbone, weights=None)  # it has been trained since

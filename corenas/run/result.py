@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import corenas
 from corenas.contracts import ExportContext, Exporter, Preprocessing
-from corenas.errors import UserError
+from corenas.errors import UserError, staying_here
 from corenas.export import export_active, export_subnet
 from corenas.loading import training_inputs
 from corenas.objectives import Objectives, Trial, amount
@@ -106,7 +106,8 @@ def write_folder(
             inputs = partial(training_inputs, plain, prepared.task, prepared.spec.seed)
             context = ExportContext(prepared.task.example, title, inputs)
             for exporter in exporters:
-                exporter.write(plain.cpu().eval(), temporary, context)
+                with staying_here():
+                    exporter.write(plain.cpu().eval(), temporary, context)
         (temporary / "arch.toml").write_text(tomli_w.dumps(dict(arch)), encoding="utf-8")
         (temporary / "cost.json").write_text(strict_json(card, indent=2) + "\n", encoding="utf-8")
         if files is not None:

@@ -430,7 +430,7 @@ def _read_spec(
         with collecting(faults, "plugins"):
             names = structure(table["plugins"], tuple[str, ...])
             table["plugins"] = [str((folder / name).resolve()) for name in names]
-        faults += _plugin_faults(table["plugins"], catalogue, ("plugins",))
+            faults += _plugin_faults(table["plugins"], catalogue, ("plugins",))
     given = _is_given(table, catalogue)
     raw = table.get("space", {})
     if "space" in table or given:
@@ -640,7 +640,7 @@ def _check_layout(space: SearchSpace, backbone: Any, catalogue: Catalogue) -> No
     """Raise UserError where the space's tables are not those of the backbone, whatever else is wrong with that."""
     name = backbone.get("type") if isinstance(backbone, dict) else backbone
     laid_out = {c.name: c.cls for c in catalogue.components.values() if isinstance(c.cls, LaidOut)}
-    if name not in laid_out:
+    if not isinstance(name, str) or name not in laid_out:
         return
     try:
         structure(space.tree, laid_out[name].layout)

@@ -38,8 +38,8 @@ def command(options: Namespace) -> None:
             {"ok": True, "errors": [], "space": space, "cost": costs, "estimate": told, "notes": [*prepared.notes]}
         )
         return
-    print(f"{options.spec} is fine: {spec.name}, stages {', '.join([*prepared.stages, 'export'])}")
-    number = "archs without number" if size is None else f"{size:,} archs ({size:.2e})"
+    print(f"{shown(options.spec)} is fine: {spec.name}, stages {', '.join([*prepared.stages, 'export'])}")
+    number = "archs without number" if size is None else "1 arch" if size == 1 else f"{size:,} archs ({size:.2e})"
     print(f"space      {number}, {len(spec.space.variables)} variables")
     if prepared.task.splits:
         print("data       " + ", ".join(f"{name} {n:,}" for name, n in prepared.task.splits.items()))
@@ -47,7 +47,7 @@ def command(options: Namespace) -> None:
         print_table([{"arch": name, **cost} for name, cost in costs.items()])
     for target in prepared.targets:
         if target.constraints:
-            print(f"constraints {target}")
+            print(shown(f"constraints {target}"))
         if cheap := target.region.constraints:
             share, wanted = target.region.share, " and ".join(map(str, cheap))
             print(f"about {share:.1%} of drawn archs have {wanted}; {_DRAWN[target.region.method]}")

@@ -11,6 +11,7 @@ import torch
 
 from corenas.constrained import extremes
 from corenas.contracts import Backbone
+from corenas.errors import shown
 from corenas.space import SearchSpace
 from corenas.supernet import build_supernet, supernet_cost
 from corenas.value import Constant
@@ -98,4 +99,4 @@ def _cell(item: Any) -> str:
         return item.description
     if isinstance(item, Variable):
         return " | ".join(map(_cell, item.choices))
-    return f"{item:g}" if isinstance(item, float) else str(item).lower() if isinstance(item, bool) else str(item)
+    return f"{item:g}" if isinstance(item, float) else str(item).lower() if isinstance(item, bool) else shown(str(item))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from corenas.errors import shown
 from corenas.store import strict_json
 
 
@@ -24,9 +25,10 @@ def columns(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield "nothing"
         return
     keys = [*dict.fromkeys(key for row in rows for key in row)]
+    names = [*map(shown, keys)]
     cells = [[_cell(row.get(key, "")) for key in keys] for row in rows]
-    widths = [max(map(len, column)) for column in zip(keys, *cells, strict=True)]
-    for line, values in [(keys, None), *zip(cells, rows, strict=True)]:
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    for line, values in [(names, None), *zip(cells, rows, strict=True)]:
         parts = []
         for i, (cell, width) in enumerate(zip(line, widths, strict=True)):
             number = isinstance((values or rows[0]).get(keys[i]), int | float)
@@ -37,4 +39,4 @@ def columns(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _cell(value: Any) -> str:
     if isinstance(value, float) and not value.is_integer():
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
-    return f"{int(value):,}" if isinstance(value, int | float) else str(value)
+    return f"{int(value):,}" if isinstance(value, int | float) else shown(str(value))

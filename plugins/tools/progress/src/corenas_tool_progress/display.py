@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
+from corenas.errors import shown
 from corenas_tool_progress.listener import Display, Stage
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Lines:
 
     def say(self, line: str) -> None:
         """Write a line, at once."""
-        print(line, file=self.file or sys.stderr, flush=True)
+        print(shown(line), file=self.file or sys.stderr, flush=True)
 
     def show(self, stage: Stage) -> None:
         """Write where the stage is, if the last time is long enough ago."""
@@ -81,7 +82,7 @@ class Bars:
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(shown(line), markup=False, highlight=False, soft_wrap=True)
 
     def show(self, stage: Stage) -> None:
         """Move the stage's bar, drawing it if the last time is long enough ago."""
@@ -92,7 +93,7 @@ class Bars:
         now = self.clock()
         if new or now - self._drawn >= 0.1:
             self._drawn = now
-            texts = self._fitted({each: each.text() for each in self._tasks})
+            texts = self._fitted({each: shown(each.text()) for each in self._tasks})
             for each, task in self._tasks.items():
                 total = each.total if each.total > 0 else None
                 self.progress.update(task, total=total, completed=each.done, text=texts[each])
