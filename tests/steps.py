@@ -1,4 +1,4 @@
-"""Twenty steps of trainings in double precision, alone or under torchrun: steps.py FILE {"name": ["KEY=VALUE", …]}."""
+"""Twenty steps of trainings in double precision, alone or under torchrun: steps.py FILE {"name": ["SPEC", "KEY=VALUE", …]}."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from corenas.train import run_training
 
 def twenty_steps(settings, device):
     """The archs of each step, and the weights in the end, the same in all processes."""
-    spec, _ = load_spec("spec/quickstart.toml", load_catalogue(), settings)
+    spec, _ = load_spec(settings[0], load_catalogue(), settings[1:])
     prepared, archs = prepare(spec, device=device), []
     prepared.task.forward = lambda model, batch: model(batch[0].double())
     trainer = start_trainer(prepared)

@@ -1,8 +1,8 @@
 """What making a trained network smaller is worth: spec/shrink.toml beside its alternatives; run by hand.
 
 For each seed the original is trained as spec/shrink-original.toml says, and spec/shrink.toml makes networks of 50% and
-of 30% of its flops of it. Beside them, on the same data: the network of the same arch trained alone from scratch, for as
-many steps as the supernet and its tuning have, and for as many forward passes (a step of the sandwich has several);
+of 30% of its flops of it. Beside them, on the same data: the network of the same arch trained alone from scratch, for
+as many steps as the supernet and its tuning have, and for as many forward passes (a step of the sandwich has several);
 and torch-pruning's, pruned to the same flops by the same measure and tuned on the original's answers, for as many too.
 
     OMP_NUM_THREADS=1 uv run python tests/benchmarks/shrink.py [--data digits] [--seeds 3] [--epochs 8 4 4] [--trials N]
