@@ -1,4 +1,4 @@
-"""Twenty steps of trainings in double precision, alone or under torchrun: steps.py FILE {"name": ["SPEC", "KEY=VALUE", …]}."""
+"""Twenty steps of trainings in double precision, alone or under torchrun: FILE {"name": ["SPEC", "KEY=VALUE", …]}."""
 
 import json
 import sys

@@ -34,7 +34,7 @@ EXAMPLES = {
     or {"backbone": {"model": f"{OWN}:tiny", "options": {"in_channels": 1, "num_classes": 2}, "image": [1, 28, 28]}}
     for name in BACKBONES
 }
-"""The network and the space with which a backbone is tried; of `converted`, whose networks are the user's, a small one."""
+"""The network and the space with which a backbone is tried; of `converted`, whose models are the user's, a tiny one."""
 HOW = {
     "alone": ALONE,
     "attentivenas": {"mutator": {"type": "attentive", "paths": 3, "candidates": 2, "draws": 50}, **SEARCH},
