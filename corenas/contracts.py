@@ -46,7 +46,7 @@ class Backbone(Protocol):
         """Return a module with `features(x) -> [Tensor, …]` and `feat_dims`, the dimension of each of these tensors.
 
         Its `forward` gives the features as well, so that it can be called, counted and exported without a head.
-        It may be `Segmented` and `Headed`; any module in it `ProgressTracking`, `ZeroInitializing`, `Synchronizable` or
+        It may be `Segmented` and `Headed`; any module in it `ProgressTracking`, `ZeroInitializing` or
         `RunningStatistics`. Raises UserError if the space is none for it.
         """
 
@@ -219,13 +219,6 @@ class ZeroInitializing(Protocol):
 
     def zero_init_last(self) -> None:
         """Set the scale of its last normalisation to zero."""
-
-
-@runtime_checkable
-class Synchronizable(Protocol):
-    """A batch norm that sees the images of all processes where `sync` is true, as `train.sync_norm` sets it."""
-
-    sync: bool
 
 
 @runtime_checkable

@@ -14,7 +14,9 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, distributed
+from torch.overrides import TorchFunctionMode
 
 T = TypeVar("T")
 _alone = ContextVar("alone", default=False)
@@ -107,3 +109,60 @@ def all_reduce_mean(tensors: Sequence[Tensor], weight: float) -> Sequence[Tensor
     weights = torch.tensor(weight, device=sums[0].device)
     all_reduce_([*sums, weights])
     return [tensor / weights for tensor in sums]
+
+
+class synchronised_norms(TorchFunctionMode):  # noqa: N801
+    """Batch norms in training, whoever's they are, see the images of all processes inside of this context.
+
+    They are caught where all of them pass, at `torch.nn.functional.batch_norm`: torch's own, subclasses with forwards
+    of their own, slices. Works with gloo, on CPUs too. All processes run the same norms in the same order.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch, batch norm of several processes in our own way."""
+        if func is F.batch_norm and world() > 1:
+            return _batch_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        summed = tensor.clone()
+        distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _AllReduce.apply(gradient)  # type: ignore[return-value]
+
+
+def _batch_norm(
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.batch_norm`, in training with the statistics of all processes' images, through which gradients flow."""
+    if not training:
+        return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps)
+    given, x = x.dtype, x.double() if x.dtype == torch.float64 else x.float()
+    dims, shape = (0, *range(2, x.dim())), (-1, *(1,) * (x.dim() - 2))
+    count = x.numel() // x.shape[1]
+    sums: Any = _AllReduce.apply(torch.cat([x.sum(dims), x.new_tensor([count])]))
+    total, centre = sums[-1].detach(), sums[:-1] / sums[-1].detach()
+    centred = x - centre.view(shape)
+    # About the common mean: nothing cancels.
+    spread: Any = _AllReduce.apply(centred.square().sum(dims)) / total  # type: ignore[operator]
+    if mean is not None and var is not None:
+        with torch.no_grad():
+            mean.lerp_(centre.to(mean), momentum)
+            var.lerp_((spread * (total / (total - 1))).to(var), momentum)
+    scale = (spread + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    normed = centred * scale.view(shape)
+    return (normed if bias is None else normed + bias.view(shape)).to(given)

@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -31,7 +31,6 @@ from corenas.contracts import (
     Sampler,
     StageDone,
     StageStarted,
-    Synchronizable,
     Trainer,
 )
 from corenas.cost import Cost
@@ -201,8 +200,6 @@ class LivePhase:
         self.average = None
         if settings.ema is not None:
             self.average = copy.deepcopy(model) if average is None else average
-        if settings.sync_norm and distributed.world() > 1:
-            _synchronise(model)
         self.streams = _Streams(task, settings.batch_size, seed, self.device, settings.workers)
         self.learnt = _learnt_beside(trainer, self.device)
         # The supernet, and what a distiller learns itself.
@@ -245,8 +242,10 @@ class LivePhase:
         share: what those of this process are together
         """
         self._tell_progress()
+        sync = self.phase.train.sync_norm and distributed.world() > 1
+        norms = distributed.synchronised_norms() if sync else nullcontext()
         # Other processes drop out other units.
-        with seeding.seeded(self.seed + distributed.rank(), "step", self.index, device=self.device):
+        with norms, seeding.seeded(self.seed + distributed.rank(), "step", self.index, device=self.device):
             self.model.train()
             self.optimizer.zero_grad()
             parts, figures = loading.to_device(parts, self.device), {}
@@ -556,16 +555,6 @@ def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
     swa_utils.get_ema_multi_avg_fn(decay)([*average.parameters()], [*model.parameters()], 0)
     for old, new in zip(average.buffers(), model.buffers(), strict=True):
         old.copy_(new)
-
-
-def _synchronise(model: nn.Module) -> None:
-    """Let batch norms see the images of all processes. Raises UserError for one that cannot."""
-    for name, module in model.named_modules():
-        if isinstance(module, Synchronizable):
-            module.sync = True
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            text = f"{name} is a {type(module).__name__} that cannot be synchronised"
-            raise UserError(text, key=("train", "sync_norm"), hint="a layer with an attribute `sync` could")
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Trainings in double precision, in one process or under torchrun: steps.py FILE {"name": ["KEY=VALUE", …]}.
+"""Trainings in double precision, in one process or under torchrun: FILE {"name": ["SPEC", "KEY=VALUE", …]}.
 
 Each is twenty steps of a supernet, but "alone": one arch from scratch, as retraining and trials of their own do it.
 """
@@ -18,7 +18,7 @@ from corenas.train import run_training
 
 def alone(settings, device):
     """The weights after an epoch of the smallest network, the same in all processes."""
-    spec, _ = load_spec("spec/quickstart.toml", load_catalogue(), settings)
+    spec, _ = load_spec(settings[0], load_catalogue(), settings[1:])
     task = spec.task.start(seeding.generator(spec.seed, "task"))
     task.forward = lambda model, batch: model(batch[0].double())
     network = stand_alone(spec, task, spec.space.smallest(), device=device)
@@ -27,7 +27,7 @@ def alone(settings, device):
 
 def twenty_steps(settings, device):
     """The archs of each step, and the weights in the end, the same in all processes."""
-    spec, _ = load_spec("spec/quickstart.toml", load_catalogue(), settings)
+    spec, _ = load_spec(settings[0], load_catalogue(), settings[1:])
     prepared, archs = prepare(spec, device=device), []
     prepared.task.forward = lambda model, batch: model(batch[0].double())
     trainer = start_trainer(prepared)

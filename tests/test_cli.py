@@ -204,9 +204,10 @@ def test_archs_of_a_run_are_measured_again_with_its_weights(finished):
     (trial,) = [t for t in Store(folder / "run.sqlite", readonly=True).trials() if t.arch.digest == digest]
     assert valid[0]["top1"] == pytest.approx(trial.metrics["top1"], abs=0.51)  # one image, exported or not
     assert valid[1]["flops"] < valid[0]["flops"]
-    wrong = corenas("evaluate", folder.parent)
-    assert wrong.returncode == 2
-    assert "no run directory" in wrong.stderr
+    for arguments, message in (((folder.parent,), "no run dir"), ((folder, "--arch", "begin"), "with fresh weights")):
+        wrong = corenas("evaluate", *arguments)
+        assert wrong.returncode == 2
+        assert message in wrong.stderr
 
 
 def test_what_archs_of_a_run_cost_is_asked_by_its_directory(finished):

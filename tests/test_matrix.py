@@ -4,6 +4,7 @@ Each run goes through all its stages on sixteen images. Which do not go together
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +27,14 @@ CATALOGUE = load_catalogue()
 SEARCH = {"searcher": "random", "evaluators": ["accuracy"], "search": {"trials": 2, "batch": 2}}
 SCORES = {"evaluators": [{"type": "zen_score", "batch_size": 2}], "search": {"trials": 2, "objectives": ["zen_score"]}}
 ALONE = {"evaluators": ["stand_alone"], "search": {"trials": 2, "objectives": ["top1"]}, "searcher": "random"}
-BACKBONES = [name for name in CATALOGUE.names("backbones") if hasattr(CATALOGUE.find("backbones", name).cls, "example")]
-"""All but `converted`, whose networks are the user's."""
+BACKBONES = CATALOGUE.names("backbones")
+OWN = Path(__file__).parents[1] / "plugins/mutables/conversion/tests/nets.py"
+EXAMPLES = {
+    name: getattr(CATALOGUE.find("backbones", name).cls, "example", None)
+    or {"backbone": {"model": f"{OWN}:tiny", "options": {"in_channels": 1, "num_classes": 2}, "image": [1, 28, 28]}}
+    for name in BACKBONES
+}
+"""The network and the space with which a backbone is tried; of `converted`, whose models are the user's, a tiny one."""
 HOW = {
     "alone": ALONE,
     "attentivenas": {"mutator": {"type": "attentive", "paths": 3, "candidates": 2, "draws": 50}, **SEARCH},
@@ -67,9 +74,9 @@ def images(tmp_path_factory):
 
 def read_spec(folder, images, algorithm, backbone, overrides=()):
     """A spec of two steps in each of an algorithm's trainings, of the space with which a backbone is tried."""
-    example = CATALOGUE.find("backbones", backbone).cls.example
+    example = EXAMPLES[backbone]
     table = {
-        "backbone": {"type": backbone, **example["backbone"]}, "space": example["space"], "algorithm": algorithm,
+        **example, "backbone": {"type": backbone, **example["backbone"]}, "algorithm": algorithm,
         "task": {"type": "classification", "data": {"type": "folder", "root": str(images)}, "size": 28, "channels": 1},
         "train": {"epochs": 1, "batch_size": 8, "optimizer": {"type": "SGD", "lr": 0.01}},
         "calibration": {"batches": 1, "batch_size": 8}, "export": {"formats": ["safetensors"]},
@@ -125,12 +132,16 @@ def outcome(run):
     return trials, store.get("result")["table"], curves, network, supernet
 
 
-@pytest.mark.parametrize("algorithm", ["attentivenas", "bignas", "cream", "fairnas", "ofa", "spos"])
-def test_killed_in_every_one_of_its_stages_a_run_ends_with_the_same_bits(tmp_path, images, algorithm):
-    spec = read_spec(tmp_path, images, algorithm, "mobilenetv3", ["train.epochs=2", "train.ema=0.9", "search.trials=4"])
+SHORT = ["train.epochs=2", "train.ema=0.9", "search.trials=4"]
+KILLED = [(name, "mobilenetv3", SHORT) for name in ("attentivenas", "bignas", "cream", "fairnas", "ofa", "spos")]
+TUNED = ["retrain.begin=supernet", "train.precision=bfloat16"]
+
+
+@pytest.mark.parametrize(("algorithm", "backbone", "sets"), [*KILLED, ("bignas", "converted", [*SHORT, *TUNED])])
+def test_killed_in_every_one_of_its_stages_a_run_ends_with_the_same_bits(tmp_path, images, algorithm, backbone, sets):
+    spec = read_spec(tmp_path, images, algorithm, backbone, sets)
     run_spec(spec, CATALOGUE, tmp_path / "whole", lambda event: None)
-    stages = [stage for stage in spec.algorithm.stages if stage != "derive"]
-    for stage in stages:
+    for stage in (stage for stage in spec.stages if stage != "derive"):
 
         def kill(event, stage=stage):
             trained = isinstance(event, Progress) and event.point and event.stage == stage

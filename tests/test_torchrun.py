@@ -42,19 +42,33 @@ TRAININGS = {
     "ofa": ("algorithm=ofa", "mutator=uniform", "train.batch_size=256"),
     "alone": (),
 }
+CONVERTED = """
+algorithm = "bignas"
+mutator = {type = "sandwich", paths = 3}
+backbone = {type = "converted", model = "plugins/mutables/conversion/tests/nets.py:tiny", image = [3, 8, 8]}
+task = {type = "classification", data = "digits", channels = 3, valid = 200, test = 200}
+train = {epochs = 1, batch_size = 64, sync_norm = true}
+search = {trials = 2}
+searcher = "random"
+evaluators = ["accuracy"]
+"""
+"""A model of the user's, with batch norms of torch's own."""
 
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory):
     """What some steps of each training end with, of one process and of two."""
     # In double precision: in single precision rounding alone grows as far as between one and two threads.
-    folder, settings = tmp_path_factory.mktemp("ends"), {name: [*SHORT, *how] for name, how in TRAININGS.items()}
+    folder = tmp_path_factory.mktemp("ends")
+    (folder / "converted.toml").write_text(CONVERTED)
+    settings = {name: ["spec/quickstart.toml", *SHORT, *how] for name, how in TRAININGS.items()}
+    settings["converted"] = [str(folder / "converted.toml")]
     for processes in (1, 2):
         launch(processes, "tests/steps.py", folder / str(processes), json.dumps(settings))
     return [torch.load(folder / name, weights_only=True) for name in ("1", "2")]
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("name", [*TRAININGS, "converted"])
 def test_two_processes_end_with_the_weights_of_one(ends, name):
     one, two = (end[name] for end in ends)
     assert (one["processes"], two["processes"]) == (1, 2)

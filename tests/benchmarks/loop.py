@@ -73,7 +73,9 @@ def corenas_evaluators():
 def write_table(folder: Path) -> None:
     rows = itertools.product(range(CHOICES), repeat=VARIABLES)
     lines = [",".join([*(f"x{i}" for i in range(VARIABLES)), "top1", "flops"])]
-    lines += [",".join(map(str, [*row, sum((i + 1) * (c + 1) % 7 for i, c in enumerate(row)), sum(row)])) for row in rows]
+    lines += [
+        ",".join(map(str, [*row, sum((i + 1) * (c + 1) % 7 for i, c in enumerate(row)), sum(row)])) for row in rows
+    ]
     (folder / "table.csv").write_text("\n".join(lines))
 
 
@@ -147,7 +149,10 @@ def main() -> None:
     options = parser.parse_args()
     for case, searcher, trials in itertools.product(options.cases, options.searchers, options.trials):
         profile = cProfile.Profile() if options.profile else None
-        print(f"{case:8} {searcher:10} {trials:6} trials: {overhead(case, searcher, trials, profile):.2f} ms each", flush=True)
+        print(
+            f"{case:8} {searcher:10} {trials:6} trials: {overhead(case, searcher, trials, profile):.2f} ms each",
+            flush=True,
+        )
         if profile is not None:
             pstats.Stats(profile).sort_stats("tottime").print_stats(25)
 

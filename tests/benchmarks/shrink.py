@@ -1,10 +1,9 @@
 """What making a trained network smaller is worth: spec/shrink.toml beside its alternatives; run by hand.
 
-For each seed the original is trained as spec/shrink-original.toml says, spec/shrink.toml makes networks of 50% and
-of 30% of its flops of it, and spec/shrink-tune.toml tunes them. Beside them, on the same data: the network of the
-same arch trained alone from scratch, for as many epochs as the supernet was trained and it was tuned, and for those
-of the original as well; and torch-pruning's, pruned to the same flops by the same measure and tuned on the
-original's answers, for as many forward passes.
+For each seed the original is trained as spec/shrink-original.toml says, and spec/shrink.toml makes networks of 50% and
+of 30% of its flops of it. Beside them, on the same data: the network of the same arch trained alone from scratch, for
+as many steps as the supernet and its tuning have, and for as many forward passes (a step of the sandwich has several);
+and torch-pruning's, pruned to the same flops by the same measure and tuned on the original's answers, for as many too.
 
     OMP_NUM_THREADS=1 uv run python tests/benchmarks/shrink.py [--data digits] [--seeds 3] [--epochs 8 4 4] [--trials N]
 """
@@ -16,6 +15,7 @@ import contextlib
 import copy
 import io
 import json
+import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +35,8 @@ from corenas.run.spec import open_spec
 from corenas_mutable_conversion.models import build_model, load_weights
 
 ROOT = Path(__file__).parents[2]
+ORIGINAL = ROOT / "spec/shrink-original.toml"
+Rows = dict[str, tuple[float, float]]
 IMAGES = {"mnist5k": (28, 500, 1000), "digits": (8, 300, 400)}
 
 
@@ -83,38 +85,45 @@ def tuned(model: nn.Module, teacher: nn.Module, task: Any, epochs: int, seed: in
     return model.eval()
 
 
-def measured(folder: Path, data: str, seed: int, epochs: Sequence[int], trials: int, sizes: int) -> None:
-    """Print the rows of a seed."""
+def measured(folder: Path, data: str, seed: int, epochs: Sequence[int], trials: int, sizes: int) -> Rows:
+    """The rows of a seed: network -> share of the flops and top-1, printed as they come."""
     side, valid, test = IMAGES[data]
     own: dict[str, Any] = {"seed": seed, "task.data": data, "task.valid": valid, "task.test": test}
-    own |= {"backbone.image": [3, side, side], "export.formats": '["safetensors"]'}
-    before = run(ROOT / "spec/shrink-original.toml", folder / "original", **own, **{"train.epochs": epochs[0]})
-    row(seed, "original", 1.0, before["table"][0]["test"]["top1"])
+    own["backbone.image"] = [3, side, side]
+    rows: Rows = {}
+
+    def row(what: str, flops: float, top1: float) -> None:
+        rows[what] = flops, top1
+        print(f"| {seed} | {what} | {flops:.1%} | {top1:.1f} |", flush=True)
+
+    before = run(ORIGINAL, folder / "original", **own, **{"train.epochs": epochs[0], "export.formats": '["pt2"]'})
     most = before["table"][0]["metrics"]["flops"]
-    shrink = {"train.epochs": epochs[1], "search.trials": trials, "backbone.weights": folder / "original"}
+    row("original", 1.0, _top1(before["table"][0]))
+    own["export.formats"] = '["safetensors"]'
+    shrink = {"train.epochs": epochs[1], "retrain.train.epochs": epochs[2], "search.trials": trials}
+    shrink |= {"backbone.weights": folder / "original", "retrain.teacher.from": folder / "original"}
     after = run(ROOT / "spec/shrink.toml", folder / "smaller", **own, **shrink)
-    spec, *_ = open_spec(folder / "original/spec.toml")
-    task = prepare(spec).task
+    spec, *_ = open_spec(folder / "smaller/spec.toml")
+    paths = spec.mutator.paths  # type: ignore[union-attr]
+    lengths = {"steps": epochs[1] + epochs[2], "passes": paths * epochs[1] + epochs[2]}
+    task = prepare(spec, weights=False).task
     teacher = build_model("torchvision:resnet18", {"num_classes": 10}).eval()
     load_weights(teacher, folder / "original")
-    for share, found in [*zip((0.5, 0.3), after["table"], strict=True)][:sizes]:
-        row(seed, f"shrunk to {share:.0%}", found["metrics"]["flops"] / most, found["test"]["top1"])
-        best = folder / "smaller" / found["folder"]
-        tune = {"backbone.weights": folder / "smaller"}
-        fixed = {**own, "space.fix": best / "arch.toml"}
-        result = run(
-            ROOT / "spec/shrink-tune.toml", folder / f"{share}", **fixed, **tune, **{"train.epochs": epochs[2]}
-        )
-        row(seed, "  and tuned", result["table"][0]["metrics"]["flops"] / most, _top1(result))
-        for n in (epochs[1] + epochs[2], sum(epochs)):
-            result = run(ROOT / "spec/shrink-original.toml", folder / f"{share}-{n}", **fixed, **{"train.epochs": n})
-            row(seed, f"  alone, {n} epochs", result["table"][0]["metrics"]["flops"] / most, _top1(result))
-        example = torch.randn(1, 3, side, side)
-        network = pruned(teacher, example, share)
-        flops = tp.utils.count_ops_and_params(network, example)[0] / tp.utils.count_ops_and_params(teacher, example)[0]
-        network = tuned(network, teacher, task, 4 * epochs[1] + epochs[2], seed)  # the sandwich has four paths
-        top1 = evaluate(network, _Plain(task), Batches(task, "test", 250, torch.device("cpu"), False, seed))["top1"]
-        row(seed, "  torch-pruning, tuned", flops, top1)
+    example = torch.randn(1, 3, side, side)
+    for share, found in [*zip(("50%", "30%"), after["table"], strict=True)][:sizes]:
+        flops = found["metrics"]["flops"] / most
+        row(f"{share}: shrunk", flops, _top1(found))
+        fixed = {**own, "space.fix": folder / "smaller" / found["folder"] / "arch.toml"}
+        network = pruned(teacher, example, float(share[:-1]) / 100)
+        own_flops, most_flops = (tp.utils.count_ops_and_params(model, example)[0] for model in (network, teacher))
+        for what, n in lengths.items():
+            result = run(ORIGINAL, folder / f"{share}-{n}", **fixed, **{"train.epochs": n})
+            row(f"{share}: trained alone, as many {what} ({n} epochs)", flops, _top1(result["table"][0]))
+            twin = tuned(copy.deepcopy(network), teacher, task, n, seed)
+            batches = Batches(task, "test", 250, torch.device("cpu"), False, seed)
+            top1 = evaluate(twin, _Plain(task), batches)["top1"]
+            row(f"{share}: torch-pruning, as many {what} ({n} epochs)", own_flops / most_flops, top1)
+    return rows
 
 
 class _Plain:
@@ -124,28 +133,30 @@ class _Plain:
         self.forward, self.meter = task.forward, task.meter
 
 
-def _top1(result: dict[str, Any]) -> float:
-    return result["table"][0]["test"]["top1"]
-
-
-def row(seed: int, what: str, share: float, top1: float) -> None:
-    """Print a row."""
-    print(f"| {seed} | {what} | {share:.1%} | {top1:.1f} |", flush=True)
+def _top1(row: dict[str, Any]) -> float:
+    return row["test"]["top1"]
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table of each seed, and that of their means with their standard errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=IMAGES, default="digits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, nargs=3, default=(8, 4, 4), help="of original, supernet and tuning")
+    parser.add_argument("--epochs", type=int, nargs=3, default=(12, 2, 2), help="of original, supernet and tuning")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--sizes", type=int, default=2, help="how many of the two sizes are looked at")
     options = parser.parse_args()
     print("| seed | network | flops | top-1 on test, % |\n| --- | --- | --- | --- |")
+    seeds = []
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder:
-            measured(Path(folder), options.data, seed, options.epochs, options.trials, options.sizes)
+            found = measured(Path(folder), options.data, seed, options.epochs, options.trials, options.sizes)
+            seeds.append(found)
+    print(f"\n| network, {options.data}, {len(seeds)} seeds | flops | top-1 on test, % |\n| --- | --- | --- |")
+    for what in seeds[0]:
+        flops, top1 = zip(*(rows[what] for rows in seeds), strict=True)
+        error = statistics.stdev(top1) / len(top1) ** 0.5 if len(top1) > 1 else 0.0
+        print(f"| {what} | {statistics.fmean(flops):.0%} | {statistics.fmean(top1):.1f} ± {error:.1f} |")
 
 
 if __name__ == "__main__":

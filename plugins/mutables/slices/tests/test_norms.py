@@ -201,10 +201,9 @@ with distributed.process_group(torch.device("cpu")):
     for features, switch, state, x, weights in cases:
         layer = BatchNorm2dSlice([OUT, 3, IN] if features else OUT, switch=OUT if switch else None).double()
         layer.load_state_dict(state)
-        layer.sync = True
         x, weights = ((t[:3], t[3:])[rank] for t in (x, weights))
         x = x.clone().requires_grad_()
-        with apply(layer, {"o": 6, "i": 4}):
+        with apply(layer, {"o": 6, "i": 4}), distributed.synchronised_norms():
             y = layer(x)
         (y * weights).sum().backward()
         found.append((y.detach(), x.grad, layer.weight.grad, layer.bias.grad, layer.state_dict()))

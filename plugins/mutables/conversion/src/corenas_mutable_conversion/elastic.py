@@ -229,7 +229,12 @@ def _plain_copy(model: nn.Module, weights: bool) -> nn.Module:
                 tensor = whole(module, name)
                 if tensor is not None and id(tensor) not in memo:
                     memo[id(tensor)] = _part_of(module, name, tensor, weights)
-    network = copy.deepcopy(model, memo) if weights else _same_tree(model, memo)
+    if weights:
+        network = copy.deepcopy(model, memo)
+        for tensor in itertools.chain(network.parameters(), network.buffers()):  # those that are not cut were trained
+            tensor.data = tensor.data.contiguous()  # channels-last, of which torch.export.save would warn
+    else:
+        network = _same_tree(model, memo)
     skipped: list[str] = []
     for name, module in [*network.named_modules()]:
         elastic = elastic_of(module)

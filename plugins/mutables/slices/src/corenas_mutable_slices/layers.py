@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corenas import distributed
 from corenas.mutable import Elastic, LayerCost, conv_cost, linear_cost, norm_cost
 from corenas.value import Constant, Dimension, TooManyCombinationsError, Value, as_value, grid
 from corenas.variables import variables_of
@@ -618,12 +617,10 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
     """A batch norm of which the first features are active; their statistics are views of the whole's.
 
     switch: a value for each number of which statistics are kept apart, as `keep_apart` does
-    sync: whether training sees the images of all processes under torchrun
     forward: (n, active features, h, w) -> the same shape
     """
 
     plain: Any = nn.BatchNorm2d
-    sync = False
     rows: Mapping[Any, int] | None = None
     # Whoever reads or writes statistics (recalibration, an evaluator) finds those of the arch in force.
     running_mean, running_var, num_batches_tracked = map(
@@ -680,10 +677,7 @@ class BatchNorm2dSlice(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        if self.sync and distributed.world() > 1:
-            normed = _synchronised_norm(input, mean, var, weight, bias, momentum, self.eps)
-        else:
-            normed = F.batch_norm(input, mean, var, weight, bias, True, momentum, self.eps)
+        normed = F.batch_norm(input, mean, var, weight, bias, True, momentum, self.eps)
         if self.cut.joined:  # several parts were copied
             self.set_statistics(mean, var)
         return normed
@@ -749,43 +743,6 @@ def per_width_statistics(model: nn.Module, width: Value | None = None) -> None:
             switch = norm.outputs.size if width is None else width
             if len(switch.possible) > 1:
                 norm.keep_apart(switch)
-
-
-class _AllReduce(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        summed = tensor.clone()
-        torch.distributed.all_reduce(summed)
-        return summed
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return _AllReduce.apply(gradient)  # type: ignore[return-value]
-
-
-def differentiable_all_reduce(tensor: Tensor) -> Tensor:
-    """Sum a tensor over processes. Returns the sum, through which gradients flow: they are summed as well."""
-    return tensor if distributed.world() == 1 else _AllReduce.apply(tensor)  # type: ignore[return-value]
-
-
-def _synchronised_norm(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, momentum: float, eps: float
-) -> Tensor:
-    """`F.batch_norm` in training with the statistics of all processes' images; works with gloo, on CPUs too."""
-    given, x = x.dtype, x.double() if x.dtype == torch.float64 else x.float()
-    count, axes, line = x.numel() // x.shape[1], (0, *range(2, x.dim())), (-1, *[1] * (x.dim() - 2))
-    sums = differentiable_all_reduce(torch.cat([x.sum(axes), x.new_tensor([count])]))
-    total, centre = sums[-1].detach(), sums[:-1] / sums[-1].detach()
-    centred = x - centre.view(line)
-    # About the common mean: nothing cancels.
-    spread = differentiable_all_reduce(centred.square().sum(axes)) / total
-    with torch.no_grad():
-        mean.lerp_(centre.to(mean), momentum)
-        var.lerp_((spread * (total / (total - 1))).to(var), momentum)
-    scale = (spread + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    normed = centred * scale.view(line)
-    return (normed if bias is None else normed + bias.view(line)).to(given)
 
 
 def filled(plain: Plain, source: nn.Module, **tensors: Tensor | None) -> Plain:

@@ -75,8 +75,10 @@ def add_evaluate(parser: ArgumentParser) -> Command:
     """The task's metrics of archs of a run, with its weights, on validation or test data."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run directory")
     _set(parser)
-    text = "as of `cost`, a trial's digest, or best, its default"
+    text = "as of `cost`, a trial's digest, best (its default), best-2, or begin: the largest, with its first weights"
     parser.add_argument("--arch", metavar="ARCH", action="append", default=[], help=text)
+    text = "time the networks as well, in turn: as the run's evaluators say, or on this device"
+    parser.add_argument("--latency", action="store_true", help=text)
     parser.add_argument("--split", choices=["valid", "test"], default="valid", help="on which data (default: valid)")
     return _command("evaluate")
 

@@ -92,23 +92,35 @@ def _write_front(prepared: Prepared, folder: Path, exporters: Sequence[Exporter]
 
 
 def network_of_run(prepared: Prepared, folder: Path, name: str) -> tuple[Prepared, Trial, nn.Module | None, bool]:
-    """An arch of a run by its name, "best" for that of its result; where its weights are, and whether its batch norm
-    has to be recalibrated: it has where they are a supernet's.
+    """An arch of a run by its name; where its weights are, and whether its batch norm has to be recalibrated: it has
+    where they are a supernet's.
 
-    Raises UserError if the run has not come so far.
+    name: "best" for that of its result, "best-2" for that of its second search; "begin" for the largest with the
+        weights that the run began with; else as of `named_arch`
+    Raises UserError if the run has not come so far, or began with fresh weights.
     """
+    from corenas.run.alone import subnet
     from corenas.run.prepare import load_supernet
     from corenas.run.stages import retrain
 
     store = Store(folder / "run.sqlite", readonly=True)
+    if name == "begin":
+        if getattr(prepared.spec.backbone, "weights", None) is None:
+            raise UserError("this run began with fresh weights", file=str(folder), hint="another --arch than begin")
+        arch = named_arch(prepared.cost, "max")
+        return prepared, Trial(arch), subnet(prepared.spec, prepared.task, arch).to(prepared.device), False
     result = store.get("result")
-    if name == "best":
-        if result is None:
-            raise UserError("this run has no best arch yet", file=str(folder), hint="finish it: corenas run")
-        trial = Trial(prepared.spec.space.arch(result["best"]["arch"]), result["best"]["metrics"])
+    table = [] if result is None else result["table"]
+    rows = {row["folder"]: row for row in table}
+    if name in rows:
+        trial = Trial(prepared.spec.space.arch(rows[name]["arch"]), rows[name]["metrics"])
+    elif name == "best":
+        raise UserError("this run has no best arch yet", file=str(folder), hint="finish it: corenas run")
     else:
         trial = Trial(named_arch(prepared.cost, name, store.trials()))
-    if (folder / "retrain.pt").exists() and result and dict(trial.arch) == result["best"]["arch"]:
-        prepared, network = retrain(prepared, trial.arch, folder / "retrain.pt")
-        return prepared, trial, network, False
+    for row in table:
+        file = folder / f"retrain{row['folder'].removeprefix('best')}.pt"
+        if dict(trial.arch) == row["arch"] and file.exists():
+            prepared, network = retrain(prepared, trial.arch, file)
+            return prepared, trial, network, False
     return prepared, trial, load_supernet(prepared, folder) if prepared.has_supernet else None, True
