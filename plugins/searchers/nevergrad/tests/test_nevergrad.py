@@ -4,9 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from corenas.constrained import FeasibleSpace
 from corenas.contracts import Problem
+from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.objectives import Objective, Objectives, Trial
+from corenas.mutable import LayerCost
+from corenas.objectives import Constraint, Objective, Objectives, Trial
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
 from corenas.testing.components import spec_fragments
@@ -80,6 +83,9 @@ class Window:
     def sample(self, rng):
         return self.space.decode(self.draw(rng, 1))[0]
 
+    def mutated(self, codes, prob, rng):
+        return self.draw(rng, len(codes))
+
     def mutate(self, arch, prob, rng):
         return self.sample(rng)
 
@@ -99,6 +105,25 @@ def test_inside_narrow_constraints_it_asks_what_is_near_and_still_learns():
     drawn = [measure(window.sample(rng)).metrics["gain"] for _ in range(300)]
     assert len(told) == 300
     assert max(trial.metrics["gain"] for trial in told) > max(drawn)
+
+
+def test_in_a_thousandth_of_a_space_it_asks_what_is_near_what_the_optimizer_made():
+    space = SearchSpace([Categorical(f"v.{i}", (1, 2, 3, 4)) for i in range(30)])
+    prices = np.random.default_rng(1).integers(100, 1000, size=30)
+    cost = Cost.adding([LayerCost(params=int(n) * space.value(f"v.{i}")) for i, n in enumerate(prices)], space)
+    low, high = np.quantile(cost(space.draw(np.random.default_rng(2), 100_000))["params"], [0.2, 0.201])
+    region = FeasibleSpace(space, cost, [Constraint("params", low, high)])
+    problem = Problem(region, Objectives((Objective("gain"),)), 100)
+    search = Nevergrad("RandomSearch").start(problem, np.random.default_rng(0))
+    moved = []
+    for _ in range(50):
+        _, codes = search._asked()
+        moved.append((search._inside(codes) != codes).sum())
+    assert region.method == "tables"
+    assert np.mean(moved) < 8  # of an arch that is drawn, 22 in the mean
+    told = drive(search, problem, lambda arch: Trial(arch, {"gain": float(arch["v.0"])}))
+    assert len(told) == 100
+    assert all(low <= spent["params"] <= high for spent in cost.of(archs(told)))
 
 
 def test_what_was_measured_elsewhere_is_told_and_not_asked():

@@ -11,8 +11,7 @@ import numpy as np
 from corenas.contracts import Json, Problem
 from corenas.objectives import Trial
 from corenas.space import Arch, Codes, SearchSpace, unseen
-from corenas.variables import Variable
-from corenas_searcher_bayesian.process import Process, seeded
+from corenas_searcher_bayesian.process import Process, chosen, volume_in_direction
 
 if TYPE_CHECKING:
     from corenas_searcher_bayesian import Bayesian
@@ -23,8 +22,6 @@ _WIDTHS = (0.5, 2.0)
 """Of the bounds that archs evolve on, in deviations: one seeks what is good, the other what is not known."""
 _DIRECTIONS = 4
 """In Pareto mode so many random weights of the objectives for each of them."""
-_SPARE = 4
-"""So many times more children are made than wanted: some are known, some break a constraint."""
 _ONE_HOT = 8
 """Numbers with more choices than this are their place between the least and the most."""
 
@@ -39,7 +36,7 @@ class BayesianSearch:
     def __init__(self, options: Bayesian, problem: Problem, rng: np.random.Generator) -> None:
         self.options, self.problem, self.rng = options, problem, rng
         self.space = SearchSpace(problem.space.variables)
-        self.seed = int(rng.integers(1 << 31))
+        self.features = Features(self.space)
         self.told: list[tuple[list[float], list[float] | None]] = []
         self.waiting: dict[str, list[float]] = {}
         self.seen: set[str] = set()
@@ -68,7 +65,6 @@ class BayesianSearch:
     def state_dict(self) -> dict[str, Json]:
         """Return everything that later archs depend on; processes are fitted again, to the same trials."""
         return {
-            "seed": self.seed,
             "told": [[[*codes], gains and [*gains]] for codes, gains in self.told],
             "waiting": {digest: [*codes] for digest, codes in self.waiting.items()},
             "seen": sorted(self.seen),
@@ -77,7 +73,6 @@ class BayesianSearch:
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Go on from a state that `state_dict` gave."""
-        self.seed = state["seed"]
         self.told = [(codes, gains) for codes, gains in state["told"]]
         self.waiting, self.seen = dict(state["waiting"]), set(state["seen"])
         self.rng.bit_generator.state = state["rng"]
@@ -107,66 +102,109 @@ class BayesianSearch:
         return codes, gains
 
     def _promising(self, n: int) -> list[Arch]:
+        """Return up to n new archs that improve most together."""
         codes, gains = self._data()
-        with seeded(self.seed + len(self.told)):
-            process = Process(features(self.space, codes), gains)
-            order = np.argsort(-gains.sum(axis=1), kind="stable") if gains.shape[1] == 1 else np.arange(len(codes))
-            pool = self._evolved(process, codes[order][: self.options.population], gains.shape[1])
-            if not len(pool):
-                return []
-            waiting = np.array([*self.waiting.values()]).reshape(len(self.waiting), len(self.space.variables))
-            rows = features(self.space, pool)
-            chosen = process.choose(rows, min(n, len(pool)), features(self.space, waiting), self.seed)
-        return [*dict.fromkeys(self.space.decode(pool[np.array(chosen)]))]
+        spread = gains.std(axis=0)
+        gains = (gains - gains.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+        rows = self.features(codes)
+        processes = [Process(rows, column) for column in gains.T]
+        pool = self._evolved(processes, codes, gains)
+        if not len(pool):
+            return []
+        waiting = np.array([*self.waiting.values()]).reshape(len(self.waiting), len(self.space.variables))
+        both = self.features(np.concatenate([pool, waiting]))
+        samples = np.stack([process.samples(both, self.rng) for process in processes], axis=2)
+        reached = np.stack(
+            [process(rows)[0] for process in processes], axis=1
+        )  # without the noise of what was measured
+        if len(processes) == 1:
+            picked = chosen(samples[:, :, 0], np.full(len(samples), reached.max()), n, len(waiting))
+        else:
+            worst, best = gains.min(axis=0), gains.max(axis=0)
+            directions = np.abs(self.rng.standard_normal((len(samples), len(processes))))
+            directions *= np.maximum(best - worst, 1e-9) / np.linalg.norm(directions, axis=1, keepdims=True)
+            origin = worst - 0.1 * (best - worst)
+            done = volume_in_direction(np.broadcast_to(reached - origin, (len(samples), *reached.shape)), directions)
+            picked = chosen(volume_in_direction(samples - origin, directions), done.max(axis=1), n, len(waiting))
+        return self.space.decode(pool[np.array(picked)])
 
-    def _evolved(self, process: Process, start: Codes, objectives: int) -> Codes:
+    def _evolved(self, processes: Sequence[Process], codes: Codes, gains: np.ndarray) -> Codes:
         """Return the archs that are new and did best on any of several bounds."""
-        directions = [np.ones(1)]
-        if objectives > 1:
-            directions = [*self.rng.dirichlet(np.ones(objectives), size=_DIRECTIONS)]
+        weights = np.ones((1, 1))
+        if len(processes) > 1:
+            weights = self.rng.dirichlet(np.ones(len(processes)), size=_DIRECTIONS)
         found = []
         for width in _WIDTHS:
-            for weights in directions:
-                best = self._evolved_on(process, start, weights, width)
-                found.append(best[: max(1, self.options.population // len(directions))])
-        codes = np.unique(np.concatenate(found), axis=0)
-        new = [arch.digest not in self.seen for arch in self.space.decode(codes)]
-        return codes[new]
+            for own in weights:
+                start = codes[np.argsort(-(gains @ own), kind="stable")[: self.options.population]]
+                best = self._evolved_on(processes, start, own, width)
+                found.append(best[: max(1, self.options.population // len(weights))])
+        pool = np.concatenate(found)
+        pool = pool[_distinct(pool)]
+        return pool[[arch.digest not in self.seen for arch in self.space.decode(pool)]]
 
-    def _evolved_on(self, process: Process, start: Codes, weights: np.ndarray, width: float) -> Codes:
-        """Return the last generation, best first; half of the first one is random."""
+    def _evolved_on(self, processes: Sequence[Process], start: Codes, weights: np.ndarray, width: float) -> Codes:
+        """Return the last generation, best first; half of the first one is random, half what did best."""
         n, space = self.options.population, self.problem.space
-        population = np.unique(np.concatenate([space.admit(start), space.draw(self.rng, n)]), axis=0)
+        population = np.concatenate([space.admit(start), space.draw(self.rng, n)])
+        population = population[_distinct(population)]
+        bounds = self._bounds(processes, population, weights, width)
         for generation in range(self.options.generations + 1):
-            bound = process.bound(features(self.space, population), weights, width)
-            population = population[np.argsort(-bound, kind="stable")[:n]]
+            best = np.argsort(-bounds, kind="stable")[:n]
+            population, bounds = population[best], bounds[best]
             if generation < self.options.generations:
-                population = np.unique(
-                    np.concatenate([population, self._children(population[: max(2, n // 2)])]), axis=0
-                )
+                children = self._children(population[: max(2, n // 2)])
+                population = np.concatenate([population, children])
+                bounds = np.concatenate([bounds, self._bounds(processes, children, weights, width)])
+                own = _distinct(population)
+                population, bounds = population[own], bounds[own]
         return population
 
+    def _bounds(self, processes: Sequence[Process], codes: Codes, weights: np.ndarray, width: float) -> np.ndarray:
+        """Return weighted upper confidence bounds: means and so many deviations."""
+        rows, bounds = self.features(codes), np.zeros(len(codes))
+        for process, weight in zip(processes, weights, strict=True):
+            mean, deviation = process(rows)
+            bounds += weight * (mean + width * deviation)
+        return bounds
+
     def _children(self, parents: Codes) -> Codes:
-        def chosen() -> Codes:
-            return parents[self.rng.integers(len(parents), size=_SPARE * self.options.population)]
-
-        crossed = self.space.crossed(chosen(), chosen(), self.rng)
-        mutants = self.space.mutated(crossed, min(0.5, 2 / len(self.space.variables)), self.rng)
-        return self.problem.space.admit(mutants)[: self.options.population]
+        n, space = self.options.population, self.problem.space
+        first, second = (parents[self.rng.integers(len(parents), size=n)] for _ in range(2))
+        crossed = space.crossed(first, second, self.rng)
+        return space.mutated(crossed, min(0.5, 2 / len(self.space.variables)), self.rng)
 
 
-def features(space: SearchSpace, codes: Codes) -> np.ndarray:
-    """Return a row for each arch: a one-hot code for each variable, zeros where it is inactive."""
-    active = space.active(codes)
-    blocks = [_block(variable, codes[:, at]) * active[:, at, None] for at, variable in enumerate(space.variables)]
-    return np.concatenate([np.zeros((len(codes), 0)), *blocks], axis=1)
+class Features:
+    """Archs as rows of features: a one-hot code for each variable, all zeros where it is inactive."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self._places: dict[int, np.ndarray | None] = {}  # column -> the place of each of its numbers
+        for column, variable in enumerate(space.variables):
+            number = not isinstance(variable.choices[0], str)
+            if variable.continuous or (number and len(variable.choices) > _ONE_HOT):
+                choices = np.array(variable.choices, float)
+                spread = np.ptp(choices) or 1.0
+                self._places[column] = None if variable.continuous else (choices - choices.min()) / spread
+        widths = [2 if at in self._places else len(v.choices) for at, v in enumerate(space.variables)]
+        self._starts = np.cumsum([0, *widths])
+
+    def __call__(self, codes: Codes) -> np.ndarray:
+        """Return a row for each arch."""
+        active = self.space.active(codes)
+        rows = np.zeros((len(codes), self._starts[-1]))
+        hot = np.where([at in self._places for at in range(codes.shape[1])], 0, codes).astype(int)
+        rows[np.arange(len(codes))[:, None], self._starts[:-1] + hot] = active  # of a place: that there is one
+        for column, places in self._places.items():
+            own = codes[:, column] if places is None else places[codes[:, column].astype(int)]
+            rows[:, self._starts[column] + 1] = own * active[:, column]
+        return rows
 
 
-def _block(variable: Variable, codes: np.ndarray) -> np.ndarray:
-    if variable.continuous:
-        return np.stack([np.ones(len(codes)), codes], axis=1)
-    if len(variable.choices) > _ONE_HOT and not isinstance(variable.choices[0], str):
-        choices = np.array(variable.choices, float)
-        place = (choices[codes.astype(int)] - choices.min()) / np.ptp(choices)
-        return np.stack([np.ones(len(place)), place], axis=1)
-    return np.eye(len(variable.choices))[codes.astype(int)]
+def _distinct(codes: Codes) -> np.ndarray:
+    """Return the first index of each arch among some."""
+    first: dict[bytes, int] = {}
+    for at, row in enumerate(codes):
+        first.setdefault(row.tobytes(), at)
+    return np.array([*first.values()], int)

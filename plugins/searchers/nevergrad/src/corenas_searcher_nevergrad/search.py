@@ -24,6 +24,7 @@ Loss: TypeAlias = float | list[float]
 
 _REPAIRS = 64
 """So many archs lie between one outside the constraints and one inside; the nearest one that is inside is taken."""
+_MUTANTS = 16
 _KNOWN = 20
 """After so many archs in a row that are known already, a mutant of the last one is asked."""
 
@@ -215,13 +216,19 @@ class NevergradSearch:
         return worst.tolist() if several else float(np.max(worst))
 
     def _inside(self, codes: Codes) -> Codes:
-        """Return the arch of some codes, or the nearest one to it that obeys the constraints, on the way to another."""
-        admitted = self.problem.space.admit(codes)
+        """Return the arch of some codes, or one that obeys the constraints and is near it, by as few choices as found.
+
+        It is on the way to the nearest of some mutants; of a region that breeds well these are near.
+        """
+        region = self.problem.space
+        admitted = region.admit(codes)
         if len(admitted):
             return admitted[:1]
-        other = self.problem.space.draw(self.rng, 1)
+        codes = self.space.canonical(codes)
+        mutants = region.mutated(codes.repeat(_MUTANTS, axis=0), min(0.5, 1 / codes.shape[1]), self.rng)
+        other = mutants[[(mutants != codes).sum(axis=1).argmin()]]
         kept = self.rng.random((_REPAIRS, codes.shape[1])) < np.linspace(1, 0, _REPAIRS)[:, None]
-        admitted = self.problem.space.admit(np.where(kept, codes, other))
+        admitted = region.admit(np.where(kept, codes, other))
         return admitted[:1] if len(admitted) else other
 
     def _mutant(self, arch: Arch) -> list[Arch]:
