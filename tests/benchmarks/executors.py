@@ -1,4 +1,7 @@
-"""How much faster two workers of each executor are than one where a trial takes a second, and that trials are the same.
+"""How much faster two workers of an executor are than one where a trial takes a second, and that trials are the same.
+
+A trial is a second's convolutions with one thread of torch. Two workers cannot be faster than two such processes side
+by side, which share caches and the bus: their ratio to one stands first.
 
 python tests/benchmarks/executors.py dask ray processes
 """
@@ -6,11 +9,14 @@ python tests/benchmarks/executors.py dask ray processes
 import argparse
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from attrs import frozen
 
 from corenas.contracts import Problem
@@ -23,17 +29,39 @@ SPACE = SearchSpace.from_table({"width": [*range(200)]})
 BEST = Objectives((Objective("gain"),))
 
 
-@frozen
-class Waiting:
-    """Takes its time for each arch; at one its worker is killed, once."""
+def compute(steps):
+    """Steps of 7 million multiply-adds."""
+    layer, images = torch.nn.Conv2d(32, 32, 3), torch.randn(4, 32, 16, 16)
+    with torch.inference_mode():
+        for _ in range(steps):
+            layer(images)
 
-    seconds: float
+
+def seconds_of(steps, processes):
+    """Seconds that processes, side by side, take for steps each."""
+    begin = "import time; from executors import compute; compute(100); print(flush=True); input()"
+    code = f"{begin}; start = time.perf_counter(); compute({steps}); print(time.perf_counter() - start)"
+    command, here = [sys.executable, "-c", code], Path(__file__).parent
+    running = [subprocess.Popen(command, cwd=here, stdin=-1, stdout=-1, text=True) for _ in range(processes)]
+    for process in running:
+        process.stdout.readline()  # it is there
+    for process in running:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return max(float(process.communicate()[0]) for process in running)
+
+
+@frozen
+class Working:
+    """Computes for each arch; at one its worker is killed, once."""
+
+    steps: int
     once: int = -1
     mark: str = ""
     batch: int = 1
 
     def __call__(self, trials):
-        time.sleep(self.seconds * len(trials))
+        compute(self.steps * len(trials))
         if any(trial.arch["width"] == self.once for trial in trials) and not Path(self.mark).exists():
             Path(self.mark).touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -53,22 +81,31 @@ def main():
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
-    alone, _ = searched(Waiting(0.0), options.trials)
-    print(f"{options.trials} trials of {options.seconds} s, workers started before")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    alone, _ = searched(Working(0), options.trials)
+    steps = int(1000 * options.seconds / seconds_of(1000, 1))
+    one, two = (seconds_of(steps, processes) for processes in (1, 2))
+    print(
+        f"{options.trials} trials of {one:.2f} s, workers started before; two processes: {2 * one / two:.2f} times",
+        flush=True,
+    )
     for name in options.executors:
         took = {}
         for workers in (1, 2):
             executor = load_catalogue().options("executors", {"type": name, "workers": workers})
             with executor.start() as live:
-                [*live.map(time.sleep, [0.2] * 4)]  # all of them are there
-                trials, took[workers] = searched(Waiting(options.seconds), options.trials, live)
+                [*live.map(compute, [steps // 2] * 4)]  # all of them are there
+                trials, took[workers] = searched(Working(steps), options.trials, live)
             assert trials == alone
         with TemporaryDirectory() as folder:
             once = alone[options.trials // 2].arch["width"]
-            killed, seconds = searched(Waiting(options.seconds, once, f"{folder}/mark"), options.trials, executor)
+            killed, seconds = searched(Working(steps, once, f"{folder}/mark"), options.trials, executor)
             assert killed == alone
         ratio = took[1] / took[2]
-        print(f"{name:10} one {took[1]:5.1f} s, two {took[2]:5.1f} s: {ratio:.2f} times; one killed {seconds:.1f} s")
+        print(
+            f"{name:10} one {took[1]:5.1f} s, two {took[2]:5.1f} s: {ratio:.2f} times; one killed {seconds:.1f} s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
