@@ -19,7 +19,7 @@ SMALLEST = {
     "make_table.py": ["--check"],
     "searcher_overhead.py": ["--trials", "20", "random", "nsga2"],
     "searchers.py": ["--seeds", "2", "--trials", "10", "20", "--landscapes", "table", "--searchers", "local"],
-    "executors.py": ["--trials", "4", "--seconds", "0.1", "processes"],
+    "executors.py": ["--trials", "4", "--seconds", "0.1", "--rounds", "1", "processes"],
     "latency.py": ["--networks", "2", "--rounds", "3", "--seconds", "0.1", "--backend", "eager"],
     "slicing.py": ["--rounds", "1", "--images", "2x32", "fairnas"],
     "reference.py": ["spec/quickstart.toml", *(f"--set={item}" for item in QUICK)],
