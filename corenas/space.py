@@ -470,6 +470,8 @@ def _is_drawn_by_index(variable: Variable) -> bool:
     """Return whether a variable is drawn as a whole number under the number of its choices, as `Variable` does it."""
     if isinstance(variable, Int):
         return type(variable).draw is Int.draw and variable.distribution is None
+    if isinstance(variable, Float) and variable.log:
+        return False
     return not variable.continuous and type(variable).draw in (Variable.draw, Float.draw)
 
 

@@ -152,7 +152,20 @@ class _Reader:
             return Constant(item)
         return self.fault(f"expected a number, a string, a list or a table, found {item!r}", path)
 
+    def several(self, item: Mapping[str, Any], path: KeyPath, when: Sequence[Condition]) -> Any:
+        """Return `length` times what `item` says, each drawn by itself: pycls's sampler `list`, which may nest."""
+        for key in item.keys() - {"type", "length", "item"}:
+            self.fault("unknown key", (*path, key), "a list has a length and an item")
+        length = item.get("length")
+        if type(length) is not int or not 1 <= length <= MOST_DEPTH:
+            return self.fault(f"expected a whole number from 1 to {MOST_DEPTH}, found {length!r}", (*path, "length"))
+        if "item" not in item:
+            return self.fault("expected what each of the list is", (*path, "item"))
+        return [self.item(item["item"], (*path, i), when) for i in range(length)]
+
     def typed(self, item: Mapping[str, Any], path: KeyPath, when: Sequence[Condition]) -> Any:
+        if item["type"] == "list":
+            return self.several(item, path, when)
         cls = TYPES.get(str(item["type"]).lower())
         if cls is None:
             hint = did_you_mean(str(item["type"]), TYPES, "types of variables")

@@ -106,6 +106,20 @@ class Variable(Value):
         """Gives the choice of a code."""
         return self.choices.__getitem__
 
+    @property
+    def chances(self) -> np.ndarray:
+        """How likely each of its choices is drawn; they sum to 1. A continuous one has none."""
+        return np.full(len(self.choices), 1 / len(self.choices))
+
+    @cached_property
+    def _cumulative(self) -> np.ndarray:
+        return np.cumsum(self.chances)
+
+    def _drawn(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Return the codes of n choices that are not equally likely."""
+        # the last bound is 1 but for rounding
+        return np.minimum(np.searchsorted(self._cumulative, rng.random(n), side="right"), len(self.choices) - 1)
+
     def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Return the codes of n uniform choices."""
         return rng.integers(len(self.choices), size=n)
@@ -153,22 +167,18 @@ class Int(Variable):
 
     def _all(self) -> tuple[int, ...]:
         evenly = (*_before(self.low, self.high, self.step), self.high)  # too many of them are told of
-        return evenly if self.distribution is None else (*self._chances,)
+        return evenly if self.distribution is None else (*chances(self.distribution, self.low, self.high, self.step),)
 
     @cached_property
-    def _chances(self) -> Mapping[int, float]:
-        return chances(self.distribution or "", self.low, self.high, self.step)
-
-    @cached_property
-    def _cumulative(self) -> np.ndarray:
-        return np.cumsum([*self._chances.values()])
+    def chances(self) -> np.ndarray:  # type: ignore[override]
+        """How likely each of its choices is drawn."""
+        if self.distribution is None:
+            return super().chances
+        return np.array([*chances(self.distribution, self.low, self.high, self.step).values()])
 
     def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Return the codes of n choices, as likely as its distribution says."""
-        if self.distribution is None:
-            return super().draw(rng, n)
-        # the last bound is 1 but for rounding
-        return np.minimum(np.searchsorted(self._cumulative, rng.random(n), side="right"), len(self.choices) - 1)
+        return super().draw(rng, n) if self.distribution is None else self._drawn(rng, n)
 
     @property
     def description(self) -> str:
@@ -182,8 +192,9 @@ class Float(Variable):
     """A number from `low` to `high`, both included: every `step`, or any; `log` draws its logarithm uniformly.
 
     Without steps it is continuous: the code of a number says where it lies between the bounds, 0..1, on the scale;
-    its choices are the bounds.
-    Raises ValueError for bounds in the wrong order, a log scale that reaches 0, or log and step together.
+    its choices are the bounds. With both, bounds are multiples of the step and draws round up to one, as those of an
+    `Int` with the distribution "log".
+    Raises ValueError for bounds in the wrong order, and a log scale that reaches 0.
     """
 
     low: float = field(converter=float)
@@ -197,14 +208,16 @@ class Float(Variable):
             raise ValueError(f"expected finite numbers, found {self.description}")
         if self.low > self.high:
             raise ValueError(f"low {self.low} is above high {self.high}")
-        if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("a log scale needs low above 0 and has no step")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a log scale needs low above 0, found {self.low}")
         if self.step is None:
             return (self.low, self.high) if self.low < self.high else (self.low,)
         # The last bound is exact and the others carry no noise such as 0.30000000000000004.
         choices = (*(float(f"{x:.15g}") for x in _before(self.low, self.high, self.step)), self.high)
         if len({*choices}) < len(choices):
             raise ValueError(f"step {self.step} is lost beside numbers of the size of {self.high}")
+        if self.log and not math.isclose(self.low / self.step, round(self.low / self.step), rel_tol=1e-9):
+            raise ValueError(f"on a log scale {self.low} and {self.high} have to be multiples of the step {self.step}")
         return choices
 
     @property
@@ -212,9 +225,18 @@ class Float(Variable):
         """Whether it has no steps."""
         return self.step is None
 
+    @cached_property
+    def chances(self) -> np.ndarray:  # type: ignore[override]
+        """How likely each of its steps is drawn."""
+        if self.step is None or not self.log:
+            return super().chances
+        return np.array([*chances("log", round(self.low / self.step), round(self.high / self.step), 1).values()])
+
     def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """Return the codes of n uniform choices."""
-        return rng.random(n) if self.continuous else super().draw(rng, n)
+        """Return the codes of n numbers, uniform on the scale."""
+        if self.continuous:
+            return rng.random(n)
+        return self._drawn(rng, n) if self.log else super().draw(rng, n)
 
     @cached_property
     def code_of(self) -> Callable[[Any], float]:

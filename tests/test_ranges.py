@@ -6,10 +6,12 @@ import re
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from corenas.errors import UserError
 from corenas.ranges import DISTRIBUTIONS, chances
 from corenas.space import SearchSpace
-from corenas.variables import Int
+from corenas.variables import Float, Int
 
 SIXTH = pytest.approx(1 / 6)
 
@@ -98,3 +100,45 @@ def test_ranges_that_a_distribution_cannot_have_are_refused(name, bounds, says):
     with pytest.raises(ValueError) as raised:
         chances(name, *bounds)
     assert re.search(says, str(raised.value))
+
+
+def test_numbers_with_steps_on_a_log_scale_round_up_to_one():
+    """The same chances as whole numbers of steps: q.1 of [8, 256] is q1 of [80, 2560] (SWEEP.md, section 5)."""
+    variable = Float("w_a", 8, 256, log=True, step=0.1)
+    assert variable.choices[:3] == (8, 8.1, 8.2)
+    assert not variable.continuous
+    assert variable.chances == pytest.approx([*chances("log", 80, 2560, 1).values()])
+    share = np.mean(variable.draw(np.random.default_rng(0), 20_000) < variable.code_of(45.2))
+    assert share == pytest.approx(math.log(45.2 / 8) / math.log(256 / 8), abs=0.015)  # about a half
+    with pytest.raises(ValueError, match="multiples of the step"):
+        Float("w", 0.25, 1.05, log=True, step=0.2)
+
+
+def test_a_list_is_so_many_independent_draws_of_one_item_and_may_nest():
+    item = {"type": "int", "low": 32, "high": 64, "step": 8, "distribution": "log"}
+    space = SearchSpace.from_table({
+        "w": {"type": "list", "length": 2, "item": item},
+        "n": {"type": "list", "length": 2, "item": {"type": "list", "length": 2, "item": [1, 2]}},
+        "same": {"type": "list", "length": 2, "item": 3},
+    })  # fmt: skip
+    assert space.keys == ("w.0", "w.1", "n.0.0", "n.0.1", "n.1.0", "n.1.1")
+    assert [value.number for value in space.tree["same"]] == [3, 3]
+    assert SearchSpace.from_table(space.to_table()).variables == space.variables
+    codes, n = space.draw(np.random.default_rng(0), 20_000), 20_000
+    likely = np.array([0.2933, 0.2275, 0.1859, 0.1572, 0.1361])
+    pairs = np.bincount(codes[:, 0] * 5 + codes[:, 1], minlength=25)
+    assert stats.chisquare(pairs, n * np.outer(likely, likely).ravel() / likely.sum() ** 2).pvalue > 0.001
+    nested = np.bincount(codes[:, 2:] @ [8, 4, 2, 1], minlength=16)
+    assert stats.chisquare(nested).pvalue > 0.001
+
+
+@pytest.mark.parametrize(("table", "says"), [
+    ({"type": "list", "length": 0, "item": [1]}, "w.length: expected a whole number from 1"),
+    ({"type": "list", "length": True, "item": [1]}, "w.length: expected a whole number"),
+    ({"type": "list", "length": 2}, "w.item: expected what each"),
+    ({"type": "list", "length": 2, "item": [1], "items": 3}, "w.items: unknown key"),
+    ({"type": "list", "length": 2, "item": []}, "at least one choice"),
+])  # fmt: skip
+def test_lists_that_are_none_are_told(table, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        SearchSpace.from_table({"w": table})

@@ -165,6 +165,19 @@ def test_the_evaluator_averages_over_seeds(tmp_path):
     assert abs(twice.metrics["top1"] - once.metrics["top1"]) == pytest.approx(twice.extra["top1_sd"] / np.sqrt(2))
 
 
+def test_a_curve_is_what_shorter_trainings_of_the_same_schedule_reach(tmp_path):
+    """With checkpoints each point goes on from the one before; the end is that of a training that never stopped."""
+    prepared = prepare(spec_of(tmp_path, "train.epochs=4", "searcher=random")[0])
+    arch = prepared.spec.space.default()
+    measure = StandAlone(curve=2).start(prepared.evaluator_context(None, tmp_path / "trials"))
+    (found,) = measure([arch], 1.0)
+    assert found.extra["curve"]["share"] == [0.25, 0.5]
+    plain = StandAlone().start(prepared.evaluator_context(None))
+    rates = [plain([arch], share)[0].metrics["top1"] for share in (0.25, 0.5, 1.0)]
+    assert [*found.extra["curve"]["top1"], found.metrics["top1"]] == rates
+    assert len({*rates}) == 3
+
+
 def test_the_readme_shows_a_spec_that_is_right():
     (spec,) = spec_fragments(Path(__file__).parents[1] / "README.md")
     assert load_catalogue().options("algorithms", spec["algorithm"]) == Alone()

@@ -83,6 +83,24 @@ def test_distance_and_its_p_agree_with_scipy_for_equal_weights():
     assert drawn.distance_p == pytest.approx(theirs.pvalue, abs=0.05)
 
 
+@pytest.mark.parametrize(("n", "width", "critical"), [
+    (32, 0.240, None), (100, 0.136, 0.192), (250, 0.086, 0.121), (500, 0.061, 0.086), (1000, 0.043, None),
+])  # fmt: skip
+def test_bands_and_critical_distances_are_those_of_the_page_and_of_scipy(n, width, critical):
+    assert st.band(n) == pytest.approx(width, abs=5e-4)
+    found = st.critical_distance(n, n)
+    if critical is not None:
+        assert found == pytest.approx(critical, abs=5e-4)
+    # Smirnov's limit: that of the one-sample distribution with nm / (n + m) for n.
+    assert stats.kstwobign.sf(found * np.sqrt(n / 2)) == pytest.approx(0.05, abs=1e-4)
+    rng = RNG(0)
+    beyond = [
+        st.distance(*(x for _ in "ab" for x in (rng.random(n), st.equal_weights(n)))) >= found for _ in range(2000)
+    ]
+    assert np.mean(beyond) == pytest.approx(0.045, abs=0.02)  # a little less than 5%: the limit is too large for few
+    assert st.critical_distance(100, 50) > st.critical_distance(100, 100)
+
+
 def test_the_chance_of_each_rank_to_be_best_is_that_of_the_worked_example():
     assert st.drawn(6, 0.25) == 1
     assert st.drawn(6, 3) == 3

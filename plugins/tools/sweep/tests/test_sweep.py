@@ -26,6 +26,7 @@ from corenas_tool_sweep.command import asked, run_sweep
 from corenas_tool_sweep.narrowing import Narrowed, narrow
 from corenas_tool_sweep.population import read_populations
 from corenas_tool_sweep.settings import Bootstrap, Narrow, Normalise, Sample, Sweep, read_sweep
+from corenas_tool_sweep.structured import regnet_stages
 
 SPACE = {
     "width": [8, 16, 24, 32, 40],
@@ -282,6 +283,68 @@ def test_a_population_is_drawn_and_measured_first_and_new_archs_confirm_a_narrow
     assert {trial.arch[key] for trial in new} == {32}
     assert 1 <= found["confirmed"]["archs"] <= len(new) == 5
     assert (tmp_path / "out/space.narrowed.toml").read_text().startswith("# tested on")
+
+
+def test_regnets_are_drawn_as_a_population_whose_numbers_are_variables(tmp_path):
+    text = SPEC.replace(f'{{ file = "{Path(__file__).parents[4]}/spec/space/zennet-tiny.toml" }}', '"regnet.toml"')
+    (tmp_path / "spec.toml").write_text(text)
+    stage = """
+[[stages]]
+op = "KXKX"
+stride = 2
+kernel = 3
+ratio = 1
+width = { type = "int", low = 8, high = 64, step = 8 }
+depth = { type = "int", low = 1, high = 6 }
+"""
+    (tmp_path / "regnet.toml").write_text(f"stem = {{ width = 8 }}\nhead = {{ width = 16 }}\n{stage * 2}")
+    (tmp_path / "sweep.toml").write_text("""
+[sweep]
+plots = 0
+sample = { spec = "spec.toml", count = 6, regnet = { depth = [2, 6], w_0 = [8, 16], w_a = [8, 16], w_m = [2, 2.5] } }
+""")
+    command.run_sweep(read_sweep(tmp_path / "sweep.toml"), tmp_path / "out")
+    found = json.loads((tmp_path / "out/sweep.json").read_text())
+    (population,) = found["populations"]
+    assert population["sampled"]
+    assert {"w_0", "w_a", "w_m", "stages.0.width"} <= {variable["key"] for variable in population["variables"]}
+    trials = Store(tmp_path / "out/sample/run.sqlite", readonly=True).trials()
+    assert len(trials) == population["counts"]["analysed"] == 6
+    for trial in trials:
+        own = trial.extra["variables"]
+        stages = regnet_stages(int(own["depth"]), own["w_0"], own["w_a"], own["w_m"], int(own["group_width"]))
+        assert [trial.arch[f"stages.{i}.width"] for i in range(2)] == stages.widths
+        assert [trial.arch[f"stages.{i}.depth"] for i in range(2)] == stages.depths
+    assert any("of what was drawn" in note for note in found["notes"])
+
+
+def test_curves_say_how_far_a_part_of_the_training_ranks_as_its_end(space, tmp_path):
+    """Errors fall by halves to what they come to; a quarter of the training ranks as the end, an eighth at random."""
+    rng = np.random.default_rng(0)
+    trials = []
+    for trial in trials_of(space, 60, 0, planted=True):
+        end = trial.metrics["top1"]
+        curve = {"share": [0.125, 0.5], "top1": [float(40 + 10 * rng.random()), end - 5]}
+        trials.append(attrs.evolve(trial, extra={"curve": curve}))
+        trials.append(Trial(trial.arch, {"top1": end - 10}, fidelity=0.25))
+    run = write_run(tmp_path / "curves", trials, space)
+    store = Store(run / "run.sqlite")
+    store.set("spec", {**store.get("spec"), "train": {"epochs": 16}})
+    store.close()
+    sweep = Sweep((str(run),), plots=0, filter={"depth": (2, 3)})
+    found, _ = run_sweep(sweep, tmp_path / "out")
+    (population,) = found.populations
+    assert len(population) == len(population.curves) < 60
+    for curve, error in zip(population.curves, population.errors, strict=True):
+        assert [share for share, _ in curve] == [0.125, 0.25, 0.5, 1]
+        assert [e for _, e in curve][1:] == pytest.approx([error + 10, error + 5, error])
+    eighth, quarter, half = figures(found)["populations"][0]["curves"]
+    assert (quarter["tau"], quarter["gain"]) == (pytest.approx(1), pytest.approx(10))
+    assert (half["tau"], half["gain"]) == (pytest.approx(1), pytest.approx(5))
+    assert abs(eighth["tau"]) < 0.4
+    page = (tmp_path / "out/sweep.html").read_text()
+    assert "Whether archs are trained out" in page
+    assert (tmp_path / "out/curves-0.svg").exists()
 
 
 # -- filters, parts, made variables -----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from attrs import field, frozen
-from attrs.validators import ge
+from attrs.validators import ge, le
 
 from corenas.contracts import (
     AlgorithmContext,
@@ -56,9 +56,12 @@ class StandAlone:
     recalibrated: the statistics are those of the training.
 
     seeds: how often each arch is trained, each time with another seed; metrics are means, and their spread is kept
+    curve: how many times it is measured on the way too, each at half of the next one's epochs; what is found is kept,
+        and `corenas sweep` shows whether archs are trained out
     """
 
     seeds: int = field(default=1, validator=ge(1))
+    curve: int = field(default=0, validator=[ge(0), le(16)])
 
     cheap: ClassVar[bool] = False
 
@@ -70,7 +73,7 @@ class StandAlone:
         """Return what trains and measures archs."""
         from corenas_algorithm_alone.measuring import TrainedAlone
 
-        return TrainedAlone(self.seeds, context)
+        return TrainedAlone(self.seeds, context, self.curve)
 
 
 @hookimpl

@@ -18,7 +18,7 @@ import tomli_w
 from attrs import frozen
 
 from corenas.errors import UserError
-from corenas.objectives import Trial
+from corenas.objectives import Objective, Trial
 from corenas.plugins import Catalogue
 from corenas.run.prepare import load_supernet, prepare, start_trial_runner
 from corenas.run.spec import Spec, open_spec
@@ -66,10 +66,15 @@ def run_comparison(compare: Compare, out: Path) -> dict[str, Any]:
     budget = budget or one * first.spec.search.trials
     methods = [_within_budget(method, budget, one, out) for method in methods]
     reference = _reference(first, compare, out, metric) if compare.reference.archs else []
-    rows = [_row(m, seed, compare, out, reference, metric) for m in methods for seed in range(compare.seeds)]
-    if compare.baselines:
-        rows += [_baseline(RANDOM, first, seed, compare, out, metric, budget, one) for seed in range(compare.seeds)]
-        rows += [_baseline(LARGEST, first, seed, compare, out, metric, budget, one) for seed in range(compare.seeds)]
+    rows = []
+    for seed in range(
+        compare.seeds
+    ):  # all methods with one seed before the next, so that fewer seeds are a whole table
+        rows += [_row(m, seed, compare, out, reference, metric) for m in methods]
+        for name in (RANDOM, LARGEST) if compare.baselines else ():
+            rows.append(_baseline(name, first, seed, compare, out, metric, budget, one))
+    order = [*dict.fromkeys(row["method"] for row in rows)]
+    rows.sort(key=lambda row: order.index(row["method"]))
     return {
         "metric": metric,
         "budget": budget,
@@ -87,6 +92,10 @@ def _opened(name: str, method: Method, compare: Compare) -> Opened:
     path, settings = str(method.spec or compare.spec), (*compare.set, *method.set)
     try:
         spec, _, catalogue = open_spec(path, settings)
+        if "retrain" in spec.algorithm.stages:
+            # What is found is trained alone afterwards, as that of all others: its own retraining would be for nothing.
+            settings = (*settings, "retrain.train.epochs=0")
+            spec, _, catalogue = open_spec(path, settings)
     except UserError as error:
         raise error.under("methods", name) from None
     return Opened(name, spec, catalogue, path, settings)
@@ -133,10 +142,10 @@ def _training(method: Opened, out: Path) -> float:
     return known[digest]
 
 
-def _replace(file: Path, content: Any) -> None:
+def _replace(file: Path, content: Any, indent: int | None = None) -> None:
     """Write JSON, so that the file is whole or not there."""
     part = file.with_name(f"{file.name}.part")
-    part.write_text(json.dumps(content), encoding="utf-8")
+    part.write_text(json.dumps(content, indent=indent), encoding="utf-8")
     os.replace(part, file)
 
 
@@ -179,18 +188,37 @@ def _run(path: str | Path, settings: Sequence[str], folder: Path) -> dict[str, A
 
 
 def _reference(first: Opened, compare: Compare, out: Path, metric: str) -> list[Trial]:
-    """Return the archs that were trained alone, with the mean of their seeds."""
+    """Return the archs that were trained alone, with the mean of their seeds: those that are kept, if there are any."""
     changes = {
         "algorithm": {"type": "alone"},
         "searcher": {"type": "random"},
         "evaluators": [{"type": "stand_alone", "seeds": compare.reference.seeds}],
         "search": {"trials": compare.reference.archs, "objectives": [metric]},
     }
-    _run(_alone_file(first, compare, out, REFERENCE, changes), (), out / REFERENCE)
+    spec_file = _alone_file(first, compare, out, REFERENCE, changes)
+    kept = compare.reference.kept and Path(compare.reference.kept)
+    digest = _digest_of_reference(spec_file)
+    if kept and kept.exists():
+        known = json.loads(kept.read_text(encoding="utf-8"))
+        if known["spec"] == digest:
+            return [Trial(Arch(row["arch"]), row["metrics"], extra=row["extra"]) for row in known["archs"]]
+        print(f"{kept} is of another space, data or training: its archs are trained again", file=sys.stderr)
+    _run(spec_file, (), out / REFERENCE)
     store = Store(out / REFERENCE / "run.sqlite", readonly=True)
     trials = [trial for trial in store.trials() if trial.ok]
     store.close()
+    if kept and not kept.exists():
+        rows = [{"arch": dict(t.arch), "metrics": dict(t.metrics), "extra": dict(t.extra)} for t in trials]
+        _replace(kept, {"spec": digest, "archs": rows}, indent=1)
     return trials
+
+
+def _digest_of_reference(file: Path) -> str:
+    """Return what the accuracies of references hang on."""
+    spec, _, catalogue = open_spec(file, ())
+    table = spec.to_table(catalogue)
+    keys = ("space", "backbone", "task", "train", "seed", "evaluators", "search")
+    return hashlib.sha256(json.dumps({key: table[key] for key in keys}, sort_keys=True).encode()).hexdigest()
 
 
 def _row(
@@ -201,16 +229,17 @@ def _row(
     result = _run(method.path, (*method.settings, f"seed={seed}"), folder)
     best = result["best"]
     retrained = _retrained(method, best["arch"], seed, compare, out, folder.name)
+    ranking, own = _measured(method, seed, folder, reference, Arch(best["arch"]), metric)
     return {
         "method": method.name,
         "seed": seed,
-        "inherited": best["metrics"].get(metric),
-        "test": best["test"].get(metric),
+        "inherited": best["metrics"].get(metric, own),
+        "test": None if "retrain" in method.spec.algorithm.stages else best["test"].get(metric),
         "retrained": retrained["best"]["test"].get(metric),
         "flops": best["metrics"]["flops"],
         "training_flops": method.flops,
         "seconds": {**result["seconds"], "trained again": sum(retrained["seconds"].values())},
-        "ranking": _ranking(method, seed, folder, reference),
+        "ranking": ranking,
     }
 
 
@@ -222,26 +251,35 @@ def _retrained(
     return _run(file, (f"seed={seed}",), out / f"{name}-retrained")
 
 
-def _ranking(method: Opened, seed: int, folder: Path, reference: Sequence[Trial]) -> list[float] | None:
-    """Return what a method's evaluators say of the references, more being better; None for a method that ranks none."""
+def _measured(
+    method: Opened, seed: int, folder: Path, reference: Sequence[Trial], found: Arch, metric: str
+) -> tuple[list[float] | None, float | None]:
+    """Return what a method says of the references, more being better, and the metric that it measures of its own arch.
+
+    None for a method that ranks none. One that finds its arch while it trains says what its supernet does.
+    """
     spec = open_spec(method.path, (*method.settings, f"seed={seed}"))[0]
     kinds = {row["type"] for row in spec.to_table(method.catalogue)["evaluators"]}
-    if "search" not in spec.algorithm.stages or "stand_alone" in kinds or not reference:
-        return None
-    archs = [trial.arch for trial in reference]
+    if not {"search", "train"} & {*spec.algorithm.stages} or "stand_alone" in kinds:
+        return None, None
+    archs = [*(Arch(dict(trial.arch)) for trial in reference), found]
     file = folder.with_name(f"{folder.name}.ranking.json")
     digest = hashlib.sha256("".join(arch.digest for arch in archs).encode()).hexdigest()
     if file.exists() and (known := json.loads(file.read_text(encoding="utf-8")))["archs"] == digest:
-        return known["gains"]
+        return known["gains"], known["found"]
     prepared = prepare(spec)
+    goals = prepared.objectives.objectives or [
+        Objective(m, prepared.metrics[m].direction) for m in {metric} & {*prepared.metrics}
+    ]
+    if not goals:
+        return None, None
     supernet = load_supernet(prepared, folder) if prepared.has_supernet else None
     # Constraints are for the search; here every reference is ranked.
     free = attrs.evolve(prepared, targets=[attrs.evolve(target, constraints=()) for target in prepared.targets])
-    trials = start_trial_runner(free, 0, supernet)([Trial(Arch(dict(arch))) for arch in archs])
-    goal = prepared.objectives.objectives[0]
-    gains = [goal.gain(trial.metrics) if trial.ok else float("-inf") for trial in trials]
-    _replace(file, {"archs": digest, "gains": gains})
-    return gains
+    *trials, own = start_trial_runner(free, 0, supernet)([Trial(arch) for arch in archs])
+    gains = [goals[0].gain(trial.metrics) if trial.ok else float("-inf") for trial in trials]
+    _replace(file, {"archs": digest, "gains": gains, "found": own.metrics.get(metric)})
+    return gains, own.metrics.get(metric)
 
 
 def _baseline(

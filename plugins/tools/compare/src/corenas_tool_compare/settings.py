@@ -32,10 +32,13 @@ class Reference:
 
     archs: how many, drawn at random
     seeds: trainings of each
+    kept: a JSON file of their accuracies: read where it is of the same space, data and training; written where it is
+        not there yet
     """
 
     archs: int = field(default=30, validator=ge(0))
     seeds: int = field(default=2, validator=ge(1))
+    kept: str | None = None
 
 
 @frozen
@@ -100,4 +103,5 @@ def _read(path: Path, text: str, content: Mapping[str, object]) -> Compare:
         return None if name is None else str(path.parent / name)
 
     methods = {name: attrs.evolve(method, spec=beside(method.spec)) for name, method in compare.methods.items()}
-    return attrs.evolve(compare, methods=methods, spec=beside(compare.spec))
+    reference = attrs.evolve(compare.reference, kept=beside(compare.reference.kept))
+    return attrs.evolve(compare, methods=methods, spec=beside(compare.spec), reference=reference)

@@ -183,6 +183,9 @@ def compare_pair(
         result[name] = {
             "distance": found.distance,
             "distance_p": found.distance_p,
+            "critical_distance": st.critical_distance(
+                *(st.effective_size(st.bin_weights(bins)) for bins in arrays[2:])
+            ),
             "difference": -found.mean,
             "difference_p": found.mean_p,
             "interval": [-high, -low],
@@ -390,6 +393,8 @@ def _notes(populations: Sequence[Population]) -> list[str]:
             notes.append(f"{name}: {text}")
         if len(population) < LEAST_FOR_RANGES:
             notes.append(f"{name}: {len(population)} archs, too few for good ranges ({LEAST_FOR_RANGES} or more)")
+        if population.accepted is not None:
+            notes.append(f"{name}: {population.accepted:.2%} of what was drawn has the structure and fits the space")
         notes += [f"{name}: {count:,} archs {word}" for word, count in population.counts.items() if count]
         if population.failed.any():
             text = "failed archs count as errors of 100% in distributions; filter = { done = [1, 1] } leaves them out"
@@ -421,6 +426,7 @@ def figures(analysis: Analysis) -> dict[str, Any]:
                 "noise_floor": noise_of(population),
                 "views": views,
                 "variables": [attrs.asdict(variable) for variable in analysis.variables[i]],
+                "curves": curve_points(population),
             }
         )
     return {
@@ -429,6 +435,28 @@ def figures(analysis: Analysis) -> dict[str, Any]:
         "pairs": [*analysis.pairs],
         "notes": [*analysis.notes],
     }
+
+
+def curve_points(population: Population) -> list[dict[str, Any]]:
+    """Return for each point of the training at which several archs were measured what it says of the end.
+
+    gain: mean error there less that at the end, in points; tau: how far it ranks the archs as the end does
+    """
+    shares = sorted({share for curve in population.curves for share, _ in curve if share < 1})
+    points = []
+    for share in shares:
+        pairs = [
+            (dict(curve)[share], error)
+            for curve, error, failed in zip(population.curves, population.errors, population.failed, strict=True)
+            if share in dict(curve) and not failed
+        ]
+        if len(pairs) > 2:
+            there, end = np.array(pairs).T
+            tau, interval = st.rank_agreement(there, end)
+            gain = float((there - end).mean())
+            row = {"share": share, "archs": len(pairs), "gain": gain, "tau": tau, "interval": [*interval]}
+            points.append(row)
+    return points
 
 
 def _view(errors: np.ndarray, weights: np.ndarray, sweep: Sweep) -> dict[str, Any]:

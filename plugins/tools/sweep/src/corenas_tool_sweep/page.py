@@ -9,10 +9,12 @@ from typing import Any
 
 from corenas.objectives import amount
 from corenas_tool_sweep import statistics as st
-from corenas_tool_sweep.analysis import LEAST_FOR_RANGES, Analysis, Variable, label, noise_of
+from corenas_tool_sweep.analysis import LEAST_FOR_RANGES, Analysis, Variable, curve_points, label, noise_of
 from corenas_tool_sweep.narrowing import Narrowed
 from corenas_tool_sweep.plots import Plot
 
+SIZES = (32, 100, 250, 500, 1000)
+"""Populations whose band and critical distance the page lists."""
 _SECTIONS = {
     "edf": (
         "Which population is better",
@@ -26,6 +28,11 @@ _SECTIONS = {
         "choice how often the best has it.",
     ),
     "trends": ("Where the good range moves", "Thin: all values; thick: the good range; dot: the best."),
+    "curves": (
+        "Whether archs are trained out",
+        "Hollow: within 1% of the least error of a curve. Where lines still fall, or cross, longer trainings may rank "
+        "archs otherwise.",
+    ),
     "archs": ("Patterns in the best and the worst", "Lines are moved apart a little, so that equal ones are seen."),
 }
 
@@ -54,7 +61,7 @@ def write_page(
         some = [plot for plot in plots if plot.section == key]
         if not some:
             continue
-        table = _variables(analysis) if key == "values" else ""
+        table = _variables(analysis) if key == "values" else _curves(analysis) if key == "curves" else ""
         figures = "".join(map(_figure, some))
         parts.append(_section(heading, f"<p class='soft'>{esc(text)}</p>{table}<div class='plots'>{figures}</div>"))
     parts.append(_section("A narrower space", _narrower(narrowed, words, toml)))
@@ -138,12 +145,12 @@ def _populations(analysis: Analysis) -> str:
     if analysis.pairs:
         content += _table(
             "Differences: error of the second less that of the first, with its 95% interval",
-            ("pair", "view", "distance of EDFs", "p", "difference", "p", "the second is"),
+            ("pair", "view", "distance of EDFs (5% critical)", "p", "difference", "p", "the second is"),
             [
                 (
                     f"{pair['first']} / {pair['second']}",
                     view.replace("_", " "),
-                    f"{found['distance']:.3f}",
+                    f"{found['distance']:.3f} ({found['critical_distance']:.3f})",
                     f"{found['distance_p']:.3g}",
                     f"{found['difference']:+.2f} [{found['interval'][0]:+.2f}, {found['interval'][1]:+.2f}]",
                     f"{found['difference_p']:.3g}",
@@ -154,7 +161,26 @@ def _populations(analysis: Analysis) -> str:
                 if isinstance(found, dict)
             ],
         )
-    return _section("Populations", content)
+    rows = [(f"{n:,}", f"± {st.band(n):.3f}", f"{st.critical_distance(n, n):.3f}") for n in SIZES]
+    caption = "What so many archs can show: the 95% band of an EDF, and the distance of two that chance exceeds in 5%"
+    table = _table(caption, ("archs (effective n)", "band", "critical distance"), rows)
+    return _section("Populations", f"{content}<details><summary>how many archs it takes</summary>{table}</details>")
+
+
+def _curves(analysis: Analysis) -> str:
+    rows = [
+        (
+            population.name,
+            f"{point['share']:.3g}",
+            point["archs"],
+            f"{point['gain']:+.2f}",
+            f"{point['tau']:.2f} [{point['interval'][0]:.2f}, {point['interval'][1]:.2f}]",
+        )
+        for population in analysis.populations
+        for point in curve_points(population)
+    ]
+    head = ("population", "share of the training", "archs", "error beyond that at the end", "tau with the end")
+    return _table("What a part of the training says of its end", head, rows) if rows else ""
 
 
 def _variables(analysis: Analysis) -> str:

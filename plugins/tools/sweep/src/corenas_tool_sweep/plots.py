@@ -118,6 +118,12 @@ def _wanted(analysis: Analysis) -> Iterator[Wanted]:
     if len(pair) == 2:
         title = f"Two variables, coloured by rank: {pair[0]} and {pair[1]}"
         yield "values-2d", title, "values", _SIZE, lambda f: _two(f, analysis.populations[0], *pair)
+    for i, population in enumerate(analysis.populations):
+        if any(population.curves):
+            title = (
+                f"Error along the training of {population.name}: the {EXTREMES} best archs, and the {EXTREMES} worst"
+            )
+            yield f"curves-{i}", title, "curves", _SIZE, lambda f, population=population: _curves(f, population)
     for stem, keys in _profiles(analysis.populations[0]).items():
         title = f"{stem} along the network: the {EXTREMES} best archs, and the {EXTREMES} worst"
         yield (
@@ -399,6 +405,28 @@ def _two(figure: Figure, population: Population, first: str, second: str) -> Non
     figure.colorbar(points, ax=axes, label="rank / n (0: best)")
     axes.set_xlabel(first)
     axes.set_ylabel(second)
+
+
+def _curves(figure: Figure, population: Population) -> None:
+    """Draw how errors fell; hollow: within 1% of the least of a curve."""
+    axes = figure.subplots()
+    some = [i for i in np.argsort(population.errors, kind="stable") if population.curves[i]]
+    count = max(1, min(EXTREMES, len(some) // 2))
+    whole = population.epochs or 1
+    for group, archs in (("worst", some[len(some) - count :]), ("best", some[:count])):
+        colour = COLOURS[0] if group == "best" else COLOURS[1]
+        for number, arch in enumerate(archs):
+            shares, errors = np.array(population.curves[arch]).T
+            text = f"{len(archs)} {group}" if number == 0 else None
+            axes.plot(shares * whole, errors, "-", lw=1, color=colour, alpha=0.6, label=text)
+            near = errors <= 1.01 * errors.min() if errors.min() > 0 else errors == errors.min()
+            for those, face in ((near, "none"), (~near, colour)):
+                axes.scatter(shares[those] * whole, errors[those], s=14, facecolors=face, edgecolors=colour, alpha=0.8)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.set_xlabel("epochs" if population.epochs else "share of the training")
+    axes.set_ylabel(_error_name(population))
+    axes.legend()
 
 
 def _profiles(population: Population) -> dict[str, list[str]]:

@@ -17,12 +17,16 @@ import tomli
 from attrs import field, frozen
 
 from corenas.errors import Fault, UserError, collecting, did_you_mean, raise_if_any
+from corenas.objectives import Trial
 from corenas.space import Arch, SearchSpace, flatten
 from corenas.store import Store
 from corenas_tool_sweep.settings import Filter, Sweep
 
 _NO_VARIABLES = {"seconds", "state", "fidelity", "arch", "search", "error", "seed", ""}
 """Columns of a file that are neither metrics nor variables."""
+
+
+Curve = Sequence[tuple[float, float]]
 
 
 @frozen(eq=False)
@@ -68,6 +72,10 @@ class Population:
     images: how many samples an error was measured on, where that is known
     counts: what became of the others: name -> archs
     repeats: standard deviation of an error over seeds, where archs were measured more than once
+    curves: of each arch (share of its training, error), from early to late, the end included; empty where only that
+        was measured
+    epochs: of a whole training, where that is known
+    accepted: share of what was drawn that has the structure asked for and fits the space
     """
 
     name: str
@@ -84,6 +92,9 @@ class Population:
     space: SearchSpace | None = None
     counts: Mapping[str, int] = field(factory=dict)
     repeats: float | None = None
+    curves: Sequence[Curve] = ()
+    epochs: int | None = None
+    accepted: float | None = None
 
     def __len__(self) -> int:
         return len(self.errors)
@@ -91,6 +102,7 @@ class Population:
     def take(self, some: np.ndarray) -> Population:
         """Return the population of some archs: a boolean (n,), or their indices."""
         weights = self.weights[some]
+        curves = [self.curves[i] for i in np.arange(len(self))[some]] if self.curves else ()
         return attrs.evolve(
             self,
             errors=self.errors[some],
@@ -98,6 +110,7 @@ class Population:
             costs={name: cost[some] for name, cost in self.costs.items()},
             variables={key: column.take(some) for key, column in self.variables.items()},
             weights=weights / weights.sum() if len(weights) else weights,
+            curves=curves,
         )
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -236,7 +249,7 @@ def _of_run(folder: Path, sweep: Sweep) -> Population:
         _errors(found, failed, direction, unit),
         failed,
         {c: _numbers([t.metrics.get(c) for t in trials]) for c in sweep.complexity if c in known},
-        _columns_of_space(space, [trial.arch for trial in trials]),
+        {**_columns_of_space(space, [trial.arch for trial in trials]), **_columns_of_facts(trials)},
         (1 / inclusion) / (1 / inclusion).sum(),
         metric,
         unit,
@@ -245,6 +258,9 @@ def _of_run(folder: Path, sweep: Sweep) -> Population:
         images if unit == "%" else None,
         space,
         {word: count for word, count in counts.items() if count},
+        curves=_curves(trials, [*distinct.values()], metric, direction, unit),
+        epochs=None if spec.get("supernet") else (spec.get("train") or {}).get("epochs"),
+        accepted=next((trial.extra["accepted"] for trial in trials if "accepted" in trial.extra), None),
     )
 
 
@@ -263,6 +279,30 @@ def _errors(found: np.ndarray, failed: np.ndarray, direction: str, unit: str) ->
     return np.where(failed, worst, errors)
 
 
+def _curves(trials: Sequence[Trial], known: Sequence[Trial], metric: str, direction: str, unit: str) -> Sequence[Curve]:
+    """Return how the error of each arch fell while it was trained.
+
+    From what its trial kept of the way (`stand_alone` with `curve`), and from trials of a lower fidelity.
+    """
+    found: dict[Arch, dict[float, float]] = {trial.arch: {} for trial in trials if trial.ok}
+    for trial in known:
+        if trial.arch in found and trial.ok and math.isfinite(trial.metrics.get(metric, math.nan)):
+            kept = trial.extra.get("curve") or {}
+            found[trial.arch] |= dict(zip(kept.get("share", ()), kept.get(metric, ()), strict=False))
+            found[trial.arch][trial.fidelity] = trial.metrics[metric]
+    if not any(len(points) > 1 for points in found.values()):
+        return ()
+    curves = []
+    for trial in trials:
+        points = sorted(found.get(trial.arch, {}).items())
+        values = np.array([value for _, value in points], float)
+        errors = _errors(values, np.zeros(len(points), bool), direction, unit).tolist()
+        curves.append(
+            [(share, error) for (share, _), error in zip(points, errors, strict=True)] if len(points) > 1 else []
+        )
+    return curves
+
+
 def _numbers(items: Iterable[Any]) -> np.ndarray:
     return np.array([np.nan if item is None or item == "" else float(item) for item in items], float)
 
@@ -279,6 +319,12 @@ def _columns_of_space(space: SearchSpace, archs: Sequence[Arch]) -> dict[str, Co
         choices = sorted(choices) if numeric else choices
         columns[key] = Column(array[: len(values)], active[:, place], choices)
     return columns
+
+
+def _columns_of_facts(trials: Sequence[Trial]) -> dict[str, Column]:
+    """Return what archs were made from, such as the numbers of a RegNet."""
+    facts = [trial.extra.get("variables") or {} for trial in trials]
+    return {key: _column([row.get(key) for row in facts]) for key in dict.fromkeys(itertools.chain(*facts))}
 
 
 def _of_file(path: Path, sweep: Sweep) -> Population:

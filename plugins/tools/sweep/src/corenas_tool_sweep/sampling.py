@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import tomli
 import tomli_w
@@ -88,12 +89,32 @@ def _searched(run: Path, count: int) -> dict[str, Any]:
     return {**search, "trials": count}
 
 
-def _settings(sample: Sample, count: int, seed: int) -> list[str]:
-    searcher = '{type="random"}'
+def _searcher(sample: Sample) -> str:
+    """Return the searcher of a sample, as `--set` takes it."""
+    if sample.stratify is None and not sample.structure:
+        return '{type="random"}'
+    searcher: dict[str, Any] = {"type": "stratified", "bins": 1}
     if sample.stratify is not None:
-        searcher = f'{{type="stratified", metric="{sample.stratify}", bins={sample.bins}}}'
+        searcher |= {"metric": sample.stratify, "bins": sample.bins}
+    searcher |= {key: list(getattr(sample, key)) for key in ("equal", "non_decreasing") if getattr(sample, key)}
+    if sample.regnet is not None:
+        searcher["regnet"] = attrs.asdict(sample.regnet, filter=lambda _, item: item is not None)
+        searcher["pool"] = 2000  # of RegNets few fit a space
+    return _inline(searcher)
+
+
+def _inline(item: Any) -> str:
+    """Return plain data as TOML on one line."""
+    if isinstance(item, Mapping):
+        return "{" + ", ".join(f"{key} = {_inline(value)}" for key, value in item.items()) + "}"
+    if isinstance(item, list | tuple):
+        return "[" + ", ".join(map(_inline, item)) + "]"
+    return json.dumps(item)
+
+
+def _settings(sample: Sample, count: int, seed: int) -> list[str]:
     settings = [
-        f"searcher={searcher}",
+        f"searcher={_searcher(sample)}",
         f"search.trials={count}",
         f"name={Path(sample.spec).stem}-sample",
         f"seed={seed}",

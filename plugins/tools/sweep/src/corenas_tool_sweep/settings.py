@@ -13,6 +13,7 @@ from attrs.validators import ge, gt, le, lt
 from corenas.errors import Fault, UserError, raise_if_any
 from corenas.options import structure
 from corenas.run.toml import Sources, read_toml
+from corenas_tool_sweep.structured import RegNet, Structure
 
 Filter = tuple[Any, ...]
 """[least, most], both included; [least, anything, most], as pycls writes it; or the strings that are allowed."""
@@ -78,6 +79,8 @@ class Sample:
     epochs: of each training in the mode "scratch"; left out, as `[train]` says
     fidelity: how many of the archs, spread over their errors, are trained alone as well, to see how far the errors of a
         supernet can be trusted: Kendall's tau; 0: none
+    equal, non_decreasing: patterns, `stages.*.width`: variables of the same choice, and ones that never fall
+    regnet: stages by a few numbers, which become variables: `corenas_tool_sweep.structured.RegNet`
     set: keys of the spec with other values, as `--set` takes them
     """
 
@@ -88,7 +91,15 @@ class Sample:
     mode: Literal["as_is", "scratch"] = "as_is"
     epochs: int | None = None
     fidelity: int = field(default=0, validator=ge(0))
+    equal: tuple[str, ...] = ()
+    non_decreasing: tuple[str, ...] = ()
+    regnet: RegNet | None = None
     set: tuple[str, ...] = ()
+
+    @property
+    def structure(self) -> Structure:
+        """What its archs have in common."""
+        return Structure(self.equal, self.non_decreasing, self.regnet)
 
 
 @frozen

@@ -54,6 +54,14 @@ def band(n: float, alpha: float = 0.05) -> float:
     return math.sqrt(math.log(2 / alpha) / (2 * n))
 
 
+def critical_distance(n: float, m: float, alpha: float = 0.05) -> float:
+    """Return the distance of two EDFs that equal populations of n and m archs exceed with probability alpha (Smirnov).
+
+    The limit of many archs, a little too large below 50; populations with weights count by their effective size.
+    """
+    return math.sqrt(math.log(2 / alpha) / 2 * (n + m) / (n * m))
+
+
 def distance(errors: np.ndarray, weights: np.ndarray, others: np.ndarray, other_weights: np.ndarray) -> float:
     """Return the largest difference of two EDFs (Kolmogorov, Smirnov)."""
     at, place = np.unique(np.concatenate([errors, others]), return_inverse=True)
