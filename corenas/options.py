@@ -70,7 +70,7 @@ def structure(value: Any, t: type[T], lookup: Lookup | None = None, kind: str | 
     if isinstance(value, Constant):  # a number in a space's tree
         value = value.number
     if isinstance(value, str) and _is_typed(t):
-        value = {"type": value}
+        return structure({"type": value}, t, lookup, kind)
     form = _form(t)
     if type(value) not in _ACCEPTED.get(form, (type(value),)):
         raise _unexpected(value, t)
