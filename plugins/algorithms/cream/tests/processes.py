@@ -1,4 +1,4 @@
-"""Eighteen steps of Cream in double precision, alone or under torchrun, and what each process ends with: processes.py DIR."""
+"""Eighteen steps of Cream in double precision, alone or under torchrun: processes.py DIR, for the end of each."""
 
 import sys
 
