@@ -128,6 +128,23 @@ def test_dropout_is_active_for_the_largest_alone():
     assert dropout.training
 
 
+@pytest.mark.parametrize("zero_init", [True, False])
+def test_blocks_are_asked_to_start_as_the_identity_where_the_options_say_so(zero_init):
+    class Block(nn.Module):
+        zeroed = False
+
+        def zero_init_last(self):
+            self.zeroed = True
+
+        def forward(self, x):
+            return x
+
+    task = Task()
+    model = nn.Sequential(supernet(SPACE, task), Block())
+    AttentiveNAS(zero_init).start(context(model, task))
+    assert model[1].zeroed == zero_init
+
+
 def test_a_mutator_that_does_not_put_the_largest_first_is_refused():
     _, _, trainer, _, batch = setup()
     with pytest.raises(UserError, match="largest subnet first"):

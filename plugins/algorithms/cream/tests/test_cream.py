@@ -505,32 +505,23 @@ def test_what_could_never_work_is_refused():
 # -- whole runs -------------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[4]
-TWO = """
-import os, sys
-import torch
-from corenas import distributed
-from corenas.testing.algorithms import scene
-from corenas.testing.small import Paths
-from corenas_algorithm_cream import Cream
-
-with distributed.process_group(torch.device("cpu")):
-    this = scene(Cream(warmup=1, board=4, meta_every=2, meta_lr=0.1), Paths(1))
-    this.train()
-    torch.save(this.trainer.state_dict(), f"{sys.argv[1]}/{distributed.rank()}.pt")
-"""
 
 
 @pytest.mark.slow
-def test_two_processes_have_one_board_and_one_meta_network(tmp_path):
-    (tmp_path / "two.py").write_text(TWO)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def test_two_processes_have_the_board_the_meta_network_and_the_weights_of_one(tmp_path):
+    script = str(Path(__file__).with_name("processes.py"))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launch, str(tmp_path / "two.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env, check=False)
-    assert done.returncode == 0, done.stderr
-    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert len(one["board"]) == 4
-    assert same(one, two)
+    for launch in ([], torchrun):
+        command = [sys.executable, *launch, script, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env, check=False)
+        assert done.returncode == 0, done.stderr
+    one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    assert same(first, second)
+    assert len(one["trainer"]["board"]) == 4
+    paths = [[row.pop("arch") for row in end["trainer"]["board"]] for end in (first, one)]
+    assert paths[0] == paths[1]
+    torch.testing.assert_close(first, one, rtol=1e-7, atol=1e-10)
 
 
 def test_specs_in_the_readme_are_read():

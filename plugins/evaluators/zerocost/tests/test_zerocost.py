@@ -256,6 +256,14 @@ def test_synflow_of_a_chain_is_the_flow_once_for_each_layer():
     assert synflow(network, Points(), None) == pytest.approx(math.log(3 * flow), rel=1e-12)
 
 
+@pytest.mark.parametrize("norm", [nn.GroupNorm(1, 5), nn.LayerNorm([5, 8, 8]), nn.RMSNorm([5, 8, 8])], ids=repr)
+def test_synflow_passes_norms_of_all_kinds(norm):
+    """A norm takes what flows back to what it is: a layer before it would have no part in the flow."""
+    network, without = (small_network(norms=False) for _ in range(2))
+    network.backbone.layers.insert(1, norm)
+    assert synflow(network, Points(), None) == pytest.approx(synflow(without, Points(), None), rel=1e-12)
+
+
 def test_grad_norm_is_the_sum_of_the_layers_gradients():
     network, (x, y) = small_network().train(), batch()
     weights = [p for p in small_network().parameters() if p.dim() > 1]

@@ -170,11 +170,13 @@ class CreamTrainer:
         """Update the meta network, so that a path that is taught by its best match does better on other images."""
         entry, n = self.best_match(student, step), self.options.images
         assert entry is not None
-        images = _samples(batch, 0, n)
         held_out = self.options.measured_on == "valid"
-        other_images = _samples(step.more("valid"), 0, n) if held_out else _samples(batch, n, 2 * n)
+        others = _samples(step.more("valid"), 0, n) if held_out else _samples(batch, n, 2 * n)
+        images, other_images = self._same_everywhere((_samples(batch, 0, n), others))
         lr = step.lr if self.options.virtual_lr is None else self.options.virtual_lr
-        gradients = step.mean(self.meta_gradients(student, entry, images, other_images, lr))
+        with distributed.single_process():  # all do the same: batch norms need not wait for each other
+            gradients = self.meta_gradients(student, entry, images, other_images, lr)
+        gradients = step.mean(gradients)
         for parameter, gradient in zip(self.meta.parameters(), gradients, strict=True):
             parameter.grad = gradient
         nn.utils.clip_grad_norm_(self.meta.parameters(), self.options.meta_clip)

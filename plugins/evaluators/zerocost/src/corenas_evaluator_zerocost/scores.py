@@ -58,6 +58,9 @@ class LiveScore:
         return Measured({self.name: score})
 
 
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
 def synflow(network: nn.Module, task: LiveTask, batch: Any) -> float:
     """Return ln(Σ |w · ∂R/∂w|), R the sum of the outputs for an image of ones, weights made positive, without norms.
 
@@ -69,7 +72,7 @@ def synflow(network: nn.Module, task: LiveTask, batch: Any) -> float:
         for parameter in network.parameters():
             parameter.abs_()
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _NORMS):
             module.register_forward_hook(lambda module, args, output: args[0])
     x = torch.ones_like(task.example, dtype=torch.float64, device=next(network.parameters()).device)
     _logits(task, network(x)).sum().backward()
