@@ -16,12 +16,12 @@ def command(options: Namespace) -> None:
         raise UserError("this is no run directory", file=str(options.run), hint="it has no spec.toml")
     spec, sources, _ = open_spec(options.run / "spec.toml", options.set, options.plugin)
     from corenas.calibrate import evaluate
-    from corenas.run.prepare import prepare
+    from corenas.run.prepare import prepare, trained_since
     from corenas.run.result import exported
 
     rows = []
     with sources.locating():
-        of_run = prepare(spec)
+        of_run = prepare(trained_since(spec))
         for name in options.arch or ["best"]:
             prepared, trial, network, calibrated = network_of_run(of_run, options.run, name)
             if network is None:
