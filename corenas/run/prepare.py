@@ -165,6 +165,13 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
     return evolve(prepared, notes=_notes(spec, task, metrics, targets))
 
 
+def trained_since(spec: Spec) -> Spec:
+    """Return the spec of a network that has been trained: the weights that it began with are not read again."""
+    backbones: list[Any] = [spec.backbone, spec.retrain.backbone]
+    own, other = (evolve(b, weights=None) if isinstance(b, Pretrained) else b for b in backbones)
+    return evolve(spec, backbone=own, retrain=evolve(spec.retrain, backbone=other))
+
+
 class NoTask:
     """The task of a spec that names none: it has no data and measures nothing."""
 
@@ -212,9 +219,7 @@ def _build(spec: Spec, space: SearchSpace, task: LiveTask, meta: bool) -> nn.Mod
     """Return the supernet of a spec. Raises UserError for a space that torch cannot allocate."""
     try:
         with staying_here(), seeding.seeded(spec.seed, "init"), torch.device("meta") if meta else nullcontext():
-            backbone: Any = spec.backbone
-            if spec.supernet is not None and isinstance(backbone, Pretrained):
-                backbone = evolve(backbone, weights=None)  # it has been trained since
+            backbone: Any = (spec if spec.supernet is None else trained_since(spec)).backbone
             return build_supernet(backbone, space, task)
     except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
         if isinstance(error, TypeError) and "Overflow" not in str(error):  # torch's answer to a width beyond 64 bits

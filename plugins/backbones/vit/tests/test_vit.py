@@ -15,6 +15,7 @@ import tomli_w
 import torch
 from torch import nn
 
+from corenas.cli import main
 from corenas.contracts import Backbone, ExportContext
 from corenas.cost import Cost
 from corenas.errors import UserError
@@ -447,6 +448,29 @@ def test_weights_that_would_compute_something_else_are_refused_with_the_reason(t
     (fault,) = caught.value.faults
     assert fault.dotted == "backbone.weights"
     assert says in fault.hint, fault.hint
+
+
+def test_a_run_that_began_with_published_weights_is_evaluated_and_exported_without_their_file(tmp_path, capsys):
+    file, spec = tmp_path / "w.pth", tmp_path / "spec.toml"
+    torch.save(of_timm().state_dict(), file)
+    spec.write_text(tomli_w.dumps({
+        "backbone": {"type": "vit", "weights": str(file)}, "space": {**PART, "width": 128, "stages": [
+            {"depth": 3, "heads": [1, 2], "mlp_ratio": 2.5}]},
+        "task": {"type": "classification", "data": "digits", "channels": 3},
+        "algorithm": "bignas", "mutator": "sandwich",
+        "train": {"epochs": 1, "batch_size": 256, "optimizer": {"type": "SGD", "lr": 1e-9, "momentum": 0.0}},
+        "searcher": "random", "evaluators": ["accuracy"], "search": {"trials": 1},
+    }))  # fmt: skip
+    assert main(["run", str(spec), "--out", str(tmp_path / "run"), "--json"]) == 0
+    trained = torch.load(tmp_path / "run/supernet.pt", weights_only=True)["model"]
+    began = torch.load(file, weights_only=True)["blocks.1.mlp.fc1.weight"]
+    torch.testing.assert_close(trained["backbone.stages.0.blocks.1.mlp.body.expand.weight"], began, rtol=0, atol=1e-6)
+    file.unlink()
+    assert main(["evaluate", str(tmp_path / "run"), "--arch", "max"]) == 0
+    assert main(["export", str(tmp_path / "run"), "--arch", "max", "--to", str(tmp_path / "max")]) == 0
+    assert "network.pt2" in capsys.readouterr().out
+    assert main(["run", str(spec), "--out", str(tmp_path / "other")]) == 2
+    assert "cannot read" in capsys.readouterr().err
 
 
 # -- as a backbone ----------------------------------------------------------------------------------------------------

@@ -756,9 +756,6 @@ def filled(plain: Plain, source: nn.Module, **tensors: Tensor | None) -> Plain:
     return plain.train(source.training)
 
 
-_SIDES = "height", "width"
-
-
 class InputResize(nn.Module):
     """Resizes images to a resolution that may be a variable; images of that size pass as they are.
 
@@ -770,8 +767,11 @@ class InputResize(nn.Module):
     def __init__(self, resolution: Value | int | Sides, mode: str = "bilinear") -> None:
         super().__init__()
         self.mode = mode
-        square = not isinstance(resolution, Sides)
-        sides = {"resolution": as_value(resolution)} if square else dict(zip(_SIDES, resolution.pair, strict=True))
+        sides: dict[str, Value | Dimension] = {}
+        if isinstance(resolution, Sides):
+            sides["height"], sides["width"] = resolution.pair
+        else:
+            sides["resolution"] = as_value(resolution)
         self.elastic, self.resizes = Elastic(sides), tuple(sides)
 
     @property

@@ -132,7 +132,8 @@ _OTHER_BYTES = {
 
 def _deep_colours(picture: Image.Image, source: Any) -> np.ndarray | None:
     """The pixels (c, h, w) of a PNG, TIFF or PPM that has several channels of 16 bits; None for any other."""
-    codec, _, offset, arguments = picture.tile[0] if getattr(picture, "tile", None) else ("", None, 0, "")
+    tiles: Any = getattr(picture, "tile", None)
+    codec, _, offset, arguments = tiles[0] if tiles else ("", None, 0, "")
     raw, *more = (arguments,) if isinstance(arguments, str) else arguments or ("",)
     if codec == "ppm" and raw == "RGB" and more[0] > 255:
         width, height = picture.size

@@ -21,12 +21,12 @@ def command(options: Namespace) -> None:
     spec, sources, catalogue = open_spec(options.run / "spec.toml", options.set, options.plugin)
     from corenas.calibrate import evaluate
     from corenas.measure import is_exclusive
-    from corenas.run.prepare import prepare
+    from corenas.run.prepare import prepare, trained_since
     from corenas.run.result import exported
 
     names, rows, networks = options.arch or ["best"], [], {}
     with sources.locating():
-        of_run = prepare(spec)
+        of_run = prepare(trained_since(spec))
         for name in names:
             prepared, trial, network, calibrated = network_of_run(of_run, options.run, name)
             if network is None:

@@ -33,7 +33,7 @@ def command(options: Namespace) -> None:
     spec, sources, catalogue = open_spec(path, options.set, options.plugin)
     if options.front and (options.arch or not folder.is_dir()):
         raise UserError("a front is that of a run, with all its archs", key=("--front",), hint="RUN --front, no --arch")
-    from corenas.run.prepare import prepare
+    from corenas.run.prepare import prepare, trained_since
     from corenas.run.result import cost_card, exported, read_exporters, write_folder
 
     if spec.backbone is None:
@@ -41,11 +41,12 @@ def command(options: Namespace) -> None:
     exporters = read_exporters(options.format or spec.export.formats, catalogue)
     if options.front:
         with sources.locating():
-            _write_front(prepare(spec), folder, exporters, options)
+            _write_front(prepare(trained_since(spec)), folder, exporters, options)
         return
     with sources.locating():
         if folder.is_dir():
-            prepared, trial, network, calibrated = network_of_run(prepare(spec), folder, options.arch or "best")
+            prepared = prepare(trained_since(spec))
+            prepared, trial, network, calibrated = network_of_run(prepared, folder, options.arch or "best")
         else:
             prepared, network, calibrated = prepare(spec, data=False), None, False
             trial = Trial(named_arch(prepared.cost, options.arch or "default"))
