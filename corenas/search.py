@@ -160,7 +160,7 @@ def _loop(
         asking.tell([ledger.trials[_key(proposal)] for proposal in proposals])
         ledger.tell(proposals)
         # A search that goes on from an older state asks for what it had asked for, and all that is known by then.
-        if idle_asks or ledger.is_spent or keep.is_due():
+        if ledger.is_spent or keep.is_due():
             _keep_state(asking, ledger, store, number)
 
 
