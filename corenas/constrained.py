@@ -20,6 +20,8 @@ _BATCH = 256
 _ROUNDS = 400
 _LITTERS = 50
 _FEW = 16
+_LITTER_SIZES = (4, 16, 64, 256)
+"""How many mutants or children are bred at once until one obeys: mostly one of the first few does."""
 _MOST_ROWS = 1 << 16
 _TRIED = 4096
 _LOOSE = 1 / 16
@@ -142,7 +144,7 @@ class FeasibleSpace:
     def _some_inside(self, rng: np.random.Generator, n: int) -> Codes:
         """Return some archs inside the constraints where n are wanted, at least one."""
         if self.method != "walk":
-            rows = min(_MOST_ROWS, max(_FEW if self._window else _BATCH, int(1.1 * n / self._accepted)))
+            rows = min(_MOST_ROWS, max(_FEW, int(1.1 * n / self._accepted)))
             for _ in range(_ROUNDS):
                 codes = (self._window or self.space).draw(rng, rows)
                 inside = codes[self._violation(codes) == 0]
@@ -206,17 +208,22 @@ class FeasibleSpace:
 
     def mutate(self, arch: Arch, prob: float, rng: np.random.Generator) -> Arch:
         """Return a mutant inside the constraints; where none turns up, a new arch."""
-        return self._first((self._window or self.space).mutated(self._copies(arch), prob, rng), rng)
+        moves, codes = self._window or self.space, self.space.encode([arch])
+        return self._first(lambda n: moves.mutated(np.repeat(codes, n, axis=0), prob, rng), rng)
 
     def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
         """Return a child inside the constraints; where none turns up, a new arch."""
-        return self._first((self._window or self.space).crossed(self._copies(first), self._copies(second), rng), rng)
+        moves, codes = self._window or self.space, self.space.encode([first, second])
+        return self._first(lambda n: moves.crossed(*(np.repeat(row[None], n, axis=0) for row in codes), rng), rng)
 
-    def _first(self, codes: Codes, rng: np.random.Generator) -> Arch:
-        """Return the first of some archs that is inside the constraints; where none is, a new one."""
-        inside = codes[self._violation(codes) == 0]
-        return self.space.decode(inside[:1])[0] if len(inside) else self.sample(rng)
+    def _first(self, breed: Callable[[int], Codes], rng: np.random.Generator) -> Arch:
+        """Return the first arch that is bred inside the constraints; where none is, a new one.
 
-    def _copies(self, arch: Arch) -> Codes:
-        n = 1 if not self.constraints else _BATCH if self._window is None else _FEW
-        return np.repeat(self.space.encode([arch]), n, axis=0)
+        breed: gives so many, which may not obey
+        """
+        for n in _LITTER_SIZES if self.constraints else (1,):
+            codes = breed(n)
+            inside = codes[self._violation(codes) == 0]
+            if len(inside):
+                return self.space.decode(inside[:1])[0]
+        return self.sample(rng)

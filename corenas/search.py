@@ -31,12 +31,15 @@ from corenas.objectives import Objectives, Trial
 from corenas.settings import Racing
 from corenas.space import Arch, SearchSpace
 from corenas.store import Store
+from corenas.timer import PROGRESS_EVERY_S, Timer
 
 Key: TypeAlias = tuple[Arch, float]
 """An arch and the share of the whole effort that it is measured with: what a trial is known by."""
 
 MAX_IDLE_ASKS = 200
 """How often a searcher may ask for nothing new before the search ends."""
+STATE_EVERY_S = 0.5
+"""Seconds between two states of a searcher that are kept: it may remember each of ten thousand archs."""
 BUDGET_TOLERANCE = 1e-9
 """What is left of a budget when it is spent, up to rounding."""
 
@@ -135,7 +138,7 @@ def _loop(
     emit: Emit,
 ) -> None:
     """Ask, measure, store and tell until nothing is left of the budget or nothing new is asked for."""
-    idle_asks = 0
+    idle_asks, keep, show = 0, Timer(STATE_EVERY_S), Timer(PROGRESS_EVERY_S)
     while ledger.left > BUDGET_TOLERANCE and idle_asks < MAX_IDLE_ASKS and not ledger.time_is_over():
         # A run that was killed between a trial and its `tell` asks again for what it had asked for.
         proposals = asking.ask(min(batch, math.ceil(ledger.left - BUDGET_TOLERANCE)))
@@ -147,16 +150,23 @@ def _loop(
             ledger.add(trial)
             store.add(trial, number)
             emit(TrialDone(trial))
-            emit(Progress("search", ledger.spent_trials, ledger.figures()))
+            if ledger.is_spent or show.is_due():
+                emit(Progress("search", ledger.spent_trials, ledger.figures()))
             if ledger.is_spent or ledger.time_is_over():
                 break
         if not all(_key(proposal) in ledger.trials for proposal in proposals):
             break
-        idle_asks = 0 if missing else idle_asks + 1
+        idle_asks = idle_asks + 1 if ledger.was_told(proposals) else 0
         asking.tell([ledger.trials[_key(proposal)] for proposal in proposals])
-        ledger.told |= {_key(proposal) for proposal in proposals}
-        with blaming_plugin(asking.name):  # a state that is no plain data
-            store.set(f"searcher:{number}", ledger.state(asking))
+        ledger.tell(proposals)
+        # A search that goes on from an older state asks for what it had asked for, and all that is known by then.
+        if ledger.is_spent or keep.is_due():
+            _keep_state(asking, ledger, store, number)
+
+
+def _keep_state(asking: _Asking, ledger: _Ledger, store: Store, number: int) -> None:
+    with blaming_plugin(asking.name):  # a state that is no plain data
+        store.set(f"searcher:{number}", ledger.state(asking))
 
 
 def _key(proposal: Proposal) -> Key:
@@ -177,10 +187,11 @@ class _Ledger:
     told: set[Key]
     started: float
     spent: float = field(init=False)
+    spent_told: float = field(init=False)
     best: list[Trial] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.spent = _spent(self.trials)
+        self.spent, self.spent_told = _spent(self.trials), _spent(self.told)
         self.best = self._best(self.trials.values())
 
     @classmethod
@@ -214,7 +225,17 @@ class _Ledger:
     @property
     def left(self) -> float:
         """The share of the budget that the searcher has not been told of."""
-        return self.budget - _spent(self.told)
+        return self.budget - self.spent_told
+
+    def was_told(self, proposals: Iterable[Proposal]) -> bool:
+        """Return whether the searcher knows all of them already."""
+        return self.told.issuperset(map(_key, proposals))
+
+    def tell(self, proposals: Iterable[Proposal]) -> None:
+        """Note that the searcher was told of some trials."""
+        new = {*map(_key, proposals)} - self.told
+        self.told |= new
+        self.spent_told += _spent(new)
 
     def rival(self, racing: Racing) -> Rival:
         """Return whom the archs of an `ask` race against: what the searcher was told hangs on no order of arrival."""

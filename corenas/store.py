@@ -168,6 +168,11 @@ class Store:
             raise self._damaged("trials")
         return Trial.from_json(data)
 
+    def forget_trials(self) -> None:
+        """Delete all trials, and what searches and the checks of their rankings have kept."""
+        self._write("DELETE FROM trials")
+        self._write("DELETE FROM notes WHERE key LIKE 'searcher:%' OR key LIKE 'trust:%'")
+
     def point(self, stage: str, done: int, figures: Mapping[str, float]) -> None:
         """Store a point of a stage's curve; one that is there already is replaced."""
         self._write("INSERT OR REPLACE INTO curves VALUES (?, ?, ?)", stage, done, json.dumps(dict(figures)))

@@ -40,12 +40,11 @@ from corenas.optim import build_optimizer, build_schedule
 from corenas.ranking import Ranking
 from corenas.regularisation import tell_progress, unregularised
 from corenas.space import Arch, SearchSpace
+from corenas.timer import PROGRESS_EVERY_S, Timer
 
 Score: TypeAlias = Callable[[nn.Module, Sequence[Arch]], Sequence[float]]
 """Model, archs -> what the archs are ranked by."""
 
-PROGRESS_EVERY_S = 0.25
-"""Seconds between two signs of life."""
 CHECKPOINT_EVERY_S = 600.0
 """Seconds between two checkpoints within an epoch."""
 
@@ -93,7 +92,7 @@ def run_training(
     first, *_, index = saved.place
     _refuse_missing_phases(trainer, first, saved)
     emit(StageStarted(stage, _total_steps(trainer, task, split), "steps", index))
-    start, show, write = time.perf_counter(), _Timer(PROGRESS_EVERY_S), _Timer(CHECKPOINT_EVERY_S)
+    start, show, write = time.perf_counter(), Timer(PROGRESS_EVERY_S), Timer(CHECKPOINT_EVERY_S)
     device = device or torch.device("cpu")
     begin = partial(LivePhase, trainer, model, task, mutator=mutator, cost=cost, seed=seed, device=device, score=score)
     average, shown, figures, resumed = None, {}, {}, bool(saved.found)
@@ -131,20 +130,6 @@ def run_training(
         index = live.index
     emit(StageDone(stage, time.perf_counter() - start, figures))
     return model if average is None else average
-
-
-class _Timer:
-    """Says at most once in so many seconds that something is due."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.last = seconds, time.perf_counter()
-
-    def is_due(self) -> bool:
-        now = time.perf_counter()
-        due = now - self.last > self.seconds
-        if due:
-            self.last = now
-        return due
 
 
 class LivePhase:

@@ -16,6 +16,7 @@ SMALLEST = {
     "conversion.py": ["--archs", "1", "--image", "64", "torchvision:squeezenet1_1"],
     "shrink.py": ["--seeds", "0", "--epochs", "1", "1", "1", "--trials", "2", "--sizes", "1"],
     "cost.py": ["--archs", "200", "spec/space/mobilenetv3-small-images.toml"],
+    "loop.py": ["--trials", "10", "--cases", "table"],
     "make_table.py": ["--check"],
     "searcher_overhead.py": ["--trials", "20", "random", "nsga2"],
     "searchers.py": ["--seeds", "2", "--trials", "10", "20", "--landscapes", "table", "--searchers", "local"],

@@ -738,6 +738,33 @@ def test_a_finished_run_is_extended_by_more_trials_and_other_formats(tmp_path):
                      tmp_path / "run", lambda event: None)  # fmt: skip
 
 
+def test_a_finished_run_is_trained_for_more_epochs_where_its_schedule_allows_it(tmp_path):
+    catalogue, notes = toys.make_catalogue(), []
+
+    def run(epochs, folder, schedule="constant", emit=lambda event: None, **more):
+        train = {"epochs": epochs, "batch_size": 32, "schedule": schedule} | more
+        return run_spec(toys.make_spec(tmp_path, catalogue, search={"trials": 4}, train=train), catalogue,
+                        tmp_path / folder, emit)  # fmt: skip
+
+    run(1, "grown", ema=0.9)
+    result = run(3, "grown", ema=0.9, emit=lambda event: notes.append(str(event)))
+    assert any("4 trials that were measured with its weights so far are gone" in note for note in notes)
+    wanted = run(3, "whole", ema=0.9)
+    grown, whole = (torch.load(tmp_path / name / "supernet.pt", weights_only=True) for name in ("grown", "whole"))
+    assert toys.same(grown["model"], whole["model"])
+    assert toys.same(grown["average"], whole["average"])
+    assert (result["trials"], result["best"], result["front"]) == (4, wanted["best"], wanted["front"])
+
+    run(2, "cosine", "cosine")
+    for folder, epochs, schedule, why in (
+        ("cosine", 3, "cosine", "the cosine schedule of this run has ended"),
+        ("grown", 2, "constant", "not for fewer"),
+    ):
+        with pytest.raises(UserError, match=r"another spec: train\.epochs") as caught:
+            run(epochs, folder, schedule, **({"ema": 0.9} if folder == "grown" else {}))
+        assert why in caught.value.faults[0].hint
+
+
 def test_what_the_supernets_run_has_measured_is_not_measured_again(tmp_path):
     catalogue = toys.make_catalogue()
     run_spec(toys.make_spec(tmp_path, catalogue, search={"trials": 6}), catalogue, tmp_path / "a", lambda event: None)

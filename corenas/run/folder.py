@@ -18,6 +18,7 @@ import torch
 
 import corenas
 from corenas import distributed
+from corenas.checkpoint import Checkpoint
 from corenas.contracts import Emit, Note
 from corenas.errors import UserError
 from corenas.run.spec import parse_duration
@@ -154,7 +155,7 @@ def opened(folder: Path, table: Mapping[str, Any], data: Mapping[str, Any], fres
             files.claim("run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "spec.toml", "spec.toml.part")
             store = Store(folder / "run.sqlite")
             after.callback(store.close)
-            _begin(store, table, data, folder)
+            _begin(store, table, data, folder, emit)
             _keep_versions(store, processes, emit)
             (folder / "spec.toml.part").write_text(tomli_w.dumps(table), encoding="utf-8")
             os.replace(folder / "spec.toml.part", folder / "spec.toml")
@@ -210,7 +211,24 @@ def _grows(key: str, before: Any, now: Any, store: Store) -> bool:
     return key == "search.trials" and isinstance(before, int) and now > before
 
 
-def _begin(store: Store, table: Mapping[str, Any], data: Mapping[str, Any], folder: Path) -> None:
+def _why_no_longer_training(before: Any, table: Mapping[str, Any], store: Store, folder: Path) -> str | None:
+    """Return why the supernet of a run cannot be trained for more epochs than before; None where it can."""
+    train = table["train"]
+    if not isinstance(before, int) or train["epochs"] <= before:
+        return "a training goes on for more epochs, not for fewer"
+    if train["schedule"]["type"] == "cosine":
+        return "the cosine schedule of this run has ended with its last epoch; a constant one goes on"
+    if train.get("stop") is not None:
+        return "train.stop says when this training ends"
+    if store.curve("retrain"):
+        return "a network that was found has been retrained; [retrain] in a run of its own can go on from the supernet"
+    checkpoint = Checkpoint(folder / "supernet.pt")
+    if not checkpoint.found:
+        return "there is no supernet that could be trained on"
+    return "this algorithm trains in phases, and the first is over" if checkpoint.place[0] > 0 else None
+
+
+def _begin(store: Store, table: Mapping[str, Any], data: Mapping[str, Any], folder: Path, emit: Emit) -> None:
     """Refuse what was begun with another spec or data, and keep what it is begun with. A run that is new is kept."""
     plain = json.loads(json.dumps(table))
     begun = store.get("spec", plain)
@@ -219,11 +237,21 @@ def _begin(store: Store, table: Mapping[str, Any], data: Mapping[str, Any], fold
     known = data.get("data") is not None  # whether other data would be noticed
     keys = [key for key in changed if not _FREE.fullmatch(key) or (is_place(key) and not known)]
     keys = [key for key in keys if not _grows(key, theirs.get(key), ours.get(key), store)]
+    hint = "--out DIR for another directory, --fresh to begin anew"
+    if keys == ["train.epochs"]:
+        why = _why_no_longer_training(theirs.get("train.epochs"), plain, store, folder)
+        if why is None:
+            text = f"{len(store.trials())} trials that were measured with its weights so far are gone"
+            emit(Note(f"the supernet is trained on; {text}"))
+            store.forget_trials()
+            store.set("result", None)
+            keys = []
+        else:
+            hint = f"{why}; or {hint}"
     if not keys and any(key.startswith(("search.", "export.")) for key in changed):
         store.set("result", None)  # it is made anew of what is there, and of what comes
     if keys:
         changes = ", ".join(f"{key} ({theirs.get(key)} then, {ours.get(key)} now)" for key in keys[:8])
-        hint = "--out DIR for another directory, --fresh to begin anew"
         raise UserError(f"this run was begun with another spec: {changes}", file=str(folder), hint=hint)
     for name, now in data.items():
         then = store.get(name, now)

@@ -26,7 +26,7 @@ def command(options: Namespace) -> None:
 
     with sources.locating(), redirect_stdout(sys.stderr):  # whatever a plugin prints
         prepared = prepare(spec, data=not options.no_data, weights=False)
-        needs = None if options.no_data or options.no_try else estimate(prepared, limit=2.0)
+        needs = None if options.no_data or options.no_try else estimate(prepared, limit=5.0)
     named = ("min", "default", "max") if prepared.has_network else ()
     archs = {name: named_arch(prepared.cost, name) for name in named}
     costs = dict(zip(archs, prepared.cost.of(archs.values()), strict=True))

@@ -66,22 +66,36 @@ def _within(seconds: float) -> Iterator[None]:
 
 
 class _Watched:
-    """A trainer that notes when each step of its first phase ended."""
+    """A trainer that notes what each step of its first phase takes, from the end of the one before."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, device: torch.device) -> None:
         self.trainer = trainer
         self.phases = [evolve(phase, begin=None) for phase in trainer.phases[:1]]
-        self.ends: dict[int, float] = {}
+        self.seconds: dict[int, float] = {}
+        self._clock = _Clock(device)
 
     def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:
         figures = self.trainer.train_step(batch, step)
         float(next(iter(figures.values())))  # waits for the device
-        self.ends[step.index] = time.perf_counter()
+        self.seconds[step.index] = self.seconds.get(step.index, 0.0) + self._clock.lap()
         return figures
 
 
+class _Clock:
+    """Tells how long something takes where no other program keeps the processor busy."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cpu, self._last = device.type == "cpu", (time.perf_counter(), time.process_time())
+
+    def lap(self) -> float:
+        """Return the seconds since the last time: of the processor, unless threads share them, or a GPU has them."""
+        before, self._last = self._last, (time.perf_counter(), time.process_time())
+        wall, processor = (now - then for now, then in zip(self._last, before, strict=True))
+        return min(wall, processor) if self._on_cpu else wall
+
+
 def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
-    """Try a spec for at most so many seconds. `prepared` may be without weights.
+    """Try a spec's training, then its search, each for at most so many seconds. `prepared` may be without weights.
 
     Raises UserError for what shows only when a step is made: an algorithm that another mutator suits, for instance.
     """
@@ -102,33 +116,52 @@ def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
                 supernet = build_supernet(spec.backbone, spec.space, task)
             prepared = evolve(prepared, supernet=supernet)
             start, full = time.perf_counter(), min(spec.train.batch_size, task.splits["train"])
-            size = 0
-            while size == 0 or (size < full and time.perf_counter() - start < _ENOUGH):
-                size = min(full, 4 * size or _FIRST * spec.train.accumulate)
-                seconds["train"] = _training(prepared, size)
+            steps: list[tuple[int, float]] = []  # images, seconds
+            while not steps or (steps[-1][0] < full and time.perf_counter() - start < _ENOUGH):
+                size = min(full, 4 * steps[-1][0] if steps else _FIRST * spec.train.accumulate)
+                seconds_of_step, number = _training(prepared, size)
+                steps.append((size, seconds_of_step))
+                seconds["train"] = _of_whole_batches(steps, full) * number
                 peaks.append((size, _peak(prepared.device)))
-                tried = [f"steps of {size} images"]
-        if "search" in prepared.stages and spec.evaluators:
+                told = [images for images, _ in steps[-1 if size == full else -2 :]]
+                tried = [f"steps of {' and '.join(map(str, told))} images"]
+    with _within(limit):
+        there = supernet is not None or not prepared.has_supernet
+        if "search" in prepared.stages and spec.evaluators and there:
             runner = start_trial_runner(prepared, 0, supernet)
             arch = prepared.targets[0].region.sample(seeding.generator(spec.seed, "estimate"))
-            first, second = runner.measure(arch), runner.measure(arch)  # the first decodes the data as well
-            seconds["search"] = first.seconds + second.seconds * spec.search.trials * len(prepared.targets)
+            clock = _Clock(prepared.device)
+            runner.measure(arch)  # decodes the data as well
+            first = clock.lap()
+            runner.measure(arch)
+            seconds["search"] = first + clock.lap() * spec.search.trials * len(prepared.targets)
             tried.append("a trial")
     return Estimate(seconds, _memory(peaks, spec.train.batch_size), " and ".join(tried) or "nothing")
 
 
-def _training(prepared: Prepared, size: int) -> float:
-    """Seconds of all phases, as steps of some images tell."""
+def _of_whole_batches(steps: Sequence[tuple[int, float]], full: int) -> float:
+    """Seconds of a step of a whole batch, as the last two sizes tell: a part hangs on its images, a part does not."""
+    size, seconds = steps[-1]
+    before, less = steps[-2] if len(steps) > 1 else (0, 0.0)
+    per_image = max(0.0, seconds - less) / (size - before)
+    return seconds + min(per_image, seconds / size) * (full - size)
+
+
+def _training(prepared: Prepared, size: int) -> tuple[float, float]:
+    """Seconds of a step of some images, and how many steps of whole batches all phases have."""
+    full = prepared.spec.train.batch_size
     settings = evolve(prepared.spec.train, batch_size=size, workers=0)
     prepared = evolve(prepared, spec=evolve(prepared.spec, train=settings))
     trainer, task = start_trainer(prepared), prepared.task
-    watched = _Watched(trainer)
+    watched = _Watched(trainer, prepared.device)
     run_training(
         watched, prepared.supernet, task, prepared.spec.mutator, prepared.cost, device=prepared.device, limit=3
     )
-    ends = [*watched.ends.values()] or [0.0]  # no epochs, no steps
-    images = sum(phase.train.epochs for phase in trainer.phases) * task.splits["train"]
-    return (ends[-1] - ends[0]) / max(1, len(ends) - 1) / size * images
+    own = [*watched.seconds.values()] or [0.0]  # no epochs, no steps
+    own = own[1:] or own  # the first also allocates
+    whole = max(1, min(full, task.splits["train"]))
+    number = sum(phase.train.epochs for phase in trainer.phases) * task.splits["train"] / whole
+    return sum(own) / len(own), number
 
 
 def _memory(peaks: Sequence[tuple[int, int]], full: int) -> int | None:
