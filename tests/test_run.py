@@ -28,6 +28,7 @@ from corenas.run.spec import load_spec
 from corenas.run.stages import run_spec
 from corenas.run.workers import WorkerRunner
 from corenas.store import Store
+from corenas.testing.small import same
 
 
 @frozen
@@ -668,6 +669,22 @@ def test_training_ends_where_the_ranking_of_a_sample_no_longer_changes(spec, cat
     Store(folder / "run.sqlite").set("result", None)
     run_spec(stopping, catalogue, folder, events.append)
     assert Store(folder / "run.sqlite", readonly=True).curve("train") == curve
+
+
+def test_the_smallest_and_the_largest_subnet_are_looked_at_while_training(tmp_path):
+    catalogue, weights = toys.make_catalogue(), {}
+    for every in (None, 2):
+        train = {"epochs": 4, "batch_size": 32} | ({} if every is None else {"validate": every})
+        watched = toys.make_spec(tmp_path, catalogue, train=train)
+        run_spec(watched, catalogue, tmp_path / str(every), lambda event: None)
+        weights[every] = torch.load(tmp_path / str(every) / "supernet.pt", weights_only=True)["model"]
+    assert same(weights[None], weights[2])
+    curve = [figures for _, figures in Store(tmp_path / "2" / "run.sqlite", readonly=True).curve("train")]
+    assert ["smallest" in figures for figures in curve] == [False, True, False, True]
+    prepared = prepare(watched)
+    measure, space = prepared.evaluation(load_supernet(prepared, tmp_path / "2")), watched.space
+    ends = [measure(arch)["top1"] for arch in (space.smallest(), space.largest())]
+    assert [curve[-1]["smallest"], curve[-1]["largest"]] == ends
 
 
 def told(spec):

@@ -191,7 +191,7 @@ def _empty(files: OwnFiles, emit: Emit) -> None:
 
 
 _FREE = re.compile(
-    r"executor(\..*)?|export\..*|device\.threads|plugins|name|(retrain\.)?(train\.workers|task\.data\.(root|file))"
+    r"executor(\..*)?|export\..*|device\.threads|plugins|name|(retrain\.)?(train\.(workers|validate)|task\.data\.(root|file))"
 )
 """Keys that may change as a run goes on: no result hangs on them, or, as on threads, it is told that it does."""
 
