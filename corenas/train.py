@@ -285,13 +285,13 @@ class LivePhase:
     def validated(self) -> dict[str, float]:
         """Look at the smallest and the largest subnet, where the settings want it after this epoch.
 
-        Returns the figures `smallest` and `largest`, else nothing.
+        Returns the figures `valid_smallest` and `valid_largest`, else nothing.
         """
         every, space = self.phase.train.validate, self.phase.space
         if every is None or self._score is None or self.epoch % every:
             return {}
         found = self._score(self.model if self.average is None else self.average, [space.smallest(), space.largest()])
-        return dict(zip(("smallest", "largest"), found, strict=True))
+        return dict(zip(("valid_smallest", "valid_largest"), found, strict=True))
 
     @property
     def _steps_averaged(self) -> int:
