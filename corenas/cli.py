@@ -68,10 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _complain(error, "--json" in given, given[:1])
         return MISTAKE
     except KeyboardInterrupt as error:
+        if arguments is None:  # the program ends, and a second Ctrl-C would make torch complain
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         terminated = isinstance(error, _Terminated)
         word = "terminated" if terminated else "interrupted"
         print(f"{word}; the same command goes on from here", file=sys.stderr)
         return TERMINATED if terminated else INTERRUPTED
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):  # torch tells of it wherever the program is at that moment
+            raise
+        hint = "has it had too little memory? train.workers = 0 reads data here; the same command goes on from here"
+        _complain(UserError("a process that reads data has died", hint=hint), "--json" in given, given[:1])
+        return MISTAKE
     except BrokenPipeError:  # `corenas trials … | head`
         sys.stderr.close()
         return DONE

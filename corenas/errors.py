@@ -136,12 +136,15 @@ def staying_here() -> Iterator[None]:
 
 @contextmanager
 def blaming_plugin(who: str) -> Iterator[None]:
-    """Tell what goes wrong inside as the fault of a plugin, with its name. Raises UserError for any exception."""
+    """Tell what goes wrong inside as the fault of a plugin, with its name. Raises UserError for any exception.
+
+    One that wants to end the program does not: a run that ends so would look as if it were done.
+    """
     try:
         with staying_here():
             yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         hint = "this is no mistake of yours but its author's; CORENAS_TRACEBACK=1 shows where"
         raise UserError(f"{who} failed: {told(error)}", hint=hint) from error

@@ -100,7 +100,7 @@ class TrialRunner:
                 return [_checked(result, evaluator.metrics) for result in results]
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if len(archs) == 1:
                 return [Failure(told(error))]
         return [self._results(evaluator, [arch], fidelity)[0] for arch in archs]

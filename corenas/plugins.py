@@ -121,7 +121,7 @@ class Catalogue:
             try:
                 with staying_here():
                     hook.function(event=event) if "event" in hook.argnames else hook.function()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 complaints.append(shown(f"{hook.plugin_name} failed at {type(event).__name__}: {told(error)}"))
         return complaints
 

@@ -53,6 +53,8 @@ class Train:
     workers: processes that read data
     checkpoint_every: epochs between checkpoints
     stop: ends a phase of a supernet's training early; networks that are trained alone have no ranking
+    validate: epochs between two looks at the smallest and the largest subnet of a supernet on validation data, told
+        beside the loss by what archs are ranked by; they change nothing
     """
 
     epochs: int = field(default=10, validator=ge(0))
@@ -69,6 +71,7 @@ class Train:
     workers: int = field(default=0, validator=ge(0))
     checkpoint_every: int = field(default=1, validator=ge(1))
     stop: Stop | None = None
+    validate: int | None = field(default=None, validator=optional(ge(1)))
 
 
 @frozen

@@ -72,7 +72,8 @@ def run_training(
     checkpoint: a file written after epochs and read at the start, so that a killed training goes on
     split: the data that is trained on; "train+valid" is both
     limit: stop after so many steps, to see how long they take
-    score: model, archs -> what they are ranked by where `train.stop` ends a phase; without it none is ended
+    score: model, archs -> what they are ranked by where `train.stop` ends a phase, or `train.validate` looks at
+        some; without it neither does
     until: end after so many epochs of a phase, with a checkpoint that a longer training goes on from to the same bits
     Raises UserError if the loss is no finite number or the checkpoint cannot be used.
 
@@ -116,7 +117,7 @@ def run_training(
                 if live.epoch == epoch and distributed.world() == 1 and write.is_due():
                     saved.write(live, {})
             means = distributed.all_reduce_mean([*shown.values()], stream.share)
-            figures = _figures(dict(zip(shown, means, strict=True)), live, epoch) | live.rank()
+            figures = _figures(dict(zip(shown, means, strict=True)), live, epoch) | live.rank() | live.validated()
             ends = live.epoch == settings.epochs
             if (epoch + 1) % settings.checkpoint_every == 0 or ends or epoch + 1 == last:
                 saved.write(live, figures, is_last and ends)
@@ -147,7 +148,7 @@ class LivePhase:
     backward: adds a loss's gradients: `accelerator.backward`, Lightning's `manual_backward`
     step_optimizer: steps the optimizer, once gradients are averaged and clipped
     precision: gives the context of a forward: `accelerator.autocast`; left out, it is as the settings say
-    score: model, archs -> what they are ranked by where the settings say `stop`
+    score: model, archs -> what they are ranked by where the settings say `stop` or `validate`
     """
 
     def __init__(
@@ -200,6 +201,7 @@ class LivePhase:
         self.sampler = None if mutator is None else _sampler(mutator, phase, cost, self._rng)
         _refuse_half_states({"algorithm": trainer, "mutator": self.sampler})
         self._told_epoch: int | None = None
+        self._score = score
         self._ranking = None
         if settings.stop is not None and score is not None:
             codes = phase.space.draw(seeding.generator(seed, f"stop:{number}"), settings.stop.archs)
@@ -263,6 +265,17 @@ class LivePhase:
         if tau >= stop.tau:
             self.done = self.phase.train.epochs * self.steps_per_epoch
         return {"tau": tau}
+
+    def validated(self) -> dict[str, float]:
+        """Look at the smallest and the largest subnet, where the settings want it after this epoch.
+
+        Returns the figures `valid_smallest` and `valid_largest`, else nothing.
+        """
+        every, space = self.phase.train.validate, self.phase.space
+        if every is None or self._score is None or self.epoch % every:
+            return {}
+        found = self._score(self.model if self.average is None else self.average, [space.smallest(), space.largest()])
+        return dict(zip(("valid_smallest", "valid_largest"), found, strict=True))
 
     @property
     def _steps_averaged(self) -> int:

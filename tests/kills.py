@@ -17,8 +17,10 @@ from pathlib import Path
 import tomli
 import torch
 
+from corenas import load_catalogue
 from corenas.cli import main
 from corenas.errors import UserError
+from corenas.run import stages  # noqa: F401
 from corenas.store import Store
 from corenas.testing.small import same
 
@@ -163,6 +165,7 @@ if __name__ == "__main__":
     parser.add_argument("--short", action="store_true", help="make the quickstart a run of seconds")
     parser.add_argument("--options", action="store_true", help="the same, with each option in turn")
     given = parser.parse_args()
+    load_catalogue()  # as `stages` is, it is then imported in all runs
     options = [*OPTIONS.items()] if given.options else [("", [])]
     for count, (name, more) in enumerate(options, 1):
         kills = given.kills * count // len(options) - given.kills * (count - 1) // len(options)

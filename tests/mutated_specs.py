@@ -167,10 +167,10 @@ def broken(rng):
 
 
 class TooLongError(BaseException):
-    """It takes a minute and more."""
+    """It takes many minutes."""
 
 
-def command(*arguments, minutes=1):
+def command(*arguments, minutes=10):
     """Exit status or traceback, stdout, stderr, and seconds of processor time of a command."""
 
     def stop(number, frame):
@@ -215,7 +215,7 @@ def ran(folder):
     needs = json.loads(out)["estimate"] if status == 0 else None
     if needs is None or sum(needs["seconds"].values()) > 5:
         return None
-    wrong = faults(*command("run", "spec.toml", "--out", "run", "--json", minutes=3)[:3], 0, True)
+    wrong = faults(*command("run", "spec.toml", "--out", "run", "--json")[:3], 0, True)
     shutil.rmtree(folder / "run", ignore_errors=True)
     return wrong
 

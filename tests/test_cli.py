@@ -234,17 +234,20 @@ def test_trials_are_sorted_cut_and_the_best_is_marked(finished):
     assert "top1" in wrong.stderr
 
 
-def test_sigterm_is_as_clean_as_an_interrupt():
+@pytest.mark.parametrize(("name", "status", "word"), [("SIGTERM", 143, "terminated"), ("SIGINT", 130, "interrupted")])
+def test_sigterm_is_as_clean_as_an_interrupt_and_a_second_one_changes_nothing(name, status, word):
     """The command is one that ends itself; `tests/kills.py` does it to runs."""
-    code = """
-import os, signal, sys
+    code = f"""
+import atexit, os, signal, sys
 import corenas.cli
-corenas.cli._run = lambda parser: lambda options: os.kill(os.getpid(), signal.SIGTERM)
-sys.exit(corenas.cli.main(["run"]))
+corenas.cli._run = lambda parser: lambda options: os.kill(os.getpid(), signal.{name})
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.argv[1:] = ["run"]
+sys.exit(corenas.cli.main())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 143
-    assert done.stderr == "terminated; the same command goes on from here\n"
+    assert done.returncode == status
+    assert done.stderr == f"{word}; the same command goes on from here\n"
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(finished, tmp_path):

@@ -158,6 +158,52 @@ def test_what_is_written_past_python_is_not_in_the_json(tmp_path):
     assert len(json.loads(done.stdout)["plugins"]) > 10
 
 
+DYING = """
+import os
+import signal
+
+import toys
+from attrs import frozen
+from corenas.hookspecs import hookimpl
+from torch.utils.data import Dataset, get_worker_info
+
+
+class Data(Dataset):
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.data[i]
+
+
+@frozen
+class Dying(toys.TaskOptions):
+    def start(self, *given):
+        task = super().start(*given)
+        whole = task.dataset
+        task.dataset = lambda *which: Data(whole(*which))
+        return task
+
+
+corenas_tasks = hookimpl(lambda: {"dying": Dying})
+"""
+
+
+def test_a_process_that_reads_data_and_dies_is_a_message(tmp_path, capsys):
+    (tmp_path / "dying.py").write_text(DYING)
+    train = {"epochs": 1, "batch_size": 32, "workers": 1}
+    spec = write(tmp_path, task="dying", train=train, plugins=["my.py", "dying.py"])
+    for workers, status in ((1, 2), (0, 0)):  # what has come so far goes on
+        command = ["run", str(spec), "--out", str(tmp_path / "run"), "--set", f"train.workers={workers}"]
+        assert main(command) == status
+        assert ("a process that reads data has died" in capsys.readouterr().err) == (workers == 1)
+
+
 def test_a_file_that_has_changed_is_told_when_its_run_goes_on(tmp_path):
     path, notes = write(tmp_path), []
     run(path, tmp_path / "run")

@@ -184,12 +184,14 @@ def test_one_arch_that_fails_does_not_spoil_those_that_are_measured_with_it():
     def picky(arch):
         if arch["width"] == 3:
             raise ValueError("odd")
+        if arch["width"] == 5:
+            raise SystemExit
         return Measured({"n": 1.0}, {"device": "here"})
 
     runner = trial_runner({"picky": make_evaluator("picky", True, [], picky, ["n"])}, CONTEXT)
-    trials = runner([Trial(SPACE.arch({"width": width})) for width in (2, 3, 4)])
-    assert [trial.error for trial in trials] == [None, "picky: ValueError: odd", None]
-    assert [dict(trial.extra) for trial in trials] == [{"device": "here"}, {}, {"device": "here"}]
+    trials = runner([Trial(SPACE.arch({"width": width})) for width in (2, 3, 4, 5)])
+    assert [trial.error for trial in trials] == [None, "picky: ValueError: odd", None, "picky: SystemExit"]
+    assert [dict(trial.extra) for trial in trials] == [{"device": "here"}, {}, {"device": "here"}, {}]
 
 
 def test_what_draws_from_torchs_generator_gives_each_arch_the_same_alone_and_in_company():

@@ -1,6 +1,8 @@
 """Plugins: what is offered is found, what is broken is reported and harms nobody else."""
 
 import inspect
+import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -205,6 +207,25 @@ def test_an_exception_that_cannot_be_printed_is_told_by_its_name():
     assert catalogue.emit(Note("hello")) == ["a failed at Note: UnprintableError"]
     with pytest.raises(UserError, match="the searcher failed: UnprintableError"), blaming_plugin("the searcher"):
         raise UnprintableError
+
+
+def test_a_plugin_does_not_end_the_program():
+    catalogue = load_catalogue([entry("a", plugin(corenas_event=lambda event: sys.exit(0)))])
+    assert catalogue.emit(Note("hello")) == ["a failed at Note: SystemExit: 0"]
+    with pytest.raises(UserError, match="the searcher failed: SystemExit: 0"), blaming_plugin("the searcher"):
+        sys.exit(0)
+
+
+def test_a_plugin_is_looked_for_anew_after_an_installation(tmp_path, monkeypatch):
+    (tmp_path / "corenas_late.py").write_text("")
+    assert load_catalogue() is load_catalogue()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not any(p.module == "corenas_late" for p in load_catalogue().plugins)
+    (tmp_path / "late-1.dist-info").mkdir()
+    (tmp_path / "late-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1\n")
+    (tmp_path / "late-1.dist-info" / "entry_points.txt").write_text("[corenas]\nlate = corenas_late\n")
+    os.utime(tmp_path, (1, 1))  # another time, however coarse the clock of the file system is
+    assert any(p.module == "corenas_late" for p in load_catalogue().plugins)
 
 
 def test_what_a_module_does_at_its_import_disturbs_nothing(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from concurrent import futures
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -28,6 +29,7 @@ from corenas.run.spec import load_spec
 from corenas.run.stages import run_spec
 from corenas.run.workers import WorkerRunner
 from corenas.store import Store
+from corenas.testing.small import same
 
 
 @frozen
@@ -479,6 +481,31 @@ def test_fresh_deletes_what_the_run_has_written_and_leaves_all_else_as_it_is(tmp
     assert "best-of-2019.txt" in told
 
 
+@pytest.mark.parametrize("at", range(5))
+def test_killed_while_fresh_empties_it_a_directory_is_a_run_or_as_good_as_new(tmp_path, monkeypatch, at):
+    catalogue, folder = toys.make_catalogue(), tmp_path / "run"
+    search = {"trials": 2, "batch": 1}
+    old, new = (toys.make_spec(tmp_path, catalogue, search=search, seed=seed) for seed in (0, 1))
+    before, after = (
+        run_spec(spec, catalogue, place, lambda event: None) for spec, place in ((old, folder), (new, tmp_path / "new"))
+    )
+    unlink, left = Path.unlink, iter([True] * at)
+
+    def killed(path, missing_ok=False):
+        if not next(left, False):
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_spec(new, catalogue, folder, lambda event: None, fresh=True)
+    monkeypatch.undo()
+    spec, expected = (old, before) if (folder / "run.sqlite").exists() else (new, after)
+    assert run_spec(spec, catalogue, folder, lambda event: None)["table"] == expected["table"]
+    saved = (torch.load(place / "supernet.pt", weights_only=True) for place in (folder, tmp_path / "new"))
+    assert spec is old or same(*saved)
+
+
 def test_a_file_of_the_users_under_a_name_that_the_run_needs_is_a_message_and_stays(tmp_path):
     catalogue, folder = toys.make_catalogue(), tmp_path / "run"
     spec = begun(tmp_path, catalogue)
@@ -668,6 +695,22 @@ def test_training_ends_where_the_ranking_of_a_sample_no_longer_changes(spec, cat
     Store(folder / "run.sqlite").set("result", None)
     run_spec(stopping, catalogue, folder, events.append)
     assert Store(folder / "run.sqlite", readonly=True).curve("train") == curve
+
+
+def test_the_smallest_and_the_largest_subnet_are_looked_at_while_training(tmp_path):
+    catalogue, weights = toys.make_catalogue(), {}
+    for every in (None, 2):
+        train = {"epochs": 4, "batch_size": 32} | ({} if every is None else {"validate": every})
+        watched = toys.make_spec(tmp_path, catalogue, train=train)
+        run_spec(watched, catalogue, tmp_path / str(every), lambda event: None)
+        weights[every] = torch.load(tmp_path / str(every) / "supernet.pt", weights_only=True)["model"]
+    assert same(weights[None], weights[2])
+    curve = [figures for _, figures in Store(tmp_path / "2" / "run.sqlite", readonly=True).curve("train")]
+    assert ["valid_smallest" in figures for figures in curve] == [False, True, False, True]
+    prepared = prepare(watched)
+    measure, space = prepared.evaluation(load_supernet(prepared, tmp_path / "2")), watched.space
+    ends = [measure(arch)["top1"] for arch in (space.smallest(), space.largest())]
+    assert [curve[-1]["valid_smallest"], curve[-1]["valid_largest"]] == ends
 
 
 def told(spec):

@@ -78,8 +78,13 @@ class OwnFiles:
                 file.writelines(f"{name}\n" for name in new)
 
     def delete(self, under: str = "") -> None:
-        """Delete what is listed, or what of it is in one folder, and folders that are then empty."""
+        """Delete what is listed, or what of it is in one folder, and folders that are then empty.
+
+        Killed meanwhile it leaves a run that is whole but for its spec, which is in the database too, or no database.
+        """
         names = [name for name in self.names() if name.startswith(under)]
+        first = {"spec.toml": 0, "run.sqlite": 1}
+        names.sort(key=lambda name: first.get(name, 2))
         for name in names:
             path = self.folder / name
             if name.endswith("/"):
@@ -148,9 +153,8 @@ def opened(folder: Path, table: Mapping[str, Any], data: Mapping[str, Any], fres
             folder.mkdir(parents=True, exist_ok=True)
             _lock(folder, after)
             files = OwnFiles(folder)
-            if fresh:
+            if fresh or not (folder / "run.sqlite").exists():  # new, or what emptied it was killed
                 _empty(files, emit)
-            if fresh or not files.exists():
                 files.begin()
             files.claim("run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "spec.toml", "spec.toml.part")
             store = Store(folder / "run.sqlite")
@@ -192,7 +196,7 @@ def _empty(files: OwnFiles, emit: Emit) -> None:
 
 
 _FREE = re.compile(
-    r"executor(\..*)?|export\..*|device\.threads|plugins|name|(retrain\.)?(train\.workers|task\.data\.(root|file))"
+    r"executor(\..*)?|export\..*|device\.threads|plugins|name|(retrain\.)?(train\.(workers|validate)|task\.data\.(root|file))"
 )
 """Keys that may change as a run goes on: no result hangs on them, or, as on threads, it is told that it does."""
 

@@ -215,7 +215,7 @@ class _Run:
         return supernet, self._derived(trainer) if "derive" in prepared.stages else None
 
     def _score(self, model: nn.Module, archs: Sequence[Arch]) -> list[float]:
-        """Return what `train.stop` ranks archs by while a supernet is trained."""
+        """Return what `train.stop` ranks archs by, and `train.validate` tells, while a supernet is trained."""
         metric, sign = _alone_metric(self.prepared)
         evaluation = self.prepared.evaluation(model)
 
