@@ -199,7 +199,8 @@ cases = torch.load(sys.argv[1])
 with distributed.process_group(torch.device("cpu")):
     found, rank = [], distributed.rank()
     for features, switch, state, x, weights in cases:
-        layer = BatchNorm2dSlice([OUT, 3, IN] if features else OUT, switch=OUT if switch else None).double()
+        slices = BatchNorm2dSlice([OUT, 3, IN] if features else OUT, switch=OUT if switch else None)
+        layer = (torch.nn.BatchNorm1d(6) if features is None else slices).double()
         layer.load_state_dict(state)
         x, weights = ((t[:3], t[3:])[rank] for t in (x, weights))
         x = x.clone().requires_grad_()
@@ -214,12 +215,14 @@ with distributed.process_group(torch.device("cpu")):
 def test_a_synchronised_norm_is_that_of_all_images_whatever_its_parts_and_statistics(tmp_path):
     layers = {(several, switch): BatchNorm2dSlice([OUT, 3, IN] if several else OUT, switch=OUT if switch else None)
               for several, switch in itertools.product((False, True), repeat=2)}  # fmt: skip
+    layers[None, False] = nn.BatchNorm1d(6)  # torch's own, of other axes
     cases = []
     for (several, switch), layer in layers.items():
         layer.double()
         nn.init.normal_(layer.weight)
         nn.init.normal_(layer.bias)
-        images = torch.randn(2, 8, 13 if several else 6, 3, 3, dtype=torch.float64)
+        axes = () if several is None else (3, 3)
+        images = torch.randn(2, 8, 13 if several else 6, *axes, dtype=torch.float64)
         cases.append((several, switch, layer.state_dict(), *images))
     torch.save(cases, tmp_path / "cases")
     (tmp_path / "two.py").write_text(TWO)
