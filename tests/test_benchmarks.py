@@ -18,6 +18,7 @@ SMALLEST = {
     "cost.py": ["--archs", "200", "spec/space/mobilenetv3-small-images.toml"],
     "make_table.py": ["--check"],
     "searcher_overhead.py": ["--trials", "20", "random", "nsga2"],
+    "bayesian.py": ["--seeds", "2", "--trials", "30", "--landscapes", "table"],
     "searchers.py": ["--seeds", "2", "--trials", "10", "20", "--landscapes", "table", "--searchers", "local"],
     "executors.py": ["--trials", "4", "--seconds", "0.1", "processes"],
     "latency.py": ["--networks", "2", "--rounds", "3", "--seconds", "0.1", "--backend", "eager"],
