@@ -128,8 +128,9 @@ class FeasibleSpace:
     def _most_broken(self, met: Constraint, codes: Codes) -> tuple[Constraint, Constraint]:
         """Return a constraint, and that other one which most of some archs break."""
         costs = self.cost(codes)
-        others = [constraint for constraint in self.constraints if constraint is not met]
-        return met, max(others, key=lambda other: int((other.violation(costs[other.metric]) > 0).sum()))
+        others = [constraint for constraint in self.constraints if constraint is not met] or [met]
+        broken = [int((other.violation(costs[other.metric]) > 0).sum()) for other in others]
+        return met, others[int(np.argmax(broken))]
 
     def _obeying(self, codes: Codes) -> float:
         """Return the share of some archs that obey."""
