@@ -417,13 +417,14 @@ def _picked(moves: _Moves, ahead: _Ahead, states: np.ndarray, bins: np.ndarray, 
         places += bins[own, None]
         chances = ahead.table.take(places)
         chances *= moves.chances[states[own]]
+        chances /= chances.sum(axis=1, keepdims=True)  # what is rare is not lost beside what is not
         sums = np.append(0.0, chances.ravel().cumsum(dtype=np.float64))
         ends = sums[::number]
         rows = order[starts[begin] : starts[begin + len(own)]]
         of = np.repeat(np.arange(len(own)), np.diff(starts[begin : begin + len(own) + 1]))
         drawn = ends[of] + uniform[rows] * (ends[of + 1] - ends[of])
-        found = np.searchsorted(sums, drawn, side="right") - 1 - number * of
-        picks[rows] = np.clip(found, 0, number - 1)
+        drawn = np.minimum(drawn, np.nextafter(ends[of + 1], 0))  # else what has no chance might be next
+        picks[rows] = np.searchsorted(sums, drawn, side="right") - 1 - number * of
     return picks
 
 
@@ -432,6 +433,9 @@ class JointWindow:
 
     As `Window`, over bins of both costs. These are few, so that rounding must err little: many variables are one step,
     rounded once. What leads to the same state and bins is one move; which of its options it is, is drawn after it.
+
+    log_share: as that of `Window`
+    Raises UntabulatedError if the tables of the costs do not make it possible.
     """
 
     def __init__(self, space: SearchSpace, cost: Cost, constraints: tuple[Constraint, Constraint]) -> None:
