@@ -14,7 +14,7 @@ from corenas.cost import Cost
 from corenas.errors import Fault, UserError, raise_if_any
 from corenas.objectives import Constraint, amount
 from corenas.space import Arch, Codes, SearchSpace
-from corenas.windows import UntabulatedError, Window
+from corenas.windows import JointWindow, UntabulatedError, Window
 
 _BATCH = 256
 _ROUNDS = 400
@@ -26,6 +26,8 @@ _MOST_ROWS = 1 << 16
 _TRIED = 4096
 _LOOSE = 1 / 16
 """Where a larger share obeys, drawing and throwing away is the fastest way."""
+_RARE = 1 / 4
+"""Where a smaller share of what one window's tables draw obeys the other constraints too, two have tables together."""
 
 Method: TypeAlias = Literal["rejection", "tables", "walk"]
 """How archs inside constraints are found: drawn and thrown away, led there by the tables of costs, or by mutation."""
@@ -68,7 +70,8 @@ class FeasibleSpace:
 
     Draws are those of `SearchSpace.draw` with what breaks a constraint thrown away: each variable uniform, given that
     the arch obeys. Where that leaves little, the tables of the costs lead there (`corenas.windows`) to the same
-    distribution; its docstrings say how mutants and children are drawn. Where the costs have no such tables, archs are
+    distribution, those of two costs together where one leaves much to throw away; its docstrings say how mutants and
+    children are drawn, by the tables of one cost. Where the costs have no such tables, archs are
     found by a walk from the nearest ones, and nobody knows how they are distributed.
     Raises UserError, keys relative to their table, if no arch meets the constraints, with the range that can be
     reached.
@@ -83,6 +86,7 @@ class FeasibleSpace:
         self.method: Method = "rejection"
         self.share = 1.0
         self._window: Window | None = None
+        self._drawing: Window | JointWindow | None = None
         self._accepted = 1.0
         if self.constraints:
             self._refuse_unreachable()
@@ -102,17 +106,35 @@ class FeasibleSpace:
         self.share = self._accepted = self._obeying(self.space.draw(np.random.default_rng(1), _TRIED))
         if self.share >= _LOOSE:
             return
-        self.method, found = "tables", 0.0
+        windows: list[tuple[float, Window, Codes]] = []
         for constraint in self.constraints:
             with suppress(UntabulatedError):
                 window = Window(self.space, self.cost, constraint)
-                share = self._obeying(window.draw(np.random.default_rng(1), _TRIED)) if window.log_share > -inf else 0.0
-                if share > found:
-                    self._window, found = window, share
-                    self.share, self._accepted = exp(window.log_share) * share, share
-        if self._window is None:
-            self.method = "walk"
+                if window.log_share > -inf:
+                    drawn = window.draw(np.random.default_rng(1), _TRIED)
+                    windows.append((self._obeying(drawn), window, drawn))
+        accepted = 0.0
+        if windows:
+            self.method = "tables"
+            accepted, self._window, drawn = max(windows, key=lambda each: each[0])
+            self._drawing, log_share = self._window, self._window.log_share
+            if accepted < _RARE and len(self.constraints) > 1:
+                with suppress(UntabulatedError):
+                    joint = JointWindow(self.space, self.cost, self._most_broken(self._window.constraint, drawn))
+                    both = self._obeying(joint.draw(np.random.default_rng(1), _TRIED)) if joint.log_share > -inf else 0
+                    if both > accepted:
+                        accepted, self._drawing, log_share = both, joint, joint.log_share
+            self.share, self._accepted = exp(log_share) * accepted, accepted
+        if accepted == 0:
+            self.method, self._window, self._drawing = "walk", None, None
             self._walk(np.random.default_rng(0))
+
+    def _most_broken(self, met: Constraint, codes: Codes) -> tuple[Constraint, Constraint]:
+        """Return a constraint, and that other one which most of some archs break."""
+        costs = self.cost(codes)
+        others = [constraint for constraint in self.constraints if constraint is not met] or [met]
+        broken = [int((other.violation(costs[other.metric]) > 0).sum()) for other in others]
+        return met, others[int(np.argmax(broken))]
 
     def _obeying(self, codes: Codes) -> float:
         """Return the share of some archs that obey."""
@@ -146,7 +168,7 @@ class FeasibleSpace:
         if self.method != "walk":
             rows = min(_MOST_ROWS, max(_FEW, int(1.1 * n / self._accepted)))
             for _ in range(_ROUNDS):
-                codes = (self._window or self.space).draw(rng, rows)
+                codes = (self._drawing or self.space).draw(rng, rows)
                 inside = codes[self._violation(codes) == 0]
                 if len(inside):
                     return inside

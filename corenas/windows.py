@@ -6,6 +6,8 @@ the choices of the few, the state, and what they cost so far, in bins. For each 
 probable it is that what comes after ends in the window; draws follow these probabilities, variable by variable.
 Rounding to bins errs by a bound that is known, and the window of bins is wider by it: no arch of the window is left
 out, and the few that come from beside it are the caller's to throw away.
+
+Two costs together (`JointWindow`) have bins in two dimensions, which are fewer in each; there whole stages are a step.
 """
 
 from __future__ import annotations
@@ -33,6 +35,16 @@ _MOST_ADDED = 300_000_000
 """Bins of all moves together: half a second."""
 _MOST_OPTIONS = 16
 """Combinations of choices of a step that joins others."""
+_MOST_JOINED = 8000
+"""Combinations of choices of a step where two costs are binned."""
+_MOST_OPENED = 400_000
+"""Options of all states together where two steps are joined; without those that are impossible, half of it."""
+_MOST_CELLS = 40_000
+"""Bins of two costs together."""
+_MOST_ADDED_JOINTLY = 1_500_000_000
+"""Bins of all moves together, most of which are not reached: half a second."""
+_AT_ONCE = 1 << 17
+"""Chances of moves that are added up at a time: they stay in the processor's cache."""
 _ROWS = 4096
 """How many archs are drawn at a time: what they look up stays in the processor's cache."""
 
@@ -49,7 +61,7 @@ class _Step:
     active: of each variable, where it is active: (states, options)
     possible: which options there are: an inactive variable holds its default; (states, options)
     chances: the probability of each where variables are drawn uniformly, (states, options)
-    cost: what each option adds, (states, options)
+    cost: what each option adds to each metric, (metrics, states, options)
     after: the state that each leaves, (states, options)
     states: how many it leaves
     """
@@ -71,9 +83,23 @@ class _Step:
             chances *= own if active.all() else np.where(active[states], own, 1)
         return chances
 
+    def without_impossible(self) -> _Step:
+        """Return the step without the options that are possible in no state, and without `active`."""
+        some = self.possible.any(axis=0)
+        return _Step(
+            self.columns,
+            self.codes[some],
+            [],
+            self.possible[:, some],
+            self.chances[:, some],
+            self.cost[:, :, some],
+            self.after[:, some],
+            self.states,
+        )
+
     def then(self, other: _Step) -> _Step:
         """Return both as one step."""
-        before, options, others = len(self.cost), len(self.codes), len(other.codes)
+        before, options, others = len(self.possible), len(self.codes), len(other.codes)
 
         def of_first(matrix: np.ndarray) -> np.ndarray:
             return np.repeat(matrix, others, axis=1)
@@ -87,7 +113,7 @@ class _Step:
             [*map(of_first, self.active), *map(of_second, other.active)],
             of_first(self.possible) & of_second(other.possible),
             of_first(self.chances) * of_second(other.chances),
-            of_first(self.cost) + of_second(other.cost),
+            np.stack([of_first(own) + of_second(its) for own, its in zip(self.cost, other.cost, strict=True)]),
             of_second(other.after),
             other.states,
         )
@@ -110,6 +136,20 @@ class _Rounded:
         below, above = (sum(float(end(error)) for error in errors) for end in (np.min, np.max))
         return cls(unit, [bins.astype(np.int32) for bins in binned], below, above)
 
+    @classmethod
+    def best(cls, unit: float, costs: Sequence[np.ndarray]) -> _Rounded:
+        """Round to a unit, or one a little larger by which the sum errs less."""
+        units = {float(max(1, math.ceil(unit * stretch))) for stretch in np.linspace(1, 1.1, 17)}
+        rounded = [cls.to(unit, costs) for unit in sorted(units)]
+        return min(rounded, key=lambda rounded: (rounded.above - rounded.below) * rounded.unit)
+
+    def window(self, low: float, high: float) -> tuple[int, int]:
+        """Return the first and the last bin that archs of some cost may be in."""
+        return (
+            math.ceil(low / self.unit + self.below - 1e-6),
+            math.floor(high / self.unit + self.above + 1e-6),
+        )
+
 
 @frozen
 class _Layer:
@@ -127,6 +167,121 @@ class _Layer:
         return self.table.ravel().take(places)
 
 
+@frozen
+class _Moves:
+    """What can be done in a step, from each state: where it leads, (states, moves), and how probable it is.
+
+    after: the state; bins: how many bins it adds
+    """
+
+    after: np.ndarray
+    bins: np.ndarray
+    chances: np.ndarray
+
+
+@frozen
+class _Grouped:
+    """The options of a step as moves, from each state: those that lead to the same state and add the same bins are one.
+
+    order: the options of each state, move by move, (states * options,)
+    until: the cumulative probability of each in that order, plus the number of the state, (states * options,)
+    ends: the first and, exclusively, the last place of each move in them, (2, states, moves)
+    """
+
+    moves: _Moves
+    order: np.ndarray
+    until: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, step: _Step, binned: np.ndarray) -> _Grouped:
+        """Put the options of a step together that cost so many bins."""
+        states, options = step.possible.shape
+        chances = step.chances.astype(float)
+        keys = np.where(step.possible, step.after + step.states * binned.astype(np.int64), np.iinfo(np.int64).max)
+        order = np.argsort(keys, axis=1, kind="stable")
+        keys, chances = (np.take_along_axis(matrix, order, axis=1) for matrix in (keys, chances))
+        first = np.concatenate([np.ones((states, 1), bool), keys[:, 1:] != keys[:, :-1]], axis=1) & (chances > 0)
+        number = first.cumsum(axis=1) - 1  # of the move that an option belongs to
+        moves = int(number.max()) + 1
+        own, column = np.nonzero(first)
+        of = own, number[first]
+        starts = np.zeros((states, moves), np.int64)
+        starts[of] = own * options + column
+        sizes = np.zeros((states, moves), np.int64)
+        np.add.at(sizes, (np.arange(states)[:, None].repeat(options, axis=1)[chances > 0], number[chances > 0]), 1)
+        after, bins = np.zeros((states, moves), np.int32), np.zeros((states, moves), np.int32)
+        after[of], bins[of] = keys[first] % step.states, keys[first] // step.states
+        total = np.zeros((states, moves))
+        np.add.at(total, (np.arange(states)[:, None].repeat(options, axis=1), number), chances)
+        until = chances.cumsum(axis=1)
+        until = np.minimum(until / until[:, -1:], 1 - 1e-12) + np.arange(states)[:, None]
+        ends = np.stack([starts, starts + sizes])
+        return cls(_Moves(after, bins, total.astype(np.float32)), order.ravel(), until.ravel(), ends)
+
+    def options(self, states: np.ndarray, moves: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return an option of each move, as probable as the options are."""
+        first, last = self.ends[:, states, moves]
+        low = np.where(self.order.shape[0] // len(self.moves.after) * states == first, states, self.until[first - 1])
+        drawn = low + rng.random(len(first)) * (self.until[last - 1] - low)
+        return self.order[np.clip(np.searchsorted(self.until, drawn, side="right"), first, last - 1)]
+
+
+def _looked_back(
+    moves: Sequence[_Moves],
+    states: int,
+    low: int,
+    window: np.ndarray,
+    live: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> tuple[float, list[_Layer]]:
+    """Return the logarithm of the probability to end in a window, and the layers, worked out from last to first.
+
+    states: after the last step; low, window: its first bin, and which of those from there on belong to it
+    live: of some bins, which lead into the window; the others count as lost, wherever they lead
+    """
+    ends = [(m.bins[m.chances > 0].min(), m.bins[m.chances > 0].max()) for m in moves]
+    least, most = ([int(n) for n in itertools.accumulate(numbers)] for numbers in zip(*ends, strict=True))
+    high = low + len(window) - 1
+    spans = [
+        (max(first, low - (most[-1] - last)), min(last, high - (least[-1] - first)))
+        for first, last in zip([0, *least], [0, *most], strict=True)
+    ]
+    if any(first > last for first, last in spans):
+        return -math.inf, []
+    first, last = spans[-1]
+    table = np.zeros((states, last - first + 3))
+    table[:, 1:-1] = window[first - low : last - low + 1]
+    log_share, layers = 0.0, [_Layer(first, table)]
+    for own, (first, last) in zip(reversed(moves), reversed(spans[:-1]), strict=True):
+        after, table = layers[-1], np.zeros((len(own.after), last - first + 3))
+        for state, move in zip(*np.nonzero(own.chances), strict=True):
+            # the bins of this layer whose bin after the move is one of the next layer
+            shift = int(own.bins[state, move]) + first - after.first
+            start, stop = max(0, -shift), min(last - first + 1, after.table.shape[1] - 2 - shift)
+            if start < stop:
+                source = after.table[own.after[state, move], 1 + start + shift : 1 + stop + shift]
+                table[state, 1 + start : 1 + stop] += own.chances[state, move] * source
+        if live is not None:
+            table[:, 1:-1] *= live(np.arange(first, last + 1))
+        largest = table.max()
+        if largest == 0:
+            return -math.inf, []
+        log_share += math.log(largest)
+        layers.append(_Layer(first, (table / largest).astype(np.float32)))
+    layers.reverse()
+    start = layers[0](np.zeros(1, np.int32), np.zeros(1, np.int32))[0]
+    return log_share + (math.log(start) if start > 0 else -math.inf), layers
+
+
+def _above_least(steps: Sequence[_Step], metric: int, constraint: Constraint) -> tuple[list[np.ndarray], float, float]:
+    """Return what the options of each step cost above the least, and the window for their sum."""
+    lowest = [step.cost[metric][step.possible].min() for step in steps]
+    most = sum(step.cost[metric][step.possible].max() for step in steps) - sum(lowest)
+    low, high = (float(bound - sum(lowest)) for bound in (constraint.low, constraint.high))
+    costs = [np.where(s.possible, s.cost[metric] - least, 0) for s, least in zip(steps, lowest, strict=True)]
+    return costs, max(low, 0.0), min(high, float(most))
+
+
 class Window:
     """Draws archs of which one cost lies in a window, or beside it by the rounding of bins.
 
@@ -135,15 +290,18 @@ class Window:
     """
 
     def __init__(self, space: SearchSpace, cost: Cost, constraint: Constraint) -> None:
-        self.space = space
+        self.space, self.constraint = space, constraint
         self._defaults = [0 if v.continuous else int(v.code_of(v.default)) for v in space.variables]
-        self._steps = _steps(space, cost, constraint.metric, self._defaults)
+        self._steps = _steps(space, cost, [constraint.metric], self._defaults)
         self._bins(constraint)
-        self._look_back()
+        moves = [_Moves(s.after, own, s.chances) for s, own in zip(self._steps, self._binned, strict=True)]
+        low, high = self._window
+        self.log_share, self._layers = _looked_back(moves, self._steps[-1].states, low, np.ones(high - low + 1))
 
     def draw(self, rng: np.random.Generator, n: int) -> Codes:
         """Return n archs: those of `space.draw`, without what lies outside."""
-        return self._with_continuous(self._drawn(rng, n, None), lambda: self.space.draw(rng, n))
+        codes = self._drawn(rng, n, None)
+        return codes if self.space.finite else _with_continuous(self.space, codes, self.space.draw(rng, n))
 
     def mutated(self, codes: Codes, prob: float, rng: np.random.Generator) -> Codes:
         """Return mutants.
@@ -160,7 +318,8 @@ class Window:
             chances += drawn[column, rows, None]
             return chances
 
-        return self._with_continuous(self._drawn(rng, len(codes), kernel), lambda: self.space.mutated(codes, prob, rng))
+        found = self._drawn(rng, len(codes), kernel)
+        return found if self.space.finite else _with_continuous(self.space, found, self.space.mutated(codes, prob, rng))
 
     def crossed(self, first: Codes, second: Codes, rng: np.random.Generator) -> Codes:
         """Return children, drawn as mutants are, with the chances of `space.crossed`.
@@ -179,69 +338,23 @@ class Window:
             chances += drawn[column, rows, None]
             return chances
 
-        return self._with_continuous(
-            self._drawn(rng, len(first), kernel), lambda: self.space.crossed(first, second, rng)
-        )
+        found = self._drawn(rng, len(first), kernel)
+        if self.space.finite:
+            return found
+        return _with_continuous(self.space, found, self.space.crossed(first, second, rng))
 
     # -- bins ---------------------------------------------------------------------------------------------------------
 
     def _bins(self, constraint: Constraint) -> None:
         """Round what each step's options cost to bins, and find the window of bins."""
-        lowest = [step.cost[step.possible].min() for step in self._steps]
-        most = sum(step.cost[step.possible].max() for step in self._steps) - sum(lowest)
-        low, high = (float(bound - sum(lowest)) for bound in (constraint.low, constraint.high))
-        low, high = max(low, 0.0), min(high, float(most))
+        costs, low, high = _above_least(self._steps, 0, constraint)
         states = sum(step.states for step in self._steps)
         moves = sum(int(step.possible.sum()) for step in self._steps)
         bins = min(_MOST_BINS, _MOST_ENTRIES // states, _MOST_ADDED // moves)
         if bins < _FEWEST_BINS or moves > _MOST_MOVES:
             raise UntabulatedError(f"{states:,} states, {moves:,} moves")
-        costs = [np.where(step.possible, step.cost - least, 0) for step, least in zip(self._steps, lowest, strict=True)]
-        units = {float(max(1, math.ceil(high / bins * stretch))) for stretch in np.linspace(1, 1.1, 17)}
-        rounded = [_Rounded.to(unit, costs) for unit in sorted(units)]
-        best = min(rounded, key=lambda rounded: (rounded.above - rounded.below) * rounded.unit)
-        self._binned = best.binned
-        self._window = math.ceil(low / best.unit + best.below - 1e-6), math.floor(high / best.unit + best.above + 1e-6)
-
-    def _look_back(self) -> None:
-        """Work out the layers, from the last step to the first."""
-        ends = [
-            (bins[s.possible].min(), bins[s.possible].max()) for bins, s in zip(self._binned, self._steps, strict=True)
-        ]
-        least, most = ([int(n) for n in itertools.accumulate(numbers)] for numbers in zip(*ends, strict=True))
-        low, high = self._window
-        spans = [
-            (max(first, low - (most[-1] - last)), min(last, high - (least[-1] - first)))
-            for first, last in zip([0, *least], [0, *most], strict=True)
-        ]
-        self.log_share = 0.0
-        self._layers: list[_Layer] = []
-        if any(first > last for first, last in spans):
-            self.log_share = -math.inf
-            return
-        table = np.zeros((self._steps[-1].states, spans[-1][1] - spans[-1][0] + 3))
-        table[:, 1:-1] = 1
-        self._layers.append(_Layer(spans[-1][0], table))
-        for step, binned, (first, last) in zip(
-            reversed(self._steps), reversed(self._binned), reversed(spans[:-1]), strict=True
-        ):
-            after, table = self._layers[-1], np.zeros((len(step.cost), last - first + 3))
-            for state, option in zip(*np.nonzero(step.possible), strict=True):
-                # the bins of this layer whose bin after the option is one of the next layer
-                shift = int(binned[state, option]) + first - after.first
-                start, stop = max(0, -shift), min(last - first + 1, after.table.shape[1] - 2 - shift)
-                if start < stop:
-                    source = after.table[step.after[state, option], 1 + start + shift : 1 + stop + shift]
-                    table[state, 1 + start : 1 + stop] += step.chances[state, option] * source
-            largest = table.max()
-            if largest == 0:
-                self.log_share = -math.inf
-                return
-            self.log_share += math.log(largest)
-            self._layers.append(_Layer(first, (table / largest).astype(np.float32)))
-        self._layers.reverse()
-        start = self._layers[0](np.zeros(1, np.int32), np.zeros(1, np.int32))[0]
-        self.log_share += math.log(start) if start > 0 else -math.inf
+        rounded = _Rounded.best(high / bins, costs)
+        self._binned, self._window = rounded.binned, rounded.window(low, high)
 
     # -- drawing ------------------------------------------------------------------------------------------------------
 
@@ -266,12 +379,119 @@ class Window:
                 states, bins = after[at, picks], so_far[at, picks]
         return columns.T
 
-    def _with_continuous(self, codes: Codes, free: Callable[[], Codes]) -> Codes:
-        """Return archs with what has no steps, and costs nothing, from others that know of no window."""
-        if self.space.finite:
-            return codes
-        continuous = [variable.continuous for variable in self.space.variables]
-        return self.space.canonical(np.where(continuous, free(), codes))
+
+@frozen
+class _Ahead:
+    """A layer as the moves of a step look it up.
+
+    table: wide enough for every move from every bin of the layer before
+    places: of each move from bin 0, (states, moves)
+    """
+
+    table: np.ndarray
+    places: np.ndarray
+
+    @classmethod
+    def of(cls, moves: _Moves, layer: _Layer, after: _Layer) -> _Ahead:
+        """Look up one layer from another."""
+        last, last_after = (one.first + one.table.shape[1] - 3 for one in (layer, after))
+        low = min(after.first, layer.first + int(moves.bins.min()))
+        high = max(last_after, last + int(moves.bins.max()))
+        table = np.zeros((len(after.table), high - low + 1), np.float32)
+        table[:, after.first - low : last_after - low + 1] = after.table[:, 1:-1]
+        return cls(table.ravel(), (moves.after * table.shape[1] + moves.bins - low).astype(np.int32))
+
+
+def _picked(moves: _Moves, ahead: _Ahead, states: np.ndarray, bins: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Return a move for each arch, by uniform random numbers; those of equal state and bin have one distribution."""
+    keys = bins.astype(np.int64) * len(moves.after) + states
+    order = np.argsort(keys)
+    keys = keys[order]
+    starts = np.append(np.flatnonzero(np.append(True, keys[1:] != keys[:-1])), len(keys))
+    firsts, number = order[starts[:-1]], moves.after.shape[1]
+    picks = np.zeros(len(keys), np.int64)
+    some = max(1, _AT_ONCE // number)
+    for begin in range(0, len(firsts), some):
+        own = firsts[begin : begin + some]
+        places = ahead.places[states[own]]
+        places += bins[own, None]
+        chances = ahead.table.take(places)
+        chances *= moves.chances[states[own]]
+        chances /= chances.sum(axis=1, keepdims=True)  # what is rare is not lost beside what is not
+        sums = np.append(0.0, chances.ravel().cumsum(dtype=np.float64))
+        ends = sums[::number]
+        rows = order[starts[begin] : starts[begin + len(own)]]
+        of = np.repeat(np.arange(len(own)), np.diff(starts[begin : begin + len(own) + 1]))
+        drawn = ends[of] + uniform[rows] * (ends[of + 1] - ends[of])
+        drawn = np.minimum(drawn, np.nextafter(ends[of + 1], 0))  # else what has no chance might be next
+        picks[rows] = np.searchsorted(sums, drawn, side="right") - 1 - number * of
+    return picks
+
+
+class JointWindow:
+    """Draws archs of which two costs lie in a window each, or beside it by the rounding of bins.
+
+    As `Window`, over bins of both costs. These are few, so that rounding must err little: many variables are one step,
+    rounded once. What leads to the same state and bins is one move; which of its options it is, is drawn after it.
+
+    log_share: as that of `Window`
+    Raises UntabulatedError if the tables of the costs do not make it possible.
+    """
+
+    def __init__(self, space: SearchSpace, cost: Cost, constraints: tuple[Constraint, Constraint]) -> None:
+        self.space = space
+        defaults = [0 if v.continuous else int(v.code_of(v.default)) for v in space.variables]
+        self._steps = _steps(space, cost, [c.metric for c in constraints], defaults)
+        costs, lows, highs = zip(*(_above_least(self._steps, *each) for each in enumerate(constraints)), strict=True)
+        widths = [max((high - low) / max(high, 1.0), 1e-6) for low, high in zip(lows, highs, strict=True)]
+        cells = _MOST_CELLS
+        while True:
+            bins = math.sqrt(cells * widths[1] / widths[0])  # both windows have as many
+            rounded = [
+                _Rounded.best(high / max(1.0, number), own)
+                for own, high, number in zip(costs, highs, (bins, cells / bins), strict=True)
+            ]
+            (low, high), (low_2, high_2) = (own.window(*ends) for own, *ends in zip(rounded, lows, highs, strict=True))
+            # Bins of both in one number: those of the second, and what one step adds to them, never reach the first;
+            # what is beyond a window is one bin.
+            width = 2 * high_2 + 2
+            self._grouped = [
+                _Grouped.of(step, width * np.minimum(binned, high + 1) + np.minimum(binned_2, high_2 + 1))
+                for step, binned, binned_2 in zip(self._steps, *(own.binned for own in rounded), strict=True)
+            ]
+            work = sum(np.count_nonzero(grouped.moves.chances) for grouped in self._grouped) * (high + 1) * width
+            if work <= _MOST_ADDED_JOINTLY:
+                break
+            cells //= 2
+            if cells < _FEWEST_BINS:
+                raise UntabulatedError("too many moves")
+        window = np.zeros((high - low + 1, width))
+        window[:, low_2 : high_2 + 1] = 1
+        self.log_share, self._layers = _looked_back(
+            [grouped.moves for grouped in self._grouped],
+            self._steps[-1].states,
+            low * width,
+            window.ravel(),
+            lambda at: at % width <= high_2,
+        )
+        pairs = zip(self._grouped, itertools.pairwise(self._layers), strict=bool(self._layers))
+        self._ahead = [_Ahead.of(grouped.moves, *layers) for grouped, layers in pairs]
+
+    def draw(self, rng: np.random.Generator, n: int) -> Codes:
+        """Return n archs: those of `space.draw`, without what lies outside."""
+        columns = np.zeros((len(self.space.variables), n), np.int64)
+        states = bins = np.zeros(n, np.int32)
+        for step, grouped, ahead in zip(self._steps, self._grouped, self._ahead, strict=True):
+            picks = _picked(grouped.moves, ahead, states, bins, rng.random(n))
+            columns[list(step.columns)] = step.codes.T[:, grouped.options(states, picks, rng)]
+            states, bins = grouped.moves.after[states, picks], bins + grouped.moves.bins[states, picks]
+        codes = columns.T
+        return codes if self.space.finite else _with_continuous(self.space, codes, self.space.draw(rng, n))
+
+
+def _with_continuous(space: SearchSpace, codes: Codes, free: Codes) -> Codes:
+    """Return archs with what has no steps, and costs nothing, from others that know of no window."""
+    return space.canonical(np.where([variable.continuous for variable in space.variables], free, codes))
 
 
 class UntabulatedError(Exception):
@@ -286,29 +506,51 @@ def _sizes(space: SearchSpace) -> list[int]:
 # -- the steps --------------------------------------------------------------------------------------------------------
 
 
-def _steps(space: SearchSpace, cost: Cost, metric: str, defaults: Sequence[int]) -> list[_Step]:
-    tables = cost.tables(metric)
-    if tables is None:
-        raise UntabulatedError(f"{metric} of some layers is too much for a table")
+def _steps(space: SearchSpace, cost: Cost, metrics: Sequence[str], defaults: Sequence[int]) -> list[_Step]:
+    """Return the steps, joined where that leaves fewer states; of several metrics as many as can be."""
     columns = {key: column for column, key in enumerate(space.keys)}
-    by_columns = [(tuple(columns[key] for key in keys), table) for keys, table in tables]
-    scopes = _scopes(space, columns, [own for own, _ in by_columns])
+    by_columns = []
+    for index, metric in enumerate(metrics):
+        tables = cost.tables(metric)
+        if tables is None:
+            raise UntabulatedError(f"{metric} of some layers is too much for a table")
+        by_columns += [(tuple(columns[key] for key in keys), index, table) for keys, table in tables]
+    scopes = _scopes(space, columns, [own for own, _, _ in by_columns])
     found: list[list[_Step]] = []
     for order in ([*range(len(columns))], _greedy(space, scopes)):
         with suppress(UntabulatedError):
-            found.append(_in_order(space, by_columns, scopes, defaults, order))
+            found.append(_in_order(space, by_columns, len(metrics), scopes, defaults, order))
     if not found:
         raise UntabulatedError("too many variables are in play at a time")
     steps = min(found, key=_size)
-    joined = steps[:1]
+    return _joined_few(steps) if len(metrics) == 1 else _joined_many(steps)
+
+
+def _joined_few(steps: Sequence[_Step]) -> list[_Step]:
+    joined = [steps[0]]
     for step in steps[1:]:
         last = joined[-1]
         few = len(last.codes) * len(step.codes) <= _MOST_OPTIONS
         # what is in play between two variables of a block is more than before and after it
-        if few and len(step.cost) > max(len(last.cost), step.states):
+        if few and len(step.possible) > max(len(last.possible), step.states):
             joined[-1] = last.then(step)
         else:
             joined.append(step)
+    return joined
+
+
+def _joined_many(steps: Sequence[_Step]) -> list[_Step]:
+    """Return few steps of many options, with few states between them."""
+    joined = [step.without_impossible() for step in steps]
+    starts = [*range(len(steps))]
+    for place in sorted(starts[1:], key=lambda place: -len(steps[place].possible)):
+        at = starts.index(place)
+        first, second = joined[at - 1 : at + 1]
+        if first.possible.size * len(second.codes) <= _MOST_OPENED:
+            both = first.then(second).without_impossible()
+            if len(both.codes) <= _MOST_JOINED and both.possible.size <= _MOST_OPENED // 2:
+                joined[at - 1 : at + 1] = [both]
+                del starts[at]
     return joined
 
 
@@ -349,7 +591,8 @@ def _left_in_play(
 
 def _in_order(
     space: SearchSpace,
-    tables: Sequence[tuple[tuple[int, ...], np.ndarray]],
+    tables: Sequence[tuple[tuple[int, ...], int, np.ndarray]],
+    metrics: int,
     scopes: Sequence[frozenset[int]],
     defaults: Sequence[int],
     order: Sequence[int],
@@ -374,14 +617,14 @@ def _in_order(
         at = {own: grid[:, index] for index, own in enumerate([*known, column])}
         active = _active(space, keys, column, at)
         possible = active | (at[column] == (0 if variable.continuous else defaults[column]))
-        due = [(own, table) for own, table in pending if all(place[c] <= position for c in own)]
-        pending = [(own, table) for own, table in pending if not all(place[c] <= position for c in own)]
-        cost = np.zeros(len(grid), np.int64)
-        for own, table in due:
+        due = [entry for entry in pending if all(place[c] <= position for c in entry[0])]
+        pending = [entry for entry in pending if not all(place[c] <= position for c in entry[0])]
+        cost = np.zeros((metrics, len(grid)), np.int64)
+        for own, metric, table in due:
             row: np.ndarray | int = 0
             for c in own:
                 row = row * sizes[c] + at[c]
-            cost += table[row]
+            cost[metric] += table[row]
         kept = [index for index, own in enumerate([*known, column]) if last_use[own] > position]
         known = [[*known, column][index] for index in kept]
         after = np.zeros(len(grid), np.int32)
@@ -394,7 +637,7 @@ def _in_order(
                 [active.reshape(shape)],
                 possible.reshape(shape),
                 np.where(active, 1 / options, possible).astype(np.float32).reshape(shape),
-                cost.reshape(shape),
+                cost.reshape(metrics, *shape),
                 after.reshape(shape),
                 len(following),
             )

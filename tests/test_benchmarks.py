@@ -19,6 +19,7 @@ SMALLEST = {
     "loop.py": ["--trials", "10", "--cases", "table"],
     "make_table.py": ["--check"],
     "searcher_overhead.py": ["--trials", "20", "random", "nsga2"],
+    "bayesian.py": ["--seeds", "2", "--trials", "30", "--landscapes", "table"],
     "searchers.py": ["--seeds", "2", "--trials", "10", "20", "--landscapes", "table", "--searchers", "local"],
     "executors.py": ["--trials", "4", "--seconds", "0.1", "--rounds", "1", "processes"],
     "latency.py": ["--networks", "2", "--rounds", "3", "--seconds", "0.1", "--backend", "eager"],

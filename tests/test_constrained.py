@@ -13,6 +13,7 @@ from corenas import constrained, windows
 from corenas.constrained import FeasibleSpace, extremes, reachable
 from corenas.cost import METRICS, Cost
 from corenas.errors import UserError
+from corenas.mutable import LayerCost
 from corenas.objectives import Constraint
 from corenas.space import SearchSpace
 from corenas.supernet import build_supernet, supernet_cost
@@ -276,6 +277,58 @@ def test_draws_in_a_narrow_window_are_those_of_the_space_given_the_window(constr
     assert (drawing.mutated(codes, 0.0, rng) == codes).all()
     share = sum(exact(SPACE, lambda arch: True)[1][[ARCHS.index(arch) for arch in archs]])
     assert drawing.share == pytest.approx(share, rel=0.1)
+
+
+@pytest.mark.parametrize("cells", [300, 40_000])
+@pytest.mark.parametrize("constraints", [
+    WINDOWS[-1],
+    [Constraint("flops", high=3000), Constraint("params", low=200)],
+    [Constraint("params", 300, 800), Constraint("activations", 300, 500), Constraint("flops", high=9000)],
+], ids=lambda c: " ".join(map(str, c)))  # fmt: skip
+def test_draws_in_two_windows_are_those_of_the_space_given_both(constraints, cells, monkeypatch):
+    monkeypatch.setattr(windows, "_MOST_CELLS", cells)
+    monkeypatch.setattr(windows, "_MOST_JOINED", 40)
+    for limit in ("_LOOSE", "_RARE"):
+        monkeypatch.setattr(constrained, limit, 1.1)
+    drawing = FeasibleSpace(SPACE, COST, constraints)
+    drawing._drawing = windows.JointWindow(SPACE, COST, tuple(constraints[:2]))  # if another way threw less away too
+    costs = dict(zip(ARCHS, COSTS, strict=True))
+    archs, chances = exact(SPACE, lambda arch: all(c.met(costs[arch]) for c in constraints))
+    assert len(archs) > 5
+    codes = drawing.draw(np.random.default_rng(0), 300 * len(archs))
+    assert is_drawn_from(archs, drawing.decode(codes), chances)
+    of_all = sum(exact(SPACE, lambda arch: True)[1][[ARCHS.index(arch) for arch in archs]])
+    raw = drawing._drawing.draw(np.random.default_rng(1), 4000)
+    share = np.exp(drawing._drawing.log_share) * len(drawing.admit(raw)) / len(raw)
+    assert share == pytest.approx(of_all, rel=0.1)
+
+
+def test_two_narrow_windows_throw_little_away_and_breed_inside():
+    prices = np.random.default_rng(1).integers(100, 1000, size=(24, 2))
+    space = SearchSpace([*(Categorical(f"v{i}", (1, 2, 3, 4)) for i in range(24)), Float("lr", 0.1, 1.0)])
+    values = [space.value(f"v{i}") for i in range(24)]
+    layers = [LayerCost(int(a) * v, int(b) * v) for (a, b), v in zip(prices, values, strict=True)]
+    cost = Cost.adding(layers, space)
+    free = space.draw(np.random.default_rng(5), 300_000)
+    costs = cost(free)
+    around = [Constraint(m, 0.99 * np.median(costs[m]), 1.01 * np.median(costs[m])) for m in ("flops", "params")]
+    drawing, rng = FeasibleSpace(space, cost, around), np.random.default_rng(0)
+    assert drawing.method == "tables"
+    assert isinstance(drawing._drawing, windows.JointWindow)
+    raw = drawing._drawing.draw(rng, 4000)
+    assert len(drawing.admit(raw)) / len(raw) > 0.25
+    parents = drawing.draw(rng, 500)
+    children = drawing.crossed(parents, parents[::-1], rng)
+    for bred in (parents, drawing.mutated(parents, 0.1, rng), children):
+        assert len(drawing.admit(bred)) == 500
+    assert parents[:, -1].mean() == pytest.approx(0.5, abs=0.06)
+    assert (drawing.mutated(parents, 0.1, rng) == parents).mean() > 0.7
+    assert ((children == parents) | (children == parents[::-1])).mean() > 0.8
+    kept = drawing.admit(free)
+    assert drawing.share == pytest.approx(len(kept) / len(free), rel=0.1)
+    drawn = drawing.draw(rng, 20_000)
+    error = np.sqrt(kept.var(axis=0) / len(kept) + drawn.var(axis=0) / len(drawn))
+    assert (np.abs(drawn.mean(axis=0) - kept.mean(axis=0)) < 4 * error).all()
 
 
 def test_mutants_and_children_in_a_narrow_window_are_like_their_parents():

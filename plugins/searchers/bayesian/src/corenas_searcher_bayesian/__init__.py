@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @frozen
 class Bayesian:
-    """Asks where a Gaussian process expects the largest improvement (BoTorch, Balandat et al. 2020, arXiv:1910.06403).
+    """Asks where a Gaussian process expects the largest improvement, with BoTorch's model (arXiv:1910.06403).
 
     Archs evolve on an upper confidence bound, inside the constraints, and of what has evolved those are asked that
     promise most together: by expected improvement, in Pareto mode that of the hypervolume. Otherwise several objectives

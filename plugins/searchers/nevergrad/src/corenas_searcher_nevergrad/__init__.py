@@ -23,11 +23,12 @@ class Nevergrad:
     To it an arch is one array of whole numbers, the places of its choices. In Pareto mode it hears all objectives,
     otherwise their weighted sum.
 
-    optimizer: the name of any of them, as nevergrad lists them: "NGOpt", "DiscreteOnePlusOne", "TwoPointsDE", …
+    optimizer: the name of any of them, as nevergrad lists them: "NGOpt", "DiscreteOnePlusOne", "TwoPointsDE", …; left
+        out, "DiscreteLenglerOnePlusOne", in Pareto mode "TwoPointsDE"
     workers: how many archs it is to reckon with at once; those of `search.batch`
     """
 
-    optimizer: str = "NgIohTuned"
+    optimizer: str | None = None
     workers: int = field(default=10, validator=ge(1))
 
     def start(self, problem: Problem, rng: np.random.Generator) -> NevergradSearch:

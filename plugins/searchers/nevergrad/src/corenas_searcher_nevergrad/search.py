@@ -41,9 +41,11 @@ class NevergradSearch:
     """
 
     def __init__(self, options: Nevergrad, problem: Problem, rng: np.random.Generator) -> None:
-        if options.optimizer not in ng.optimizers.registry:
-            hint = did_you_mean(options.optimizer, ng.optimizers.registry, "nevergrad's")
-            text = f"nevergrad has no optimizer {options.optimizer!r}"
+        self.several = problem.objectives.pareto and len(problem.objectives.objectives) > 1
+        self.name = options.optimizer or ("TwoPointsDE" if self.several else "DiscreteLenglerOnePlusOne")
+        if self.name not in ng.optimizers.registry:
+            hint = did_you_mean(self.name, ng.optimizers.registry, "nevergrad's")
+            text = f"nevergrad has no optimizer {self.name!r}"
             raise UserError(text, key=("searcher", "optimizer"), hint=hint)
         self.options, self.problem, self.rng = options, problem, rng
         self.space = SearchSpace(problem.space.variables)
@@ -75,7 +77,7 @@ class NevergradSearch:
                 parts.append(ng.p.Array(init=np.full(n, 0.5), lower=np.zeros(n), upper=np.ones(n)))
             parameter = parts[0] if len(parts) == 1 else ng.p.Tuple(*parts)
             parameter.random_state = np.random.RandomState(self.seed)
-            made = ng.optimizers.registry[self.options.optimizer]
+            made = ng.optimizers.registry[self.name]
             self.alone = bool(getattr(made, "no_parallelization", False))
             workers = 1 if self.alone else self.options.workers
             self.optimizer = made(parameter, budget=self.problem.budget, num_workers=workers)
@@ -204,16 +206,15 @@ class NevergradSearch:
 
     def _loss(self, trial: Trial) -> Loss:
         objectives = self.problem.objectives
-        several = objectives.pareto and len(objectives.objectives) > 1
         gains = [math.nan]
         if trial.ok:
             gains = [goal.gain(trial.metrics) for goal in objectives.objectives]
-            gains = gains if several else [objectives.score(trial)]
+            gains = gains if self.several else [objectives.score(trial)]
         if all(map(math.isfinite, gains)):
-            return [-gain for gain in gains] if several else -gains[0]
+            return [-gain for gain in gains] if self.several else -gains[0]
         told = np.array([*self.losses.values()], float)
         worst = told.max(axis=0) + np.ptp(told, axis=0) if len(told) else np.zeros(len(objectives.objectives))
-        return worst.tolist() if several else float(np.max(worst))
+        return worst.tolist() if self.several else float(np.max(worst))
 
     def _inside(self, codes: Codes) -> Codes:
         """Return the arch of some codes, or one that obeys the constraints and is near it, by as few choices as found.
