@@ -1,11 +1,11 @@
 """What it brings to measure the candidates of an evolution together, against one by one; run by hand.
 
-    OMP_NUM_THREADS=1 uv run python tests/benchmarks/together.py [--spec FILE] [--trials N] [--set KEY=VALUE]…
+    OMP_NUM_THREADS=1 python tests/benchmarks/together.py [--spec FILE] [--trials N] [--set KEY=VALUE]… [--out DIR]
 
-A run of the spec trains a supernet and searches it; its trials are then measured again in the order in which they were
-asked for: recalibrated, then validated. Decoded tensors, batch size and threads are the same in all rows but the first.
-Seconds are those of the processor. A row's statistics (relative to the largest of their norm) and predictions are
-compared with those of "one by one".
+A run of the spec (a finished one in DIR is taken) trains a supernet and searches it; its trials are then measured again
+in the order in which they were asked for: recalibrated, then validated. Decoded tensors, batch size and threads are the
+same in all rows but the first. Seconds are those of the processor. A row's statistics (relative to the largest of their
+norm) and predictions are compared with those of "one by one".
 """
 
 from __future__ import annotations
@@ -136,9 +136,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--spec", default="spec/quickstart.toml")
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "run"
+        folder = given.out or Path(scratch) / "run"
         settings = [f"--set={item}" for item in (*given.set, f"search.trials={given.trials}")]
         command = [sys.executable, "-m", "corenas", "run", given.spec, *settings, "--json", "--out", str(folder)]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)

@@ -53,7 +53,7 @@ def searched(measure, executor=None):
 
 def pid(number):
     time.sleep(0.05)
-    return number, os.getpid(), os.environ["OMP_NUM_THREADS"]
+    return number, os.getpid(), os.environ["OMP_NUM_THREADS"], os.nice(0)
 
 
 def marking(path):
@@ -113,9 +113,9 @@ def test_a_search_finds_the_same_a_killed_worker_loses_nothing_and_one_that_dies
 
 def test_work_is_done_in_other_processes_in_the_order_in_which_it_was_given(cluster):
     found = [*cluster.map(pid, range(6))]
-    assert [number for number, _, _ in found] == [*range(6)]
-    assert os.getpid() not in {process for _, process, _ in found}
-    assert {threads for _, _, threads in found} == {"3"}
+    assert [number for number, *_ in found] == [*range(6)]
+    assert os.getpid() not in {process for _, process, *_ in found}
+    assert {(threads, nice) for *_, threads, nice in found} == {("3", os.nice(0))}
 
 
 def test_workers_stay_with_what_they_have_read(cluster):

@@ -68,6 +68,8 @@ def _ray(address: str | None) -> Any:
     """Return the package. What it is told of by the environment has to stand there before it is imported."""
     # Under `uv run` it would copy the working directory to the workers and make an environment for each.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    if address is None:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15: on a busy machine workers would hardly get on
     if address is None or _is_loopback(address.rpartition(":")[0]):
         # It takes another address of the machine for the loopback one and listens on all of them, except on systems
         # that it makes no clusters of; this one is to be such a system.
