@@ -119,10 +119,10 @@ def test_a_list_is_so_many_independent_draws_of_one_item_and_may_nest():
     space = SearchSpace.from_table({
         "w": {"type": "list", "length": 2, "item": item},
         "n": {"type": "list", "length": 2, "item": {"type": "list", "length": 2, "item": [1, 2]}},
-        "same": {"type": "list", "length": 2, "item": 3},
+        "stages": {"type": "list", "length": 2, "item": {"width": 3}},
     })  # fmt: skip
     assert space.keys == ("w.0", "w.1", "n.0.0", "n.0.1", "n.1.0", "n.1.1")
-    assert [value.number for value in space.tree["same"]] == [3, 3]
+    assert [stage["width"].number for stage in space.tree["stages"]] == [3, 3]
     assert SearchSpace.from_table(space.to_table()).variables == space.variables
     codes, n = space.draw(np.random.default_rng(0), 20_000), 20_000
     likely = np.array([0.2933, 0.2275, 0.1859, 0.1572, 0.1361])

@@ -8,15 +8,23 @@ from scipy import stats
 
 from corenas.cli import main
 from corenas.contracts import StageStarted
-from corenas.run.prepare import prepare
+from corenas.errors import UserError
+from corenas.run.prepare import load_supernet, prepare
 from corenas.run.spec import open_spec
 from corenas.store import Store
 from corenas.testing.commands import command_checks
 from corenas.testing.distributions import distribution_checks
 from corenas_tool_compare import corenas_commands
 from corenas_tool_compare.budget import alone_flops, training_flops
+from corenas_tool_compare.running import (
+    _agrees,
+    _opened,
+    _reference_spec,
+    _refuse_other_spaces,
+    _spec_of_reference,
+)
 from corenas_tool_compare.settings import read_compare
-from corenas_tool_compare.table import interval, summarize, tau
+from corenas_tool_compare.table import interval, spread_to_noise, summarize, tau
 
 ROOT = Path(__file__).parents[4]
 SPEC = f"""
@@ -37,13 +45,17 @@ COMPARE = """
 [compare]
 spec = "base.toml"
 seeds = 1
-reference = { archs = 3, seeds = 2 }
+reference = { archs = 3, seeds = 2, kept = "kept.json" }
 train = ["train.epochs=1"]
+apart = { darts = "it mixes operations <by weights>" }
 
 [compare.methods.bignas]
 
 [compare.methods.uniform]
 set = ['mutator={type="uniform"}', 'algorithm={type="spos"}']
+
+[compare.methods.cream]
+set = ['mutator={type="uniform"}', 'algorithm={type="cream", board=2, warmup=1, meta_every=100}']
 """
 TWO = "[compare]\nspec = 'base.toml'\nmethods.a = {}\nmethods.b"
 
@@ -76,10 +88,11 @@ def found(compared):
 @pytest.mark.slow
 def test_each_method_is_run_and_its_network_is_trained_alone(compared, found):
     rows = {row["method"]: row for row in found["rows"]}
-    assert list(rows) == ["bignas", "uniform", "random archs alone", "largest network"]
-    for name in ("bignas", "uniform"):
+    assert list(rows) == ["bignas", "uniform", "cream", "random archs alone", "largest network"]
+    for name in ("bignas", "uniform", "cream"):
         result = Store(compared / f"out/{name}-seed-0/run.sqlite", readonly=True).get("result")
-        assert rows[name]["inherited"] == result["best"]["metrics"]["top1"]
+        if name != "cream":  # which searches nothing
+            assert rows[name]["inherited"] == result["best"]["metrics"]["top1"]
         alone = Store(compared / f"out/{name}-seed-0-retrained/run.sqlite", readonly=True).get("result")
         assert alone["best"]["arch"] == result["best"]["arch"]
         assert rows[name]["retrained"] == alone["best"]["test"]["top1"]
@@ -110,6 +123,41 @@ def test_the_reference_is_kept_and_ranked_by_each_supernet(compared, found):
 
 
 @pytest.mark.slow
+def test_a_method_that_finds_its_arch_in_training_is_judged_by_its_supernet(compared, found):
+    row = next(row for row in found["rows"] if row["method"] == "cream")
+    store = Store(compared / "out/cream-seed-0/run.sqlite", readonly=True)
+    spec, arch = store.get("spec"), store.get("result")["best"]["arch"]
+    prepared = prepare(open_spec(compared / "out/cream-seed-0/spec.toml")[0])
+    supernet = load_supernet(prepared, compared / "out/cream-seed-0")
+    measure = prepared.evaluation(supernet)
+    archs = [prepared.spec.space.arch(reference["arch"]) for reference in found["reference"]]
+    assert row["ranking"] == pytest.approx([measure(arch)["top1"] for arch in archs])
+    assert row["inherited"] == pytest.approx(measure(prepared.spec.space.arch(arch))["top1"])
+    # What it would retrain itself is trained alone by the comparison, as that of all others.
+    assert spec["retrain"]["train"]["epochs"] == 0
+    assert row["test"] is None
+
+
+@pytest.mark.slow
+def test_kept_references_are_read_where_they_are_of_the_same_training(compared, found, tmp_path, capsys):
+    kept = json.loads((compared / "kept.json").read_text())
+    assert kept["archs"] == found["reference"]
+    for name in ("base.toml", "kept.json"):
+        (tmp_path / name).write_text((compared / name).read_text())
+    text = COMPARE[: COMPARE.index("[compare.methods.uniform]")].replace("seeds = 1", "seeds = 1\nbaselines = false")
+    (tmp_path / "compare.toml").write_text(text)
+    ask = ["compare", str(tmp_path / "compare.toml"), "--out", str(tmp_path / "out")]
+    assert main(ask) == 0
+    assert not (tmp_path / "out/reference").exists()
+    assert json.loads((tmp_path / "out/compare.json").read_text())["reference"] == found["reference"]
+    capsys.readouterr()
+    assert main([*ask, "--set", "train.batch_size=32"]) == 2  # the runs that are there are of another batch size
+    assert "kept.json is of another space, data or training: its archs are trained again" in capsys.readouterr().err
+    assert (tmp_path / "out/reference").exists()
+    assert json.loads((tmp_path / "kept.json").read_text()) == kept
+
+
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again(compared, found, monkeypatch, capsys):
     import corenas_tool_compare.running as running
 
@@ -133,6 +181,7 @@ def test_the_page_shows_each_method_and_needs_nothing_else(compared):
     page = (compared / "out/compare.html").read_text()
     for name in ("bignas", "uniform", "random archs alone", "largest network"):
         assert name in page
+    assert "darts is not here: it mixes operations &lt;by weights&gt;" in page
     assert "<script" not in page
     assert "<img" not in page
     assert (compared / "out/compare.csv").read_text().startswith("method,seed,inherited,test,retrained,flops")
@@ -183,6 +232,7 @@ def test_notes_say_when_data_cannot_rank_archs_and_what_intervals_leave_open():
 @pytest.mark.parametrize(("text", "says"), [
     ("[compare]\nmethods = {}", "at least one method"),
     ("[compare.methods.a]\nset = []", "has no spec"),
+    ("[compare]\nspec = 'base.toml'\nmethods.a = {}\napart = { a = 'no' }", "compare.apart.a: it is among the methods"),
     ("[compare]\nseeds = 0\nspec = 'base.toml'\nmethods.a = {}", "compare.seeds"),
     (f"{TWO} = {{ set = ['space.stem.width=[8]'] }}", "fix., `narrow` and"),
     (f"{TWO} = {{ set = ['task.valid=600'] }}", "its task is another"),
@@ -194,9 +244,24 @@ def test_mistakes_are_told(tmp_path, capsys, text, says):
     assert re.search(says, capsys.readouterr().err)
 
 
-def test_the_comparison_of_all_methods_is_right():
+def test_the_comparison_of_all_methods_is_right_and_its_references_are_of_its_training(tmp_path):
     compare = read_compare([ROOT / "spec/compare.toml"])
-    for method in compare.methods.values():
-        spec, _, _ = open_spec(str(method.spec or compare.spec), [*compare.set, *method.set])
-        assert spec.space.size > 1000
-    assert {"spos", "fairnas", "bignas", "attentivenas", "zennas"} <= {*compare.methods}
+    methods = {name: _opened(name, method, compare) for name, method in compare.methods.items()}
+    _refuse_other_spaces([*methods.values()])
+    assert {"spos", "fairnas", "bignas", "attentivenas", "zennas", "ofa", "cream"} <= {*methods}
+    assert {*compare.apart} == {"darts"}
+    kept = json.loads(Path(compare.reference.kept).read_text())
+    now = _spec_of_reference(_reference_spec(methods["bignas"], compare, tmp_path, "top1"))
+    assert _agrees(kept["spec"], now)
+    assert not _agrees(kept["spec"], {**now, "seed": 1})
+    assert len(kept["archs"]) == compare.reference.archs == 30
+    spread, noise = spread_to_noise(kept["archs"], "top1")
+    assert spread >= 2 * noise
+
+
+def test_darts_refuses_the_space_of_the_comparison():
+    """As `apart` of spec/compare.toml says: what mixes operations by weights needs layers that can."""
+    compare = read_compare([ROOT / "spec/compare.toml"])
+    spec = open_spec(compare.spec, [*compare.set, "search.constraints={}", 'algorithm={type="darts"}'])[0]
+    with pytest.raises(UserError, match="no layer of this network can mix"):
+        prepare(spec, weights=False)

@@ -82,6 +82,7 @@ def run_comparison(compare: Compare, out: Path) -> dict[str, Any]:
         "rows": rows,
         "reference": [{"arch": dict(t.arch), "metrics": dict(t.metrics), "extra": dict(t.extra)} for t in reference],
         "splits": dict(prepared.task.splits),
+        "apart": dict(compare.apart),
     }
 
 
@@ -189,18 +190,12 @@ def _run(path: str | Path, settings: Sequence[str], folder: Path) -> dict[str, A
 
 def _reference(first: Opened, compare: Compare, out: Path, metric: str) -> list[Trial]:
     """Return the archs that were trained alone, with the mean of their seeds: those that are kept, if there are any."""
-    changes = {
-        "algorithm": {"type": "alone"},
-        "searcher": {"type": "random"},
-        "evaluators": [{"type": "stand_alone", "seeds": compare.reference.seeds}],
-        "search": {"trials": compare.reference.archs, "objectives": [metric]},
-    }
-    spec_file = _alone_file(first, compare, out, REFERENCE, changes)
+    spec_file = _reference_spec(first, compare, out, metric)
     kept = compare.reference.kept and Path(compare.reference.kept)
-    digest = _digest_of_reference(spec_file)
+    spec = _spec_of_reference(spec_file)
     if kept and kept.exists():
         known = json.loads(kept.read_text(encoding="utf-8"))
-        if known["spec"] == digest:
+        if _agrees(known["spec"], spec):
             return [Trial(Arch(row["arch"]), row["metrics"], extra=row["extra"]) for row in known["archs"]]
         print(f"{kept} is of another space, data or training: its archs are trained again", file=sys.stderr)
     _run(spec_file, (), out / REFERENCE)
@@ -209,16 +204,35 @@ def _reference(first: Opened, compare: Compare, out: Path, metric: str) -> list[
     store.close()
     if kept and not kept.exists():
         rows = [{"arch": dict(t.arch), "metrics": dict(t.metrics), "extra": dict(t.extra)} for t in trials]
-        _replace(kept, {"spec": digest, "archs": rows}, indent=1)
+        _replace(kept, {"spec": spec, "archs": rows}, indent=1)
     return trials
 
 
-def _digest_of_reference(file: Path) -> str:
+def _reference_spec(first: Opened, compare: Compare, out: Path, metric: str) -> Path:
+    changes = {
+        "algorithm": {"type": "alone"},
+        "searcher": {"type": "random"},
+        "evaluators": [{"type": "stand_alone", "seeds": compare.reference.seeds}],
+        "search": {"trials": compare.reference.archs, "objectives": [metric]},
+    }
+    return _alone_file(first, compare, out, REFERENCE, changes)
+
+
+def _spec_of_reference(file: Path) -> dict[str, Any]:
     """Return what the accuracies of references hang on."""
     spec, _, catalogue = open_spec(file, ())
-    table = spec.to_table(catalogue)
-    keys = ("space", "backbone", "task", "train", "seed", "evaluators", "search")
-    return hashlib.sha256(json.dumps({key: table[key] for key in keys}, sort_keys=True).encode()).hexdigest()
+    table = json.loads(json.dumps(spec.to_table(catalogue)))
+    return {key: table[key] for key in ("space", "backbone", "task", "train", "seed", "evaluators", "search")}
+
+
+def _agrees(known: Any, now: Any) -> bool:
+    """Return whether a table says what a kept one says; options that are newer than that one are at their defaults."""
+    if isinstance(known, dict):
+        return isinstance(now, dict) and all(key in now and _agrees(item, now[key]) for key, item in known.items())
+    if isinstance(known, list):
+        pairs = zip(known, now, strict=False) if isinstance(now, list) else ()
+        return isinstance(now, list) and len(known) == len(now) and all(_agrees(*pair) for pair in pairs)
+    return known == now
 
 
 def _row(

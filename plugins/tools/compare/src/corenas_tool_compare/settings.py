@@ -54,6 +54,7 @@ class Compare:
     train: keys under `train` with other values for every arch that is trained alone: references, baselines and the
         networks found, so that all are trained alike
     baselines: whether the best of as many random archs as the budget trains alone, and the largest network, are run
+    apart: methods that cannot be run on this space -> why, which is told beside the others' figures
     """
 
     methods: Mapping[str, Method]
@@ -64,6 +65,7 @@ class Compare:
     reference: Reference = Reference()
     train: tuple[str, ...] = ()
     baselines: bool = True
+    apart: Mapping[str, str] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         if not self.methods:
@@ -72,6 +74,11 @@ class Compare:
             Fault("it has no spec, and neither has the comparison", ("methods", name))
             for name, method in self.methods.items()
             if method.spec is None and self.spec is None
+        )
+        raise_if_any(
+            Fault("it is among the methods that are run", ("apart", name))
+            for name in self.apart
+            if name in self.methods
         )
 
 

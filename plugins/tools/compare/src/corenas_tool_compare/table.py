@@ -87,7 +87,7 @@ def _notes(
     far = [name for name, flops in trained if flops > 0 and abs(flops / found["budget"] - 1) > 0.15]
     if far:
         notes.append(f"more than 15% off the budget: {', '.join(far)}")
-    return notes
+    return [*notes, *(f"{name} is not here: {reason}" for name, reason in found.get("apart", {}).items())]
 
 
 def _overlap(one: tuple[float, float | None], other: tuple[float, float | None]) -> bool:

@@ -412,16 +412,16 @@ def _curves(figure: Figure, population: Population) -> None:
     axes = figure.subplots()
     some = [i for i in np.argsort(population.errors, kind="stable") if population.curves[i]]
     count = max(1, min(EXTREMES, len(some) // 2))
-    whole = population.epochs or 1
     for group, archs in (("worst", some[len(some) - count :]), ("best", some[:count])):
         colour = COLOURS[0] if group == "best" else COLOURS[1]
         for number, arch in enumerate(archs):
-            shares, errors = np.array(population.curves[arch]).T
+            at, errors = np.array(population.curves[arch]).T
+            at = np.maximum(1, np.rint(at * population.epochs)) if population.epochs else at
             text = f"{len(archs)} {group}" if number == 0 else None
-            axes.plot(shares * whole, errors, "-", lw=1, color=colour, alpha=0.6, label=text)
+            axes.plot(at, errors, "-", lw=1, color=colour, alpha=0.6, label=text)
             near = errors <= 1.01 * errors.min() if errors.min() > 0 else errors == errors.min()
             for those, face in ((near, "none"), (~near, colour)):
-                axes.scatter(shares[those] * whole, errors[those], s=14, facecolors=face, edgecolors=colour, alpha=0.8)
+                axes.scatter(at[those], errors[those], s=14, facecolors=face, edgecolors=colour, alpha=0.8)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
     axes.set_xlabel("epochs" if population.epochs else "share of the training")
