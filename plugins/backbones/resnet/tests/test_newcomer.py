@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from corenas.cli import main
 from corenas_backbone_resnet.weights import torchvision_name
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[4] / "README.md").read_text(encoding="utf-8")
 SPEC = README.partition("**Your own pictures**")[2].partition("```toml\n")[2].partition("```")[0]
 
 
