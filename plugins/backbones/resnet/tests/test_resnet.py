@@ -173,6 +173,12 @@ def test_a_spec_may_begin_with_published_weights(family, tmp_path, kind):
             assert ours(x).shape == (2, 7)
     with torch.device("meta"):
         build_supernet(ResNet(weights="not read"), space, task)
+    levels = build_supernet(ResNet(weights=str(file), levels=(2, 4)), space, task).eval()
+    with torch.no_grad(), apply(levels, arch):
+        stem = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
+        second = theirs.layer2(theirs.layer1(stem))
+        for ours, expected in zip(levels.backbone(x), (second, theirs.layer4(theirs.layer3(second))), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match=r"images of 3 channels, not 1: `channels = 3` in \[task\]"):
         build_supernet(ResNet(weights=str(file), in_channels=1), space, task)
     other = space.narrow({"stem.kernel": [3]})

@@ -473,6 +473,20 @@ def test_a_run_that_began_with_published_weights_is_evaluated_and_exported_witho
     assert "cannot read" in capsys.readouterr().err
 
 
+def test_levels_of_features_begin_with_published_weights_too(tmp_path):
+    theirs, x = of_timm(), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    halves = [{**PART["stages"][0], "depth": depth} for depth in (2, 1)]
+    space = SearchSpace.from_table({**PART, "stages": halves})
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    options = VisionTransformer(weights=str(tmp_path / "w.pth"), levels=(1,))
+    ours = options.build(space).eval()
+    options.load(ours, space)
+    block = {"heads": 2, "mlp_ratio": 2.5}
+    with torch.no_grad(), apply(ours, space.arch({"width": 128, "stages": [{"blocks": [block] * 2}]})):
+        (expected,) = theirs.forward_intermediates(x, indices=[1], intermediates_only=True)
+        torch.testing.assert_close(ours.features(x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
 # -- as a backbone ----------------------------------------------------------------------------------------------------
 
 SMALL_IMAGES = {"resolution": 32}

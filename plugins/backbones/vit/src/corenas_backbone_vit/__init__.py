@@ -156,8 +156,9 @@ class VisionTransformer:
         from corenas_mutable_slices.exchange import load_pretrained
 
         assert self.weights is not None
-        layout = structure(space.tree, Layout)
-        load_pretrained(model, space, self.weights, lambda state: recognise(state, layout), ["heads.", "head."])
+        layout, body = structure(space.tree, Layout), getattr(model, "backbone", model)
+        tokens = getattr(body, "tokens", body)  # what gives levels of features holds them
+        load_pretrained(tokens, space, self.weights, lambda state: recognise(state, layout), ["heads.", "head."])
 
 
 @hookimpl

@@ -113,17 +113,30 @@ def load_pretrained(
         name, network, rename = recognise(state)
         if network is not None:
             _same_channels(backbone, network)
+            _cut_off(network, backbone)
             arch = arch_like(backbone, space, network)
         elif space.finite and space.size == 1:
             arch = space.default()
         else:
             raise UserError("a space of one network takes the weights of any")
-        load(backbone, arch, state, rename(backbone, arch))
+        names = rename(backbone, arch)
+        if getattr(backbone, "levels", ()):  # what comes after the last of them is nowhere
+            with apply(backbone, arch):
+                own = {names(name) for name, _, _ in _tensors(backbone, arch)}
+            state = {name: tensor for name, tensor in state.items() if name in own}
+        load(backbone, arch, state, names)
     except UserError as error:
         reason = str(error).split("\n")[0]
         text = f"{file} has the weights of {name}, which this space has not"
         raise UserError(text, key=("backbone", "weights"), hint=reason) from error
     return arch
+
+
+def _cut_off(network: Any, model: Any) -> None:
+    """Leave of a network what a supernet of the same kind has that ends at one of its levels."""
+    if getattr(model, "levels", ()):
+        del network.final
+        network.stages = network.stages[: len(model.stages)]
 
 
 def _same_channels(model: nn.Module, network: nn.Module) -> None:
