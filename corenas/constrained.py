@@ -212,7 +212,7 @@ class FeasibleSpace:
     def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
         """Return a child inside the constraints; where none turns up, a new arch."""
         moves, codes = self._window or self.space, self.space.encode([first, second])
-        return self._first(lambda n: moves.crossed(*(np.repeat(row[None], n, axis=0) for row in codes), rng), rng)
+        return self._first(lambda n: moves.crossed(codes[:1].repeat(n, axis=0), codes[1:].repeat(n, axis=0), rng), rng)
 
     def _first(self, breed: Callable[[int], Codes], rng: np.random.Generator) -> Arch:
         """Return the first arch that is bred inside the constraints; where none is, a new one.

@@ -69,10 +69,10 @@ def structure(value: Any, t: type[T], lookup: Lookup | None = None, kind: str | 
         return lookup(kind, value) if lookup and kind else value
     if isinstance(value, Constant):  # a number in a space's tree
         value = value.number
-    if isinstance(value, str) and _is_typed(t):
-        value = {"type": value}
     form = _form(t)
     if type(value) not in _ACCEPTED.get(form, (type(value),)):
+        if isinstance(value, str) and _is_typed(t):
+            return build(t, {"type": value}, lookup)
         raise _unexpected(value, t)
     if attrs.has(t):
         return build(t, value, lookup)
