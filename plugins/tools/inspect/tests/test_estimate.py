@@ -124,6 +124,6 @@ def test_large_batches_are_judged_by_small_ones(tmp_path, monkeypatch, catalogue
     monkeypatch.setattr("corenas_tool_inspect.estimate._ENOUGH", 0.0)
     spec = make_spec(tmp_path, catalogue, train={"epochs": 4, "batch_size": 96})
     found = estimate(prepare(spec, weights=False))
-    assert {*sizes} == {2}
+    assert {*sizes} == {2, 8}
     assert found.seconds["train"] > 0
-    assert evolve(found, memory=None).tried == "steps of 2 images and a trial"
+    assert evolve(found, memory=None).tried == "steps of 2 and 8 images and a trial"

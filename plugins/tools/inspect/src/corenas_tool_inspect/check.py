@@ -58,7 +58,8 @@ def command(options: Namespace) -> None:
         lacking = [stage for stage in ("train", "search") if stage in prepared.stages and stage not in needs.seconds]
         stages += "".join(f"; {stage}: not tried, the first steps took too long" for stage in lacking if stages)
         memory = f", memory about {needs.memory / 1e9:.2g} GB" if needs.memory else ""
-        print(f"needs      {stages or 'not known'}{memory} (tried: {needs.tried}, on {prepared.device})")
+        unknown = "not known" + (": a step of few images takes longer than a check may" if lacking else "")
+        print(f"needs      {stages or unknown}{memory} (tried: {needs.tried}, on {prepared.device})")
 
 
 def _duration(seconds: float) -> str:

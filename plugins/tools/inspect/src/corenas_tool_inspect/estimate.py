@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from corenas.supernet import build_supernet
 from corenas.train import run_training
 
 _ENOUGH = 1.0
-"""Seconds of trying after which no larger batch is tried."""
+"""Seconds of trying, two sizes of batches at least, after which no larger batch is tried."""
 _FIRST = 2
 """Images of the first batch that is tried."""
 
@@ -106,7 +107,8 @@ def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
     seconds: dict[str, float] = {}
     tried: list[str] = []
     peaks: list[tuple[int, int]] = []  # images of a step, bytes
-    supernet = None
+    steps: list[tuple[int, float]] = []  # images, seconds
+    supernet, number, full = None, 0.0, 1
     with _within(limit):
         if spec.supernet is not None:
             prepared = prepare(spec, device=prepared.device)
@@ -115,16 +117,18 @@ def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
             with seeding.seeded(spec.seed, "init"):
                 supernet = build_supernet(spec.backbone, spec.space, task)
             prepared = evolve(prepared, supernet=supernet)
-            start, full = time.perf_counter(), min(spec.train.batch_size, task.splits["train"])
-            steps: list[tuple[int, float]] = []  # images, seconds
-            while not steps or (steps[-1][0] < full and time.perf_counter() - start < _ENOUGH):
+            clock, spent, full = _Clock(prepared.device), 0.0, min(spec.train.batch_size, task.splits["train"])
+            while not steps or (steps[-1][0] < full and (len(steps) == 1 or spent < _ENOUGH)):
                 size = min(full, 4 * steps[-1][0] if steps else _FIRST * spec.train.accumulate)
-                seconds_of_step, number = _training(prepared, size)
-                steps.append((size, seconds_of_step))
-                seconds["train"] = _of_whole_batches(steps, full) * number
+                trainer = _trainer(prepared, size)
+                number = sum(phase.train.epochs for phase in trainer.phases) * task.splits["train"] / max(1, full)
+                _try_steps(trainer, prepared, size, steps)
+                spent += clock.lap()
                 peaks.append((size, _peak(prepared.device)))
-                told = [images for images, _ in steps[-1 if size == full else -2 :]]
-                tried = [f"steps of {' and '.join(map(str, told))} images"]
+    if steps:
+        seconds["train"] = _of_whole_batches(steps, full) * number
+        told = [images for images, _ in steps[-1 if steps[-1][0] == full else -2 :]]
+        tried.append(f"steps of {' and '.join(map(str, told))} images")
     with _within(limit):
         there = supernet is not None or not prepared.has_supernet
         if "search" in prepared.stages and spec.evaluators and there:
@@ -147,21 +151,21 @@ def _of_whole_batches(steps: Sequence[tuple[int, float]], full: int) -> float:
     return seconds + min(per_image, seconds / size) * (full - size)
 
 
-def _training(prepared: Prepared, size: int) -> tuple[float, float]:
-    """Seconds of a step of some images, and how many steps of whole batches all phases have."""
-    full = prepared.spec.train.batch_size
+def _trainer(prepared: Prepared, size: int) -> Trainer:
+    """What trains by steps of some images."""
     settings = evolve(prepared.spec.train, batch_size=size, workers=0)
-    prepared = evolve(prepared, spec=evolve(prepared.spec, train=settings))
-    trainer, task = start_trainer(prepared), prepared.task
-    watched = _Watched(trainer, prepared.device)
-    run_training(
-        watched, prepared.supernet, task, prepared.spec.mutator, prepared.cost, device=prepared.device, limit=3
-    )
-    own = [*watched.seconds.values()] or [0.0]  # no epochs, no steps
-    own = own[1:] or own  # the first also allocates
-    whole = max(1, min(full, task.splits["train"]))
-    number = sum(phase.train.epochs for phase in trainer.phases) * task.splits["train"] / whole
-    return sum(own) / len(own), number
+    return start_trainer(evolve(prepared, spec=evolve(prepared.spec, train=settings)))
+
+
+def _try_steps(trainer: Trainer, prepared: Prepared, size: int, steps: list[tuple[int, float]]) -> None:
+    """Add to steps what one of some images takes, as a few tell, or those of them that there was time for."""
+    watched, mutator, cost = _Watched(trainer, prepared.device), prepared.spec.mutator, prepared.cost
+    try:
+        run_training(watched, prepared.supernet, prepared.task, mutator, cost, device=prepared.device, limit=3)
+    finally:
+        own = [*watched.seconds.values()]
+        if own or not any(phase.train.epochs for phase in trainer.phases):  # no epochs, no steps
+            steps.append((size, statistics.fmean(own[1:] or own or [0.0])))  # the first also allocates
 
 
 def _memory(peaks: Sequence[tuple[int, int]], full: int) -> int | None:
