@@ -213,7 +213,7 @@ def ran(folder):
     """What is wrong with the run of a spec that was found to be fine; None where it is not small."""
     status, out, *_ = command("check", "spec.toml", "--json")
     needs = json.loads(out)["estimate"] if status == 0 else None
-    if needs is None or sum(needs["seconds"].values()) > 5:
+    if needs is None or not needs["seconds"] or sum(needs["seconds"].values()) > 5:
         return None
     wrong = faults(*command("run", "spec.toml", "--out", "run", "--json")[:3], 0, True)
     shutil.rmtree(folder / "run", ignore_errors=True)

@@ -477,6 +477,16 @@ def test_a_space_too_large_for_this_machine_is_told_or_counted_and_never_a_trace
     assert "Traceback" not in done.stderr
 
 
+def test_weights_beyond_the_memory_are_a_message_before_they_are_asked_for(tmp_path):
+    space = tomli.loads((ROOT / "spec/space/mobilenetv3-small-images.toml").read_text())
+    space["stages"][1]["width"] = [32, 100_000]
+    (tmp_path / "space.toml").write_text(tomli_w.dumps(space))
+    where = f'--set=space.file="{tmp_path / "space.toml"}"'
+    done = corenas("run", QUICKSTART, *SHORT, where, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert "the weights of this supernet need " in done.stderr
+
+
 def test_a_supernet_is_searched_again_by_other_processes_with_the_same_trials(finished, tmp_path):
     folder, _ = finished
     spec = f'[supernet]\nfrom = "{folder}"\n[search]\ntrials = 6\nobjectives = ["top1"]\n[export]\nformats = []\n'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -217,15 +219,34 @@ def _start_retrain_task(spec: Spec, data: bool, task: LiveTask) -> LiveTask:
 
 def _build(spec: Spec, space: SearchSpace, task: LiveTask, meta: bool) -> nn.Module:
     """Return the supernet of a spec. Raises UserError for a space that torch cannot allocate."""
+    backbone: Any = (spec if spec.supernet is None else trained_since(spec)).backbone
+    if not meta and getattr(backbone, "weights", None) is None:
+        _refuse_beyond_memory(_build(spec, space, task, meta=True))
     try:
         with staying_here(), seeding.seeded(spec.seed, "init"), torch.device("meta") if meta else nullcontext():
-            backbone: Any = (spec if spec.supernet is None else trained_since(spec)).backbone
             return build_supernet(backbone, space, task)
     except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
         if isinstance(error, TypeError) and "Overflow" not in str(error):  # torch's answer to a width beyond 64 bits
             raise
         text = f"this space cannot be built: {str(error).splitlines()[0]}"
         raise UserError(text, key=("space",), hint="are its widths and depths meant so?") from error
+
+
+def _refuse_beyond_memory(supernet: nn.Module) -> None:
+    """Raise UserError for weights that would fill the memory, which the system grants before it kills for it."""
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in supernet.parameters())
+    there = _memory()
+    if needed > there:
+        text = f"the weights of this supernet need {needed / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f} GB"
+        raise UserError(text, key=("space",), hint="are its widths and depths meant so?")
+
+
+def _memory() -> float:
+    """Return how many bytes of memory there are; infinitely many where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _faults_of_unused_tables(spec: Spec) -> list[Fault]:
