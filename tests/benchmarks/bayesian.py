@@ -53,7 +53,7 @@ def optuna(sampler: str) -> Callable[[Landscape, int, int], Told]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line for each method on each landscape."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--landscapes", nargs="+", default=["table", "sum", "chain"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, nargs="+", default=[50, 100])
