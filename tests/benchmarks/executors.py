@@ -38,12 +38,18 @@ def compute(steps):
             layer(images)
 
 
-def seconds_of(steps, processes):
-    """Seconds that processes, side by side, take for steps each."""
-    begin = "import time; from executors import compute; compute(100); print(flush=True); input()"
-    code = f"{begin}; start = time.perf_counter(); compute({steps}); print(time.perf_counter() - start)"
-    command, here = [sys.executable, "-c", code], Path(__file__).parent
-    running = [subprocess.Popen(command, cwd=here, stdin=-1, stdout=-1, text=True) for _ in range(processes)]
+def seconds_of(steps):
+    """Seconds that this process takes for steps."""
+    start = time.perf_counter()
+    compute(steps)
+    return time.perf_counter() - start
+
+
+def seconds_of_two(steps):
+    """Seconds that two processes, side by side, take for steps each."""
+    begin = "from executors import compute, seconds_of; compute(100); print(flush=True); input()"
+    command, here = [sys.executable, "-c", f"{begin}; print(seconds_of({steps}))"], Path(__file__).parent
+    running = [subprocess.Popen(command, cwd=here, stdin=-1, stdout=-1, text=True) for _ in range(2)]
     for process in running:
         process.stdout.readline()  # it is there
     for process in running:
@@ -92,8 +98,9 @@ def main():
         work = Working(0, options.seconds)
         print(f"{options.trials} trials that wait {options.seconds} s, workers started before", flush=True)
     else:
-        work = Working(int(1000 * options.seconds / min(seconds_of(1000, 1) for _ in range(3))))
-        one, two = (min(seconds_of(work.steps, n) for _ in range(options.rounds)) for n in (1, 2))
+        torch.set_num_threads(1)
+        work = Working(int(1000 * options.seconds / min(seconds_of(1000) for _ in range(3))))
+        one, two = (min(of(work.steps) for _ in range(options.rounds)) for of in (seconds_of, seconds_of_two))
         text = f"two processes: {2 * one / two:.2f} times"
         print(f"{options.trials} trials of {one:.2f} s, workers started before; {text}", flush=True)
     for name in options.executors:

@@ -162,7 +162,8 @@ class Workers(futures.Executor):
         """Give a future what has become of its task."""
         if not own.set_running_or_notify_cancel():
             return
-        error, lost = done.exception(), self._ray.exceptions
+        error: Any = done.exception()
+        lost = self._ray.exceptions
         if error is None:
             own.set_result(done.result())
         elif isinstance(error, lost.RayTaskError):
