@@ -99,6 +99,12 @@ def test_zen_scores_of_plain_stacks_are_those_of_the_reference_code(layers, mome
     assert found.mean() == pytest.approx(expected, abs=4 * 0.02 / math.sqrt(8) + 0.001)
 
 
+def test_each_score_of_a_network_begins_with_new_statistics():
+    network = plain_stack(1)
+    first, second = (zen_score(network, (4, 3, 8, 8), torch.Generator().manual_seed(0)) for _ in range(2))
+    assert first == second
+
+
 def test_one_layer_has_a_closed_form():
     """Half of the units are on, and move by gamma * N(0, 1); 27 taps, some of them padding, have a variance of 25.6."""
     delta = math.log(64 * 32 * 32 * 0.5 * 0.01 * math.sqrt(2 / math.pi))
