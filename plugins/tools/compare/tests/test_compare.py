@@ -2,6 +2,7 @@ import json
 import re
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 from scipy import stats
@@ -14,7 +15,7 @@ from corenas.run.spec import open_spec
 from corenas.store import Store
 from corenas.testing.commands import command_checks
 from corenas.testing.distributions import distribution_checks
-from corenas_tool_compare import corenas_commands
+from corenas_tool_compare import corenas_commands, running
 from corenas_tool_compare.budget import alone_flops, training_flops
 from corenas_tool_compare.running import (
     _agrees,
@@ -55,7 +56,7 @@ apart = { darts = "it mixes operations <by weights>" }
 set = ['mutator={type="uniform"}', 'algorithm={type="spos"}']
 
 [compare.methods.cream]
-set = ['mutator={type="uniform"}', 'algorithm={type="cream", board=2, warmup=1, meta_every=100}']
+set = ['mutator={type="uniform"}', 'algorithm={type="cream", board=2, warmup=0, meta_every=100}']
 """
 TWO = "[compare]\nspec = 'base.toml'\nmethods.a = {}\nmethods.b"
 
@@ -139,28 +140,37 @@ def test_a_method_that_finds_its_arch_in_training_is_judged_by_its_supernet(comp
 
 
 @pytest.mark.slow
-def test_kept_references_are_read_where_they_are_of_the_same_training(compared, found, tmp_path, capsys):
+def test_kept_references_are_read_where_they_are_of_the_same_training(compared, found, tmp_path, capsys, monkeypatch):
     kept = json.loads((compared / "kept.json").read_text())
     assert kept["archs"] == found["reference"]
-    for name in ("base.toml", "kept.json"):
+    runs = []
+
+    def run(*args):
+        """The references' run, which is there already: which of them are asked for again is what is looked at."""
+        runs.append(args)
+        (tmp_path / "reference").symlink_to(compared / "out/reference")
+
+    monkeypatch.setattr(running, "_run", run)
+    for name in ("base.toml", "compare.toml", "kept.json"):
         (tmp_path / name).write_text((compared / name).read_text())
-    text = COMPARE[: COMPARE.index("[compare.methods.uniform]")].replace("seeds = 1", "seeds = 1\nbaselines = false")
-    (tmp_path / "compare.toml").write_text(text)
-    ask = ["compare", str(tmp_path / "compare.toml"), "--out", str(tmp_path / "out")]
-    assert main(ask) == 0
-    assert not (tmp_path / "out/reference").exists()
-    assert json.loads((tmp_path / "out/compare.json").read_text())["reference"] == found["reference"]
-    capsys.readouterr()
-    assert main([*ask, "--set", "train.batch_size=32"]) == 2  # the runs that are there are of another batch size
+    compare = read_compare([tmp_path / "compare.toml"])
+
+    def references(settings):
+        changed = attrs.evolve(compare, set=settings)
+        first = running._opened("bignas", compare.methods["bignas"], changed)
+        return running._reference(first, changed, tmp_path, "top1")
+
+    trials = references(())
+    assert [{"arch": dict(t.arch), "metrics": t.metrics, "extra": t.extra} for t in trials] == found["reference"]
+    assert not runs
+    references(("train.batch_size=32",))
+    assert len(runs) == 1
     assert "kept.json is of another space, data or training: its archs are trained again" in capsys.readouterr().err
-    assert (tmp_path / "out/reference").exists()
     assert json.loads((tmp_path / "kept.json").read_text()) == kept
 
 
 @pytest.mark.slow
 def test_what_is_finished_is_not_done_again(compared, found, monkeypatch, capsys):
-    import corenas_tool_compare.running as running
-
     started, run_spec = [], running.run_spec
     monkeypatch.setattr(
         running,

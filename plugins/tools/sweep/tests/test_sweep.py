@@ -290,14 +290,15 @@ def test_regnets_are_drawn_as_a_population_whose_numbers_are_variables(tmp_path)
     (tmp_path / "spec.toml").write_text(text)
     stage = """
 [[stages]]
-op = "KXKX"
+op = "XX"
 stride = 2
 kernel = 3
-ratio = 1
+bottleneck = 8
 width = { type = "int", low = 8, high = 64, step = 8 }
 depth = { type = "int", low = 1, high = 6 }
 """
-    (tmp_path / "regnet.toml").write_text(f"stem = {{ width = 8 }}\nhead = {{ width = 16 }}\n{stage * 2}")
+    ends = "stem = { kernel = 3, width = 8, stride = 1 }\nhead = { kernel = 1, width = 16 }\n"
+    (tmp_path / "regnet.toml").write_text(ends + stage * 2)
     (tmp_path / "sweep.toml").write_text("""
 [sweep]
 plots = 0
