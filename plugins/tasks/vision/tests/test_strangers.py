@@ -59,7 +59,7 @@ def test_all_broken_images_are_told_at_once_before_anything_else(broken):
     data, names = broken
     faults = wrong(data=data)
     assert [fault.file for fault in faults] == names
-    assert all("cannot be read" in fault.message for fault in faults)
+    assert all("cannot be read" in fault.message and "object at" not in fault.message for fault in faults)
     assert "skip_broken = true" in faults[0].hint
     assert [fault.file for fault in wrong(data=data, verify="headers")] == names[:2]  # a header may be whole
     assert start(data=data, verify="none").splits == {"train": 17, "valid": 2, "test": 5}

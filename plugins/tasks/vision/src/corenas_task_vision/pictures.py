@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -280,7 +281,7 @@ def check(
             peak = float(image.max()) if image.is_floating_point() else None
             return None, hashlib.blake2b(content, digest_size=16).digest(), peak
         except (*UNREADABLE, MemoryError) as error:
-            return str(error) or type(error).__name__, None, None
+            return re.sub(r" ?<_io.BytesIO[^>]*>", "", str(error)) or type(error).__name__, None, None
 
     told = time.monotonic()
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
