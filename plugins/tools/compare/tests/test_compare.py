@@ -1,11 +1,14 @@
 import json
+import math
 import re
 from pathlib import Path
 
 import attrs
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from torch import nn
 
 from corenas.cli import main
 from corenas.contracts import StageStarted
@@ -16,7 +19,7 @@ from corenas.store import Store
 from corenas.testing.commands import command_checks
 from corenas.testing.distributions import distribution_checks
 from corenas_tool_compare import corenas_commands, running
-from corenas_tool_compare.budget import alone_flops, training_flops
+from corenas_tool_compare.budget import alone_flops, counter, training_flops
 from corenas_tool_compare.running import (
     _agrees,
     _opened,
@@ -205,7 +208,24 @@ def test_training_flops_agree_with_the_cost_of_the_archs(tmp_path):
     prepared = prepare(spec)
     steps = prepared.task.splits["train"] // 64
     mean = alone_flops(prepared, 2) / prepared.task.splits["train"] * steps * 64
-    assert training_flops(prepared) == pytest.approx(mean, rel=0.3)  # six steps of random archs
+    assert training_flops(prepared) == pytest.approx(mean, rel=0.3)  # some steps of random archs
+
+
+@pytest.mark.parametrize(("layer", "image"), [
+    (nn.Conv2d(24, 24, 3, padding=1, groups=24), (24, 8, 8)), (nn.Conv2d(24, 12, 5, stride=2, groups=3), (24, 9, 9)),
+    (nn.Conv2d(4, 6, 3), (4, 8, 8)), (nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2), (6, 5, 5)),
+])  # fmt: skip
+def test_a_step_through_a_convolution_takes_three_times_its_forward(layer, image):
+    """Whatever its groups; two times where its input needs no gradient, as in a first layer."""
+    x = torch.rand(2, *image)
+    with counter() as forward:
+        out = layer(x)
+    macs = 2 * (math.prod(image) if isinstance(layer, nn.ConvTranspose2d) else out[0].numel())
+    assert forward.get_total_flops() == 2 * macs * math.prod(layer.weight.shape[1:])
+    for needed, times in ((True, 3), (False, 2)):
+        with counter() as whole:
+            layer(x.clone().requires_grad_(needed)).sum().backward()
+        assert whole.get_total_flops() == times * forward.get_total_flops()
 
 
 def test_intervals_and_ranks_agree_with_scipy():
