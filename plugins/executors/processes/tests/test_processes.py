@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,34 @@ def test_work_is_done_in_other_processes_in_the_order_in_which_it_was_given():
 def test_what_goes_wrong_there_arrives_here():
     with Processes(workers=1).start() as executor, pytest.raises(TypeError):
         executor.submit(square, None).result()
+
+
+ENDLESS = """
+import os, time
+from corenas_executor_processes import Processes
+executor = Processes(workers=1).start()
+print(executor.submit(os.getpid).result(), flush=True)
+time.sleep(60)
+"""
+
+
+def is_gone(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_workers_end_with_a_process_that_is_killed():
+    with subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        assert not is_gone(worker)
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while not is_gone(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert is_gone(worker)
 
 
 @frozen

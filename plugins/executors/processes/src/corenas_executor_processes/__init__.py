@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from concurrent import futures
 
 from attrs import field, frozen
@@ -28,7 +30,22 @@ class Processes:
         from loky.backend import get_context
 
         environment = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        return ProcessPoolExecutor(self.workers or os.cpu_count(), context=get_context("loky"), env=environment)
+        workers, context = self.workers or os.cpu_count(), get_context("loky")
+        return ProcessPoolExecutor(
+            workers, context=context, env=environment, initializer=_end_with, initargs=(os.getpid(),)
+        )
+
+
+def _end_with(parent: int) -> None:
+    """End this worker soon after its parent: of one that is killed (SIGKILL, out of memory) loky's workers wait on."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    if os.name == "posix":  # Windows gives the number of a parent that is gone
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @hookimpl
