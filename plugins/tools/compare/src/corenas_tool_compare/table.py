@@ -74,7 +74,8 @@ def _notes(
     if by_flops is not None:
         better = [row["method"] for row in table if row["tau"] and row["tau"][0] > by_flops]
         words = ", ".join(better) or "no method"
-        notes.append(f"ranked by flops alone tau is {by_flops:.2f} over {len(truth)} archs; {words} ranks them better")
+        words += " rank" if len(better) > 1 else " ranks"
+        notes.append(f"ranked by flops alone tau is {by_flops:.2f} over {len(truth)} archs; {words} them better")
     ranked = sorted((row for row in table if row["retrained"]), key=lambda row: -row["retrained"][0])
     if len(ranked) > 1:
         first = ranked[0]
