@@ -68,7 +68,7 @@ def reachable(cost: Cost, metric: str) -> tuple[int, int]:
 class FeasibleSpace:
     """A space under constraints on flops, params or activations; draws, mutates and crosses inside them.
 
-    Draws are those of `SearchSpace.draw` with what breaks a constraint thrown away: each variable uniform, given that
+    Draws are those of `SearchSpace.draw` with what breaks a constraint thrown away: each variable as it is, given that
     the arch obeys. Where that leaves little, the tables of the costs lead there (`corenas.windows`) to the same
     distribution, those of two costs together where one leaves much to throw away; its docstrings say how mutants and
     children are drawn, by the tables of one cost. Where the costs have no such tables, archs are

@@ -24,6 +24,7 @@ from attrs import define, frozen
 from corenas.cost import Cost
 from corenas.objectives import Constraint
 from corenas.space import Codes, SearchSpace
+from corenas.variables import Variable
 
 _MOST_BINS = 1 << 16
 _FEWEST_BINS = 1 << 8
@@ -60,7 +61,7 @@ class _Step:
     codes: (options, variables), their choices in each option
     active: of each variable, where it is active: (states, options)
     possible: which options there are: an inactive variable holds its default; (states, options)
-    chances: the probability of each where variables are drawn uniformly, (states, options)
+    chances: the probability of each where variables are drawn as the space draws them, (states, options)
     cost: what each option adds to each metric, (metrics, states, options)
     after: the state that each leaves, (states, options)
     states: how many it leaves
@@ -311,11 +312,11 @@ class Window:
         """
         columns, active = codes.T.astype(np.int32), self.space.active(codes).T
         kept = np.where(active, 1 - prob, 0).astype(np.float32)
-        drawn = (1 - kept) / np.array(_sizes(self.space), np.float32)[:, None]
+        drawn, own = 1 - kept, [*map(_chances, self.space.variables)]
 
         def kernel(column: int, options: np.ndarray, rows: slice) -> np.ndarray:
             chances = (columns[column, rows, None] == options) * kept[column, rows, None]
-            chances += drawn[column, rows, None]
+            chances += drawn[column, rows, None] * own[column][options]
             return chances
 
         found = self._drawn(rng, len(codes), kernel)
@@ -330,12 +331,12 @@ class Window:
         active = [self.space.active(codes).T.astype(np.float32) for codes in (first, second)]
         total = np.maximum(active[0] + active[1], 1)
         shares = [own / total for own in active]
-        drawn = (1 - shares[0] - shares[1]) / np.array(_sizes(self.space), np.float32)[:, None]
+        drawn, own = 1 - shares[0] - shares[1], [*map(_chances, self.space.variables)]
 
         def kernel(column: int, options: np.ndarray, rows: slice) -> np.ndarray:
             chances = (parents[0][column, rows, None] == options) * shares[0][column, rows, None]
             chances += (parents[1][column, rows, None] == options) * shares[1][column, rows, None]
-            chances += drawn[column, rows, None]
+            chances += drawn[column, rows, None] * own[column][options]
             return chances
 
         found = self._drawn(rng, len(first), kernel)
@@ -636,7 +637,7 @@ def _in_order(
                 np.arange(options)[:, None],
                 [active.reshape(shape)],
                 possible.reshape(shape),
-                np.where(active, 1 / options, possible).astype(np.float32).reshape(shape),
+                np.where(active, _chances(variable)[at[column]], possible).astype(np.float32).reshape(shape),
                 cost.reshape(metrics, *shape),
                 after.reshape(shape),
                 len(following),
@@ -644,6 +645,11 @@ def _in_order(
         )
         states = following
     return steps
+
+
+def _chances(variable: Variable) -> np.ndarray:
+    """Return how likely the space draws each choice of a variable; a continuous one costs nothing by itself."""
+    return (np.ones(1) if variable.continuous else variable.chances).astype(np.float32)
 
 
 def _active(space: SearchSpace, keys: Mapping[str, int], column: int, codes: Mapping[int, np.ndarray]) -> np.ndarray:

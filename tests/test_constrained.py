@@ -238,9 +238,9 @@ def test_a_searchers_own_archs_are_admitted_if_they_obey_and_made_canonical():
 def exact(space, inside):
     """The probability of each arch under `draw` given that it is inside, by a list of all of them."""
     archs = [arch for arch in space if inside(arch)]
-    active = space.active(space.encode(archs))
-    sizes = np.array([len(variable.choices) for variable in space.variables])
-    chances = np.where(active, 1 / sizes, 1).prod(axis=1)
+    codes = space.encode(archs)
+    of_choices = [variable.chances[own] for variable, own in zip(space.variables, codes.T.astype(int), strict=True)]
+    chances = np.where(space.active(codes), np.transpose(of_choices), 1).prod(axis=1)
     return archs, chances / chances.sum()
 
 
@@ -277,6 +277,20 @@ def test_draws_in_a_narrow_window_are_those_of_the_space_given_the_window(constr
     assert (drawing.mutated(codes, 0.0, rng) == codes).all()
     share = sum(exact(SPACE, lambda arch: True)[1][[ARCHS.index(arch) for arch in archs]])
     assert drawing.share == pytest.approx(share, rel=0.1)
+
+
+def test_choices_that_are_not_equally_likely_are_not_so_in_a_window_either(monkeypatch):
+    monkeypatch.setattr(constrained, "_LOOSE", 1.1)
+    variables = [Int(f"w{i}", 1, 12, distribution="log") for i in range(2)] + [Categorical("k0", (1, 3, 5))]
+    space = SearchSpace([*variables, Categorical("k1", (1, 3))])
+    cost = Cost(Chain(space, 2), space, torch.zeros(1, 1, 8, 8))
+    drawing, rng = FeasibleSpace(space, cost, [Constraint("flops", 20_000, 60_000)]), np.random.default_rng(0)
+    archs, chances = exact(space, lambda arch: 20_000 <= cost.of([arch])[0]["flops"] <= 60_000)
+    assert drawing.method == "tables"
+    assert chances.max() > 5 * chances.min()
+    codes = drawing.draw(rng, 300 * len(archs))
+    assert is_drawn_from(archs, drawing.decode(codes), chances)
+    assert is_drawn_from(archs, drawing.decode(drawing.mutated(codes, 1.0, rng)), chances)
 
 
 @pytest.mark.parametrize("cells", [300, 40_000])
