@@ -226,6 +226,7 @@ def run(n, seed, folder, ways=(["--no-data"], ["--no-data", "--json"]), runs=0):
     Returns how many had which status, or ran, the slowest, and what was wrong.
     """
     rng, counts, slowest, wrong = random.Random(seed), Counter(), 0.0, []
+    folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     command("check", SPECS / "quickstart.toml", "--no-data")  # imports torch
     for i in range(n):
