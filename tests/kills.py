@@ -59,6 +59,8 @@ def begin(arguments):
         os.dup2(log, 1)
         os.dup2(log, 2)
         status = main(arguments)
+    except KeyboardInterrupt:
+        status = 130  # it was killed before it began
     finally:
         os._exit(status)
 
