@@ -219,6 +219,12 @@ def build_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
+def hangs_on_length(schedule: Schedule) -> bool:
+    """Return whether a longer training would have had other learning rates from the start; no class of torch's has."""
+    own = _OWN_SCHEDULES.get(schedule.type)
+    return own is not None and own(schedule, 1.0, 0.0) != own(schedule, 1.0, 0.5)
+
+
 def _factors(schedule: Schedule, lr: float, epochs: int) -> list[float]:
     """Return what a class of torch's, which steps once an epoch, makes of a learning rate, tried on its own."""
     import torch

@@ -799,8 +799,10 @@ def test_a_finished_run_is_trained_for_more_epochs_where_its_schedule_allows_it(
     assert (result["trials"], result["best"], result["front"]) == (4, wanted["best"], wanted["front"])
 
     run(2, "cosine", "cosine")
+    run(2, "linear", "linear")
     for folder, epochs, schedule, why in (
         ("cosine", 3, "cosine", "the cosine schedule of this run has ended"),
+        ("linear", 3, "linear", "the linear schedule of this run has ended"),
         ("grown", 2, "constant", "not for fewer"),
     ):
         with pytest.raises(UserError, match=r"another spec: train\.epochs") as caught:

@@ -21,6 +21,8 @@ from corenas import distributed
 from corenas.checkpoint import Checkpoint
 from corenas.contracts import Emit, Note
 from corenas.errors import UserError
+from corenas.optim import Schedule, hangs_on_length
+from corenas.options import structure
 from corenas.run.spec import parse_duration
 from corenas.space import flatten
 from corenas.store import Store
@@ -220,8 +222,9 @@ def _why_no_longer_training(before: Any, table: Mapping[str, Any], store: Store,
     train = table["train"]
     if not isinstance(before, int) or train["epochs"] <= before:
         return "a training goes on for more epochs, not for fewer"
-    if train["schedule"]["type"] == "cosine":
-        return "the cosine schedule of this run has ended with its last epoch; a constant one goes on"
+    schedule = structure(train["schedule"], Schedule)
+    if hangs_on_length(schedule):
+        return f"the {schedule.type} schedule of this run has ended with its last epoch; a constant one goes on"
     if train.get("stop") is not None:
         return "train.stop says when this training ends"
     if store.curve("retrain"):
