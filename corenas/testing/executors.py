@@ -5,13 +5,21 @@ Each check takes the options of an executor. Needs no torch.
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from collections.abc import Sequence
 from concurrent import futures
+from pathlib import Path
 
-from corenas.contracts import Executor
+import numpy as np
+from attrs import frozen
+
+from corenas.contracts import Executor, Problem
 from corenas.errors import UserError
-from corenas.objectives import Trial
-from corenas.space import Arch
+from corenas.objectives import Objective, Objectives, Trial
+from corenas.plugins import load_catalogue
+from corenas.space import Arch, SearchSpace
 from corenas.testing.components import component_checks
 
 PATIENCE = 120.0
@@ -37,6 +45,44 @@ def broken(n: int) -> float:
 def trial_of(arch: Arch, fidelity: float = 1.0) -> Trial:
     """A task as the search loop has it."""
     return Trial(arch, {"gain": float(arch["a"])}, fidelity=fidelity)
+
+
+@frozen
+class Fragile:
+    """Measures archs of one `width`; of one its worker dies, once or always.
+
+    folder: where a file is left for each width that killed a worker
+    """
+
+    folder: Path
+    fatal: int = -1
+    once: int = -1
+    batch: int = 1
+
+    def __call__(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the trials with their gain."""
+        for trial in trials:
+            width, mark = trial.arch["width"], self.folder / f"{trial.arch['width']}"
+            if width == self.fatal or (width == self.once and not mark.exists()):
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return [Trial(trial.arch, {"gain": float(-((trial.arch["width"] - 17) ** 2))}) for trial in trials]
+
+
+def searched(
+    measure: Fragile,
+    executor: Executor | None = None,
+    searcher: str = "evolution",
+    budget: int = 30,
+    batch: int = 6,
+) -> list[Trial]:
+    """Return the trials of a search of 40 widths, measured by an executor or here."""
+    from corenas.search import run_search  # which imports torch
+
+    space, best = SearchSpace.from_table({"width": [*range(40)]}), Objectives((Objective("gain"),))
+    options = load_catalogue().options("searchers", searcher)
+    live = options.start(Problem(space, best, budget=budget), np.random.default_rng(0))
+    return [*run_search(live, measure, budget, batch=batch, executor=executor, objectives=best)]
 
 
 def runs_tasks_in_any_number(executor: Executor) -> None:

@@ -1,23 +1,14 @@
 """What processes promise, and that a search in them finds what it finds in one."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
-from attrs import frozen
 
-from corenas.contracts import Problem
-from corenas.objectives import Objective, Objectives, Trial
-from corenas.plugins import load_catalogue
-from corenas.search import run_search
-from corenas.space import SearchSpace
 from corenas.testing.distributions import distribution_checks
-from corenas.testing.executors import executor_checks
+from corenas.testing.executors import Fragile, executor_checks, searched
 from corenas_executor_processes import Processes
 
 
@@ -66,38 +57,15 @@ def test_workers_end_with_a_process_that_is_killed():
     assert is_gone(worker)
 
 
-@frozen
-class Fragile:
-    """Measures archs; at one its process dies, once or always."""
-
-    folder: Path
-    fatal: int = -1
-    once: int = -1
-    batch: int = 1
-
-    def __call__(self, trials):
-        for trial in trials:
-            width, mark = trial.arch["width"], self.folder / "died"
-            if width == self.fatal or (width == self.once and not mark.exists()):
-                if width == self.once:
-                    mark.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-        return [Trial(trial.arch, {"gain": float(trial.arch["width"] % 7)}) for trial in trials]
-
-
-def searched(measure, executor=None):
-    space, best = SearchSpace.from_table({"width": [*range(40)]}), Objectives((Objective("gain"),))
-    searcher = load_catalogue().options("searchers", "random")
-    live = searcher.start(Problem(space, best, budget=8), np.random.default_rng(0))
-    return run_search(live, measure, 8, batch=8, executor=executor, objectives=best)
+SHORT = {"searcher": "random", "budget": 8, "batch": 8}
 
 
 @pytest.mark.slow
 def test_a_killed_process_loses_nothing_and_an_arch_that_kills_two_is_a_failed_trial(tmp_path):
-    alone = searched(Fragile(tmp_path))
+    alone = searched(Fragile(tmp_path), **SHORT)
     once, fatal = (alone[row].arch["width"] for row in (1, 5))
-    found = searched(Fragile(tmp_path, fatal, once), Processes(workers=2))
-    assert (tmp_path / "died").exists()
+    found = searched(Fragile(tmp_path, fatal, once), Processes(workers=2), **SHORT)
+    assert (tmp_path / str(once)).exists()
     assert [trial.arch for trial in found] == [trial.arch for trial in alone]
     (failed,) = (trial for trial in found if not trial.ok)
     assert failed.arch["width"] == fatal

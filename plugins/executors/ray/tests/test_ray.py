@@ -7,48 +7,16 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from attrs import frozen
 
-from corenas.contracts import Problem
 from corenas.errors import UserError
-from corenas.objectives import Objective, Objectives, Trial
 from corenas.plugins import load_catalogue
-from corenas.search import run_search
-from corenas.space import SearchSpace
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
-from corenas.testing.executors import executor_checks
+from corenas.testing.executors import Fragile, executor_checks, searched
 from corenas_executor_ray import Ray
 
-SPACE = SearchSpace.from_table({"width": [*range(40)]})
-BEST = Objectives((Objective("gain"),))
 CONNECTED = Ray(threads=3)
-
-
-@frozen
-class Fragile:
-    """Measures archs; of one its worker dies, once or always."""
-
-    folder: Path
-    fatal: int = -1
-    once: int = -1
-    batch: int = 1
-
-    def __call__(self, trials):
-        for trial in trials:
-            width, mark = trial.arch["width"], self.folder / f"{trial.arch['width']}"
-            if width == self.fatal or (width == self.once and not mark.exists()):
-                mark.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-        return [Trial(trial.arch, {"gain": float(-((trial.arch["width"] - 17) ** 2))}) for trial in trials]
-
-
-def searched(measure, executor=None):
-    searcher = load_catalogue().options("searchers", "evolution")
-    live = searcher.start(Problem(SPACE, BEST, budget=30), np.random.default_rng(0))
-    return run_search(live, measure, 30, batch=6, executor=executor, objectives=BEST)
 
 
 def pid(number):

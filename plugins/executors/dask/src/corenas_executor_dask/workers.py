@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from functools import partial
@@ -13,6 +12,7 @@ import dask
 from distributed import Client, KilledWorker, LocalCluster
 
 from corenas.errors import UserError
+from corenas.remote import RemoteExecutor
 
 if TYPE_CHECKING:
     from corenas_executor_dask import Dask
@@ -66,44 +66,30 @@ def _queued(queue: Mapping[str, Any], workers: int | None) -> Any:
     return cluster
 
 
-class Workers(futures.Executor):
-    """Runs tasks in a cluster's workers; a task whose worker has died ends in `BrokenExecutor`, the others go on.
+class Workers(RemoteExecutor):
+    """The workers of a Dask cluster.
 
     cluster: what is closed in the end with the client
     """
 
     def __init__(self, client: Client, cluster: Any = None) -> None:
+        super().__init__()
         self._client, self._cluster = client, cluster
-        self._tasks: set[futures.Future[Any]] = set()
-        self._lock, self._down = threading.Lock(), False
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+    def send(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give a task to the cluster."""
-        own: futures.Future[Any] = futures.Future()
-        with self._lock:
-            if self._down:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            task: Any = self._client.submit(partial(fn, *args, **kwargs), pure=False)
-            self._tasks.add(own)
-        own.add_done_callback(lambda own: self._done(own, task))
+        return self._client.submit(partial(fn, *args, **kwargs), pure=False)
+
+    def follow(self, task: Any, own: futures.Future[Any]) -> None:
+        """Give a future what becomes of its task."""
         task.add_done_callback(lambda task: _hand_over(task, own))
-        return own
 
-    def _done(self, own: futures.Future[Any], task: Any) -> None:
-        self._tasks.discard(own)
-        if own.cancelled():
-            task.cancel()
+    def call_off(self, task: Any) -> None:
+        """Let the cluster drop a task."""
+        task.cancel()
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Close client and cluster, after what runs has ended unless it need not be waited for."""
-        with self._lock:
-            already, self._down = self._down, True
-        if already:
-            return
-        if cancel_futures or not wait:
-            for own in [*self._tasks]:
-                own.cancel()
-        futures.wait([*self._tasks])
+    def close(self) -> None:
+        """Close client and cluster."""
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()

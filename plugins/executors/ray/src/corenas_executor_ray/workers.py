@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from corenas.errors import UserError
+from corenas.remote import RemoteExecutor
 
 if TYPE_CHECKING:
     from corenas_executor_ray import Ray
@@ -126,37 +127,35 @@ def _called(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     return fn(*args, **kwargs)
 
 
-class Workers(futures.Executor):
-    """Runs tasks in a cluster's workers; a task whose worker has died ends in `BrokenExecutor`, the others go on.
+class Workers(RemoteExecutor):
+    """The workers of a Ray cluster.
 
     threads: CPUs that a worker takes, and threads of torch in it
     closing: what is closed in the end
     """
 
     def __init__(self, ray: Any, threads: int, closing: ExitStack) -> None:
+        super().__init__()
         environment = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
         # The search measures again what was lost with a worker, apart from the rest; Ray need not.
         self._task = ray.remote(_called).options(num_cpus=threads, max_retries=0, runtime_env={"env_vars": environment})
         self._ray, self._closing = ray, closing
-        self._tasks: set[futures.Future[Any]] = set()
-        self._lock, self._down = threading.Lock(), False
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+    def send(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give a task to the cluster."""
-        own: futures.Future[Any] = futures.Future()
-        with self._lock:
-            if self._down:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            task = self._task.remote(fn, args, kwargs)
-            self._tasks.add(own)
-        own.add_done_callback(lambda own: self._done(own, task))
-        task.future().add_done_callback(lambda done: self._hand_over(done, own))
-        return own
+        return self._task.remote(fn, args, kwargs)
 
-    def _done(self, own: futures.Future[Any], task: Any) -> None:
-        self._tasks.discard(own)
-        if own.cancelled():
-            self._ray.cancel(task)
+    def follow(self, task: Any, own: futures.Future[Any]) -> None:
+        """Give a future what becomes of its task."""
+        task.future().add_done_callback(lambda done: self._hand_over(done, own))
+
+    def call_off(self, task: Any) -> None:
+        """Let the cluster drop a task."""
+        self._ray.cancel(task)
+
+    def close(self) -> None:
+        """Disconnect, or end the local cluster."""
+        self._closing.close()
 
     def _hand_over(self, done: futures.Future[Any], own: futures.Future[Any]) -> None:
         """Give a future what has become of its task."""
@@ -174,15 +173,3 @@ class Workers(futures.Executor):
             own.set_exception(futures.BrokenExecutor("the Ray worker that measured it is gone"))
         else:
             own.set_exception(error)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Disconnect, or end the local cluster, after what runs has ended unless it need not be waited for."""
-        with self._lock:
-            already, self._down = self._down, True
-        if already:
-            return
-        if cancel_futures or not wait:
-            for own in [*self._tasks]:
-                own.cancel()
-        futures.wait([*self._tasks])
-        self._closing.close()
