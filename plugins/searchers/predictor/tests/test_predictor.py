@@ -6,6 +6,7 @@ import pytest
 
 from corenas.contracts import Problem, Proposal
 from corenas.errors import UserError
+from corenas.features import Features
 from corenas.objectives import Constraint, Objective, Objectives, Trial
 from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
@@ -16,7 +17,7 @@ from corenas.testing.searchers import additive, drive, large_space, learning_sea
 from corenas.testing.small import make_space
 from corenas.variables import Categorical
 from corenas_searcher_predictor import Predicted, Predictor, Target
-from corenas_searcher_predictor.regression import MODELS, Regression, agreement, features, held_out
+from corenas_searcher_predictor.regression import MODELS, Regression, agreement, held_out
 
 SMALL = Predictor(initial=60, per_round=40, model="ridge", population=30, generations=4)
 
@@ -34,7 +35,7 @@ def test_the_distribution_conforms(check):
 def test_features_are_one_hot_and_zero_where_a_variable_is_inactive():
     """ofa/nas/accuracy_predictor: the bits of a block that the depth skips are all zero."""
     space = SearchSpace.from_table({"depth": [1, 2], "block": {"kernel": [3, 5, 7], "op": ["a", "b"]}})
-    rows = features(space, space.encode([
+    rows = Features(space, squares=True)(space.encode([
         space.arch({"depth": 2, "blocks": [{"kernel": 3, "op": "b"}, {"kernel": 7, "op": "a"}]}),
         space.arch({"depth": 1, "blocks": [{"kernel": 5, "op": "a"}]}),
     ]))  # fmt: skip
@@ -46,7 +47,7 @@ def test_features_are_one_hot_and_zero_where_a_variable_is_inactive():
 
 def test_numbers_of_many_choices_are_places():
     space = SearchSpace.from_table({"resolution": {"type": "int", "low": 128, "high": 224, "step": 4}, "width": [1, 2]})
-    rows = features(space, space.encode([space.arch({"resolution": 152, "width": 1})]))
+    rows = Features(space, squares=True)(space.encode([space.arch({"resolution": 152, "width": 1})]))
     assert rows.tolist() == [[1, 0.25, 0.0625, 1, 0]]
 
 
@@ -65,7 +66,7 @@ def test_every_model_ranks_archs_that_it_has_not_seen(model):
     space = large_space()
     measure = additive(space)
     codes = space.draw(np.random.default_rng(0), 200)
-    rows = features(space, codes)
+    rows = Features(space, squares=True)(codes)
     gains = np.array([measure(arch).metrics["gain"] for arch in space.decode(codes)])
     told = held_out(model, rows, gains, 0)
     assert told["spearman"] > 0.6

@@ -10,6 +10,7 @@ from attrs import field, frozen
 from attrs.validators import ge, optional
 
 from corenas.contracts import MutatorContext
+from corenas.features import Features
 from corenas.space import Arch
 from corenas_mutator_sampling.drawing import CostBins, Score, check_amount, check_width, with_paths
 from corenas_mutator_sampling.predicted import LossPredictor
@@ -93,7 +94,7 @@ class AttentiveSampler:
         self.steps, self.predicted = state["steps"], None
         if state["predictor"] is not None:
             mean, *coefficients = state["predictor"]
-            self.predicted = LossPredictor(self.space, np.array(coefficients), mean)
+            self.predicted = LossPredictor(Features(self.space, squares=True), np.array(coefficients), mean)
 
     def _attended(self, score: Score) -> Arch:
         """Return the arch of one draw of the prior, pi(tau), that gamma picks from its candidates (eqs. 5 and 6)."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from corenas.contracts import Json, Problem
+from corenas.features import Features
 from corenas.objectives import Trial
 from corenas.space import Arch, Codes, SearchSpace, unseen
 from corenas_searcher_bayesian.process import Process, chosen, volume_in_direction
@@ -22,8 +23,6 @@ _WIDTHS = (0.5, 2.0)
 """Of the bounds that archs evolve on, in deviations: one seeks what is good, the other what is not known."""
 _DIRECTIONS = 4
 """In Pareto mode so many random weights of the objectives for each of them."""
-_ONE_HOT = 8
-"""Numbers with more choices than this are their place between the least and the most."""
 
 
 class BayesianSearch:
@@ -173,33 +172,6 @@ class BayesianSearch:
         first, second = (parents[self.rng.integers(len(parents), size=n)] for _ in range(2))
         crossed = space.crossed(first, second, self.rng)
         return space.mutated(crossed, min(0.5, 2 / len(self.space.variables)), self.rng)
-
-
-class Features:
-    """Archs as rows of features: a one-hot code for each variable, all zeros where it is inactive."""
-
-    def __init__(self, space: SearchSpace) -> None:
-        self.space = space
-        self._places: dict[int, np.ndarray | None] = {}  # column -> the place of each of its numbers
-        for column, variable in enumerate(space.variables):
-            number = not isinstance(variable.choices[0], str)
-            if variable.continuous or (number and len(variable.choices) > _ONE_HOT):
-                choices = np.array(variable.choices, float)
-                spread = np.ptp(choices) or 1.0
-                self._places[column] = None if variable.continuous else (choices - choices.min()) / spread
-        widths = [2 if at in self._places else len(v.choices) for at, v in enumerate(space.variables)]
-        self._starts = np.cumsum([0, *widths])
-
-    def __call__(self, codes: Codes) -> np.ndarray:
-        """Return a row for each arch."""
-        active = self.space.active(codes)
-        rows = np.zeros((len(codes), self._starts[-1]))
-        hot = np.where([at in self._places for at in range(codes.shape[1])], 0, codes).astype(int)
-        rows[np.arange(len(codes))[:, None], self._starts[:-1] + hot] = active  # of a place: that there is one
-        for column, places in self._places.items():
-            own = codes[:, column] if places is None else places[codes[:, column].astype(int)]
-            rows[:, self._starts[column] + 1] = own * active[:, column]
-        return rows
 
 
 def _distinct(codes: Codes) -> np.ndarray:

@@ -12,10 +12,11 @@ import numpy as np
 
 from corenas.contracts import Measured
 from corenas.errors import UserError
+from corenas.features import Features
 from corenas.space import Arch, SearchSpace
 from corenas.store import Store
 from corenas.variables import Variable
-from corenas_searcher_predictor.regression import Regression, features, held_out
+from corenas_searcher_predictor.regression import Regression, held_out
 
 if TYPE_CHECKING:
     from corenas_searcher_predictor import Predicted
@@ -28,11 +29,11 @@ class LivePredicted:
     """Predicts the metrics of archs; each trial is told how well that went on a fifth held out."""
 
     def __init__(self, options: Predicted, space: SearchSpace) -> None:
-        self.space, self.facts = space, {}
+        self.space, self.features, self.facts = space, Features(space, squares=True), {}
         self.predictors: dict[str, Regression] = {}
         rows = [*_rows(Path(options.from_))]
         inside = [(arch, row) for arch, row in ((_arch(space, row), row) for row in rows) if arch is not None]
-        matrix = features(space, space.encode(arch for arch, _ in inside))
+        matrix = self.features(space.encode(arch for arch, _ in inside))
         for target in options.targets:
             numbers = np.array([_number(row.get(target.metric)) for _, row in inside])
             known = np.isfinite(numbers)
@@ -48,7 +49,7 @@ class LivePredicted:
         """Return the predictions for archs, whatever the fidelity."""
         if not archs:
             return []
-        rows = features(self.space, self.space.encode(archs))
+        rows = self.features(self.space.encode(archs))
         # One by one: a product with a matrix rounds otherwise than one with a row.
         columns = {name: [float(predict(row[None])[0]) for row in rows] for name, predict in self.predictors.items()}
         return [

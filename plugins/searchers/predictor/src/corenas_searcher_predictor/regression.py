@@ -8,31 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from corenas.space import Codes, SearchSpace
-from corenas.variables import Variable
-
-ONE_HOT = 8
-"""Numbers with more choices than this are their place between the least and the most, and its square."""
-
-
-def features(space: SearchSpace, codes: Codes) -> np.ndarray:
-    """Return a row for each arch: a one-hot code for each variable, zeros where it is inactive (Once-for-All)."""
-    active = space.active(codes)
-    blocks = [_block(variable, codes[:, at]) * active[:, at, None] for at, variable in enumerate(space.variables)]
-    return np.concatenate([np.zeros((len(codes), 0)), *blocks], axis=1)
-
-
-def _block(variable: Variable, codes: np.ndarray) -> np.ndarray:
-    number = not isinstance(variable.choices[0], str | bool)
-    if variable.continuous:
-        place = codes
-    elif number and len(variable.choices) > ONE_HOT:
-        choices = np.array(variable.choices, float)
-        place = (choices[codes.astype(int)] - choices.min()) / np.ptp(choices)
-    else:
-        return np.eye(len(variable.choices))[codes.astype(int)]
-    return np.stack([np.ones(len(place)), place, place**2], axis=1)  # a 1: that it is active
-
 
 class Regression:
     """Predicts one metric. Targets are standardised."""

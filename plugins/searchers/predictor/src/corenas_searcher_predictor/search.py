@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corenas.contracts import Json, Problem, Proposal
+from corenas.features import Features
 from corenas.objectives import Trial
 from corenas.space import Arch, Codes, SearchSpace, unseen
-from corenas_searcher_predictor.regression import Regression, agreement, features, held_out
+from corenas_searcher_predictor.regression import Regression, agreement, held_out
 
 if TYPE_CHECKING:
     from corenas_searcher_predictor import Predictor
@@ -31,6 +32,7 @@ class PredictorSearch:
     def __init__(self, options: Predictor, problem: Problem, rng: np.random.Generator) -> None:
         self.options, self.problem, self.rng = options, problem, rng
         self.space = SearchSpace(problem.space.variables)
+        self.features = Features(self.space, squares=True)
         self.seed = int(rng.integers(1 << 31))
         self.round = 0
         self.told: dict[tuple[float, ...], Mapping[str, float]] = {}
@@ -131,7 +133,7 @@ class PredictorSearch:
         predictors: dict[str, Regression] = {}
         facts: dict[str, float] = {}
         codes = np.array([*self.told]).reshape(len(self.told), len(self.space.variables))
-        rows = features(self.space, codes)
+        rows = self.features(codes)
         for metric in self.costly:
             known = [at for at, metrics in enumerate(self.told.values()) if metric in metrics]
             if len(known) < _FEWEST:
@@ -175,7 +177,7 @@ class PredictorSearch:
         """Return archs as trials, their costly metrics predicted, the others exact."""
         if not len(codes):
             return []
-        rows = features(self.space, codes)
+        rows = self.features(codes)
         columns: dict[str, Any] = {metric: predict(rows).tolist() for metric, predict in predictors.items()}
         if self.cheap and self.problem.cost is not None:
             costs = self.problem.cost(codes)
