@@ -10,7 +10,17 @@ from attrs import evolve
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from corenas.contracts import Backbone, Headed, LiveTask, Pretrained, Segmented, Signals, Tap
+from corenas.contracts import (
+    AlgorithmContext,
+    Backbone,
+    Headed,
+    LiveTask,
+    Pretrained,
+    Segmented,
+    Signals,
+    Tap,
+    ZeroInitializing,
+)
 from corenas.cost import Cost
 from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.mutable import keys_used
@@ -33,6 +43,15 @@ class Supernet(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """Return the outputs of the head for inputs of the backbone."""
         return self.head(self.backbone.features(x))  # type: ignore[operator]
+
+
+def start_as_identity(context: AlgorithmContext) -> None:
+    """Set the scale of the last norm of each residual block to zero, but not of pretrained weights."""
+    if context.pretrained:
+        return
+    for module in context.supernet.modules():
+        if isinstance(module, ZeroInitializing):
+            module.zero_init_last()
 
 
 def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Supernet:

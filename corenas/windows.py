@@ -292,8 +292,8 @@ class Window:
 
     def __init__(self, space: SearchSpace, cost: Cost, constraint: Constraint) -> None:
         self.space, self.constraint = space, constraint
-        self._defaults = [0 if v.continuous else int(v.code_of(v.default)) for v in space.variables]
-        self._steps = _steps(space, cost, [constraint.metric], self._defaults)
+        self._steps = _steps(space, cost, [constraint.metric])
+        self._chances = [*map(_chances, space.variables)]
         self._bins(constraint)
         moves = [_Moves(s.after, own, s.chances) for s, own in zip(self._steps, self._binned, strict=True)]
         low, high = self._window
@@ -312,11 +312,11 @@ class Window:
         """
         columns, active = codes.T.astype(np.int32), self.space.active(codes).T
         kept = np.where(active, 1 - prob, 0).astype(np.float32)
-        drawn, own = 1 - kept, [*map(_chances, self.space.variables)]
+        drawn = 1 - kept
 
         def kernel(column: int, options: np.ndarray, rows: slice) -> np.ndarray:
             chances = (columns[column, rows, None] == options) * kept[column, rows, None]
-            chances += drawn[column, rows, None] * own[column][options]
+            chances += drawn[column, rows, None] * self._chances[column][options]
             return chances
 
         found = self._drawn(rng, len(codes), kernel)
@@ -331,12 +331,12 @@ class Window:
         active = [self.space.active(codes).T.astype(np.float32) for codes in (first, second)]
         total = np.maximum(active[0] + active[1], 1)
         shares = [own / total for own in active]
-        drawn, own = 1 - shares[0] - shares[1], [*map(_chances, self.space.variables)]
+        drawn = 1 - shares[0] - shares[1]
 
         def kernel(column: int, options: np.ndarray, rows: slice) -> np.ndarray:
             chances = (parents[0][column, rows, None] == options) * shares[0][column, rows, None]
             chances += (parents[1][column, rows, None] == options) * shares[1][column, rows, None]
-            chances += drawn[column, rows, None] * own[column][options]
+            chances += drawn[column, rows, None] * self._chances[column][options]
             return chances
 
         found = self._drawn(rng, len(first), kernel)
@@ -441,8 +441,7 @@ class JointWindow:
 
     def __init__(self, space: SearchSpace, cost: Cost, constraints: tuple[Constraint, Constraint]) -> None:
         self.space = space
-        defaults = [0 if v.continuous else int(v.code_of(v.default)) for v in space.variables]
-        self._steps = _steps(space, cost, [c.metric for c in constraints], defaults)
+        self._steps = _steps(space, cost, [c.metric for c in constraints])
         costs, lows, highs = zip(*(_above_least(self._steps, *each) for each in enumerate(constraints)), strict=True)
         widths = [max((high - low) / max(high, 1.0), 1e-6) for low, high in zip(lows, highs, strict=True)]
         cells = _MOST_CELLS
@@ -507,8 +506,9 @@ def _sizes(space: SearchSpace) -> list[int]:
 # -- the steps --------------------------------------------------------------------------------------------------------
 
 
-def _steps(space: SearchSpace, cost: Cost, metrics: Sequence[str], defaults: Sequence[int]) -> list[_Step]:
+def _steps(space: SearchSpace, cost: Cost, metrics: Sequence[str]) -> list[_Step]:
     """Return the steps, joined where that leaves fewer states; of several metrics as many as can be."""
+    defaults = [0 if v.continuous else int(v.code_of(v.default)) for v in space.variables]
     columns = {key: column for column, key in enumerate(space.keys)}
     by_columns = []
     for index, metric in enumerate(metrics):

@@ -235,13 +235,13 @@ def _build(spec: Spec, space: SearchSpace, task: LiveTask, meta: bool) -> nn.Mod
 def _refuse_beyond_memory(supernet: nn.Module) -> None:
     """Raise UserError for weights that would fill the memory, which the system grants before it kills for it."""
     needed = sum(parameter.numel() * parameter.element_size() for parameter in supernet.parameters())
-    there = _memory()
+    there = memory_of_machine()
     if needed > there:
         text = f"the weights of this supernet need {needed / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f} GB"
         raise UserError(text, key=("space",), hint="are its widths and depths meant so?")
 
 
-def _memory() -> float:
+def memory_of_machine() -> float:
     """Return how many bytes of memory there are; infinitely many where the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

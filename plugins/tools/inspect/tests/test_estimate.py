@@ -102,7 +102,7 @@ def test_a_step_that_takes_too_long_ends_the_trying(tmp_path, monkeypatch, catal
 
 
 def test_a_supernet_that_fills_the_memory_is_not_even_tried(tmp_path, monkeypatch, catalogue):
-    monkeypatch.setattr("corenas_tool_inspect.estimate._free_memory", lambda: 1000.0)
+    monkeypatch.setattr("corenas_tool_inspect.estimate.memory_of_machine", lambda: 2000.0)
     found = estimate(prepare(make_spec(tmp_path, catalogue), weights=False))
     assert found.seconds == {}
     assert "fill the memory" in found.tried

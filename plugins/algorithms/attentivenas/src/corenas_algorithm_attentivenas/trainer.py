@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from corenas.contracts import AlgorithmContext, Phase, Step, ZeroInitializing
+from corenas.contracts import AlgorithmContext, Phase, Step
 from corenas.errors import UserError
+from corenas.supernet import start_as_identity
 from corenas.teaching import distil_in_place
 
 if TYPE_CHECKING:
@@ -28,10 +29,8 @@ class AttentiveNASTrainer:
         self.supernet, self.task, self.distiller = context.supernet, context.task, context.distiller
         self.phases = [Phase(context.space, context.train)]
         self.largest = context.space.largest()
-        if options.zero_init and not context.pretrained:
-            for module in self.supernet.modules():
-                if isinstance(module, ZeroInitializing):
-                    module.zero_init_last()
+        if options.zero_init:
+            start_as_identity(context)
 
     def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:
         """Train the largest on the labels, with dropout and drop path, the others on its answers, without.

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from corenas.contracts import AlgorithmContext, Phase, Step, ZeroInitializing
+from corenas.contracts import AlgorithmContext, Phase, Step
 from corenas.errors import UserError
+from corenas.supernet import start_as_identity
 from corenas.teaching import distil_in_place
 
 if TYPE_CHECKING:
@@ -24,10 +25,8 @@ class BigNASTrainer:
         self.supernet, self.task, self.distiller = context.supernet, context.task, context.distiller
         self.phases = [Phase(context.space, context.train)]
         self.largest = context.space.largest()
-        if options.zero_init and not context.pretrained:  # section 3.2: initialisation
-            for module in self.supernet.modules():
-                if isinstance(module, ZeroInitializing):
-                    module.zero_init_last()
+        if options.zero_init:  # section 3.2: initialisation
+            start_as_identity(context)
 
     def train_step(self, batch: Any, step: Step) -> Mapping[str, Tensor]:
         """Train the largest first, with dropout, then the others on what it says, without; their gradients add up.

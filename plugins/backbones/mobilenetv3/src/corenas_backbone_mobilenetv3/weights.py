@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -15,6 +13,8 @@ from torch import Tensor, nn
 
 from corenas.errors import UserError
 from corenas.mutable import apply
+from corenas.run.spec import SPECS
+from corenas.run.toml import read_toml
 from corenas.space import SearchSpace
 from corenas_backbone_mobilenetv3 import MobileNetV3
 from corenas_mutable_slices.exchange import Published, fits
@@ -121,7 +121,7 @@ def recognise(model: nn.Module, state: Mapping[str, Tensor]) -> Published:
     eps = 1e-3 if family == "mobilenet_v3" else 1e-5
     rename = timm_names if family == "timm" else functools.partial(torchvision_names, family=family)
     for name in PUBLISHED if family != "other" else ():
-        table = tomllib.loads(files("corenas").joinpath("spec", "space", f"{name}.toml").read_text())
+        _, table = read_toml(SPECS / "space" / f"{name}.toml", "space")
         with torch.device("meta"):
             network = MobileNetV3(norm_eps=eps).build(SearchSpace.from_table(table))
         with suppress(KeyError):  # of more layers in a block than this family has

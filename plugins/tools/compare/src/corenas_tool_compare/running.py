@@ -67,9 +67,8 @@ def run_comparison(compare: Compare, out: Path) -> dict[str, Any]:
     methods = [_within_budget(method, budget, one, out) for method in methods]
     reference = _reference(first, compare, out, metric) if compare.reference.archs else []
     rows = []
-    for seed in range(
-        compare.seeds
-    ):  # all methods with one seed before the next, so that fewer seeds are a whole table
+    # All methods with one seed come before the next, so that fewer seeds are a whole table.
+    for seed in range(compare.seeds):
         rows += [_row(m, seed, compare, out, reference, metric) for m in methods]
         for name in (RANDOM, LARGEST) if compare.baselines else ():
             rows.append(_baseline(name, first, seed, compare, out, metric, budget, one))
@@ -80,7 +79,7 @@ def run_comparison(compare: Compare, out: Path) -> dict[str, Any]:
         "budget": budget,
         "alone_flops": one,
         "rows": rows,
-        "reference": [{"arch": dict(t.arch), "metrics": dict(t.metrics), "extra": dict(t.extra)} for t in reference],
+        "reference": [*map(_plain, reference)],
         "splits": dict(prepared.task.splits),
         "apart": dict(compare.apart),
     }
@@ -203,9 +202,12 @@ def _reference(first: Opened, compare: Compare, out: Path, metric: str) -> list[
     trials = [trial for trial in store.trials() if trial.ok]
     store.close()
     if kept and not kept.exists():
-        rows = [{"arch": dict(t.arch), "metrics": dict(t.metrics), "extra": dict(t.extra)} for t in trials]
-        _replace(kept, {"spec": spec, "archs": rows}, indent=1)
+        _replace(kept, {"spec": spec, "archs": [*map(_plain, trials)]}, indent=1)
     return trials
+
+
+def _plain(trial: Trial) -> dict[str, Any]:
+    return {"arch": dict(trial.arch), "metrics": dict(trial.metrics), "extra": dict(trial.extra)}
 
 
 def _reference_spec(first: Opened, compare: Compare, out: Path, metric: str) -> Path:

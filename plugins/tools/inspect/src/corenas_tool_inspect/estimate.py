@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import statistics
 import sys
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from corenas import seeding
 from corenas.contracts import Step, Trainer
-from corenas.run.prepare import Prepared, load_supernet, prepare, start_trainer, start_trial_runner
+from corenas.run.prepare import Prepared, load_supernet, memory_of_machine, prepare, start_trainer, start_trial_runner
 from corenas.supernet import build_supernet
 from corenas.train import run_training
 
@@ -102,7 +101,7 @@ def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
     """
     spec, task = prepared.spec, prepared.task
     weights = sum(p.numel() for p in prepared.supernet.parameters())
-    if prepared.has_supernet and weights * 16 > _free_memory():
+    if prepared.has_supernet and weights * 16 > memory_of_machine() / 2:
         return Estimate({}, None, "nothing: weights, gradients and momentum of the supernet fill the memory")
     seconds: dict[str, float] = {}
     tried: list[str] = []
@@ -184,10 +183,3 @@ def _peak(device: torch.device) -> int:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return 0
-
-
-def _free_memory() -> float:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.5
-    except (ValueError, AttributeError):
-        return float("inf")
