@@ -23,7 +23,7 @@ import numpy as np
 from torch import nn
 
 from corenas.errors import did_you_mean
-from corenas.mutable import Costed, LayerCost, WhollyCosted, conv_cost, elastic_of, keys_used, linear_cost
+from corenas.mutable import Costed, LayerCost, WhollyCosted, conv_cost, elastic_of, keys_used, linear_cost, offers
 from corenas.positions import cost_of_call, occurrences, positions, weightless_twin
 from corenas.space import Codes, SearchSpace
 from corenas.value import LARGEST_TABLE, Constant, Dimension, Expression, Value, at_least, grid
@@ -33,7 +33,7 @@ METRICS = ("flops", "params", "activations")
 
 def _cost(module: nn.Module, *figures: Value) -> LayerCost:
     """Return what a layer costs: at how many positions its output stands, or what a call was seen to cost."""
-    if isinstance(module, Costed):
+    if offers(module, Costed):
         return module.cost(figures[0])
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -220,7 +220,7 @@ def _terms(model: nn.Module, space: SearchSpace, example: Any) -> list[tuple[int
     """Return what the costs of all archs are the sums of: numbers of metrics, each with a value."""
     twin = weightless_twin(model)
     gates = _gates_of_layers(twin)
-    whole = [(module, gate) for module, gate in occurrences(twin) if isinstance(module, WhollyCosted)]
+    whole = [(module, gate) for module, gate in occurrences(twin) if offers(module, WhollyCosted)]
     terms = [
         (metric, value if gate == Constant(1) else gate * value)
         for module, gate in whole
@@ -293,16 +293,16 @@ def _gates_of_layers(model: nn.Module) -> dict[nn.Module, list[Value]]:
     names = {module: name for name, module in model.named_modules()}
     gates: dict[nn.Module, list[Value]] = defaultdict(list)
     for module, gate in occurrences(model):
-        if isinstance(module, WhollyCosted):
+        if offers(module, WhollyCosted):
             continue
         owns_parameters = next(module.parameters(recurse=False), None) is not None
-        if owns_parameters and elastic_of(module) is not None and not isinstance(module, Costed):
+        if owns_parameters and elastic_of(module) is not None and not offers(module, Costed):
             what = f"{names[module] or 'the model'}, a {type(module).__name__},"
             raise ValueError(
                 f"{what} is a mutable with parameters of its own that does not say what they cost: "
                 "give it a method `cost(positions)` that returns a `LayerCost` (corenas.mutable.Costed)"
             )
-        if owns_parameters or isinstance(module, Costed):
+        if owns_parameters or offers(module, Costed):
             gates[module].append(gate)
     return {module: own if len({*own}) > 1 else own[:1] for module, own in gates.items()}
 

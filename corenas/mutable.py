@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from torch import nn
 from corenas.value import Constant, Dimension, Value, as_value, largest_of
 from corenas.variables import variables_of
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+T = TypeVar("T")
 Values = Mapping[str, Value | Dimension]
 
 
@@ -189,6 +193,12 @@ def elastic_of(module: nn.Module) -> Elastic | None:
     # A look at the dictionary: an isinstance check of a Protocol for each of a thousand modules takes milliseconds.
     elastic = module.__dict__.get("elastic")
     return elastic if isinstance(elastic, Elastic) else None
+
+
+def offers(module: object, protocol: type[T]) -> TypeIs[T]:
+    """Return whether a module's class has a protocol's methods."""
+    # Of its class, an answer is found again; a module that lacks them is looked at anew by each `isinstance`.
+    return issubclass(type(module), protocol)
 
 
 def mutables(model: nn.Module) -> Iterator[Mutable]:

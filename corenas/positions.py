@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from corenas.mutable import Gated, Resizing, WhollyCosted, apply, call_model, elastic_of, mutables
+from corenas.mutable import Gated, Resizing, WhollyCosted, apply, call_model, elastic_of, mutables, offers
 from corenas.space import SearchSpace
 from corenas.value import LARGEST_TABLE, Constant, Dimension, Value, grid, looked_up
 
@@ -39,9 +39,9 @@ def occurrences(
     gate: the product of the gates above it; gated: what has a gate of its own further up
     """
     yield module, gate
-    if isinstance(module, WhollyCosted):
+    if offers(module, WhollyCosted):
         return
-    own = [*module.gates()] if isinstance(module, Gated) else []
+    own = [*module.gates()] if offers(module, Gated) else []
     for child, value in own:
         yield from occurrences(child, gate * value)
     gated |= {child for child, _ in own}
