@@ -223,6 +223,8 @@ def test_trials_are_sorted_cut_and_the_best_is_marked(finished):
     assert [trial["metrics"]["top1"] for trial in trials] == sorted(
         (trial["metrics"]["top1"] for trial in every if "top1" in trial["metrics"]), reverse=True
     )[:3]
+    keys = [(-trial["metrics"]["top1"], trial["metrics"]["flops"]) for trial in every if "top1" in trial["metrics"]]
+    assert (-trials[0]["metrics"]["top1"], trials[0]["metrics"]["flops"]) == min(keys)  # of equal ones the cheaper
     cheap = json.loads(corenas("trials", folder, "--sort", "flops", "--json").stdout)["trials"]
     assert cheap[0]["metrics"]["flops"] == min(trial["metrics"]["flops"] for trial in every)
     marked = [line for line in corenas("trials", folder).stdout.splitlines() if line.lstrip().startswith("*")]

@@ -69,9 +69,15 @@ def _best(store: Store, listed: Sequence[tuple[str, Trial]]) -> set[int]:
 def _sorted(
     listed: Sequence[tuple[str, Trial]], metric: str, metrics: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, Trial]]:
-    """Return trials with the best of a metric first, those without it last. Raises UserError if none has it."""
+    """Return trials with the best of a metric first, of equal ones the cheaper, those without it last.
+
+    Raises UserError if none has it."""
     known = sorted({name for _, trial in listed for name in trial.metrics})
     if listed and metric not in known:
         raise UserError(f"no trial has {metric!r}", key=("--sort",), hint=did_you_mean(metric, known, "metrics"))
-    sign = -1 if metrics.get(metric, {}).get("direction", "min") == "max" else 1
-    return sorted(listed, key=lambda item: sign * item[1].metrics.get(metric, sign * math.inf))
+    goal = Objective(metric, metrics.get(metric, {}).get("direction", "min"))
+    rank = Objectives((goal,)).rank
+    figured, rest = [], []
+    for item in listed:
+        (figured if math.isfinite(item[1].metrics.get(metric, math.nan)) else rest).append(item)
+    return [*sorted(figured, key=lambda item: rank(goal, item[1])), *rest]
