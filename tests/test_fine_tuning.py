@@ -46,6 +46,8 @@ optimizer = {{ type = "SGD", lr = 0.02, momentum = 0.9, weight_decay = 0.0 }}
 def network_of(folder):
     """The network of a folder, by its own file, without corenas."""
     spec = importlib.util.spec_from_file_location("network_of_a_run", folder / "network.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     network = module.Network()
