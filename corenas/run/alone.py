@@ -90,6 +90,7 @@ def stand_alone(
     teacher: TeacherSettings | None = None,
     again: int = 0,
     begin: Mapping[str, Tensor] | None = None,
+    limit: int | None = None,
 ) -> nn.Module:
     """Train one arch as a spec says: its backbone, train settings and seed. Test data is never read.
 
@@ -100,6 +101,7 @@ def stand_alone(
     distiller, teacher: what it learns beside the labels, and from whom
     again: which of several trainings that differ in their seed alone; the data is cut by the spec's
     begin: the state of the arch's exported network, which it begins with; None for weights that are drawn
+    limit: stop after so many steps, to see how long they take
     """
     given, spec = spec, spec.overridden(arch)
     if spec.task != given.task:
@@ -127,5 +129,6 @@ def stand_alone(
         emit=emit,
         stage=stage,
         split=split,
+        limit=limit,
         until=until,
     )

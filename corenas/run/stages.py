@@ -438,11 +438,13 @@ def retrain(
     emit: Emit = _silent,
     again: int = 0,
     supernet: nn.Module | None = None,
+    limit: int | None = None,
 ) -> tuple[Prepared, nn.Module]:
     """Train an arch again as `[retrain]` says, or as far as it got.
 
     supernet: where its first weights are, if it does not begin from scratch
     again: which of several trainings that differ in their seed alone
+    limit: stop after so many steps, to see how long they take
     Returns what is then prepared (its backbone and its task may be others, so its cost is) and the network.
     """
     spec, task, device = prepared.spec, prepared.retrain_task, prepared.device
@@ -468,6 +470,7 @@ def retrain(
         teacher=spec.retrain.teacher,
         again=again,
         begin=begin,
+        limit=limit,
     )
     return evolve(prepared, spec=own, task=task, cost=supernet_cost(network, spec.space.fix(arch), task)), network
 

@@ -132,6 +132,36 @@ def test_large_batches_are_judged_by_small_ones(tmp_path, monkeypatch, catalogue
     assert re.fullmatch(r"steps of 2 and 8 images and \d+ trials", found.tried)
 
 
+@frozen
+class Retraining(Algorithm):
+    """What was found is trained alone."""
+
+    stages: ClassVar = ("train", "search", "retrain")
+
+
+def test_a_retraining_is_tried_as_well(tmp_path, monkeypatch, catalogue):
+    """Of .02 s of the processor a step: two seeds, 5 epochs of so many images, 32 at once."""
+    offers = {"tasks": small.Patterns, "backbones": small.Backbone, "mutators": small.Paths, "algorithms": Retraining,
+              "searchers": Searcher, "evaluators": small.Accuracy}  # fmt: skip
+    loss = small.Task.loss
+
+    def slow(self, outputs, batch):
+        end = time.process_time() + 0.02
+        while time.process_time() < end:
+            pass
+        return loss(self, outputs, batch)
+
+    monkeypatch.setattr(small.Task, "loss", slow)
+    monkeypatch.setattr("corenas_tool_inspect.estimate._ENOUGH", 0.1)
+    retrain = {"seeds": 2, "data": "train+valid", "train": {"epochs": 5, "batch_size": 32}}
+    spec = make_spec(tmp_path, small.make_catalogue("small", offers), retrain=retrain)
+    prepared = prepare(spec, weights=False)
+    images = prepared.task.splits["train"] + prepared.task.splits["valid"]
+    found = estimate(prepared)
+    assert found.seconds["retrain"] == pytest.approx(2 * 5 * images / 32 * 0.02, rel=0.5)
+    assert found.tried.endswith("images alone")
+
+
 class Remembering(small.Accuracy):
     """Computes for a fiftieth of a second, unless it has measured an arch before."""
 

@@ -19,6 +19,9 @@ from corenas import seeding
 from corenas.contracts import Step, Trainer
 from corenas.objectives import Trial
 from corenas.run.prepare import Prepared, load_supernet, memory_of_machine, prepare, start_trainer, start_trial_runner
+from corenas.run.stages import retrain
+from corenas.settings import Train
+from corenas.space import Arch
 from corenas.supernet import build_supernet
 from corenas.train import run_training
 
@@ -96,8 +99,9 @@ class _Clock:
 
 
 def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
-    """Try a spec's training, then its search, each for at most so many seconds. `prepared` may be without weights.
+    """Try a spec's training, its search, then its retraining, each for at most so many seconds.
 
+    prepared: may be without weights
     Raises UserError for what shows only when a step is made: an algorithm that another mutator suits, for instance.
     """
     spec, task = prepared.spec, prepared.task
@@ -106,9 +110,10 @@ def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
         return Estimate({}, None, "nothing: weights, gradients and momentum of the supernet fill the memory")
     seconds: dict[str, float] = {}
     tried: list[str] = []
-    peaks: list[tuple[int, int]] = []  # images of a step, bytes
-    steps: list[tuple[int, float]] = []  # images, seconds
-    supernet, number, full = None, 0.0, 1
+    again, splits = spec.retrain.train or spec.train, prepared.retrain_task.splits
+    of_supernet = _Steps(spec.train, task.splits["train"])
+    alone = _Steps(again, sum(splits[name] for name in spec.retrain.data.split("+")))
+    supernet, number = None, 0.0
     with _within(limit):
         if spec.supernet is not None:
             prepared = prepare(spec, device=prepared.device)
@@ -117,18 +122,13 @@ def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
             with seeding.seeded(spec.seed, "init"):
                 supernet = build_supernet(spec.backbone, spec.space, task)
             prepared = evolve(prepared, supernet=supernet)
-            clock, spent, full = _Clock(prepared.device), 0.0, min(spec.train.batch_size, task.splits["train"])
-            while not steps or (steps[-1][0] < full and (len(steps) == 1 or spent < _ENOUGH)):
-                size = min(full, 4 * steps[-1][0] if steps else _FIRST * spec.train.accumulate)
-                trainer = _trainer(prepared, size)
-                number = sum(phase.train.epochs for phase in trainer.phases) * task.splits["train"] / max(1, full)
-                _try_steps(trainer, prepared, size, steps)
-                spent += clock.lap()
-                peaks.append((size, _peak(prepared.device)))
-    if steps:
-        seconds["train"] = _of_whole_batches(steps, full) * number
-        told = [images for images, _ in steps[-1 if steps[-1][0] == full else -2 :]]
-        tried.append(f"steps of {' and '.join(map(str, told))} images")
+            for settings in of_supernet.growing(prepared.device):
+                trainer = start_trainer(evolve(prepared, spec=evolve(spec, train=settings)))
+                number = sum(phase.train.epochs for phase in trainer.phases) * of_supernet.an_epoch
+                _try_steps(trainer, prepared, settings.batch_size, of_supernet)
+    if of_supernet.seconds:
+        seconds["train"] = of_supernet.of_whole_batches() * number
+        tried.append(of_supernet.told)
     with _within(limit):
         there = supernet is not None or not prepared.has_supernet
         if "search" in prepared.stages and spec.evaluators and there:
@@ -142,7 +142,58 @@ def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
             runner([Trial(region.sample(rng)) for _ in range(together)])
             seconds["search"] = first + clock.lap() / together * spec.search.trials * len(prepared.targets)
             tried.append(f"{1 + together} trials")
-    return Estimate(seconds, _memory(peaks, spec.train.batch_size), " and ".join(tried) or "nothing")
+    with _within(limit):
+        if "retrain" in prepared.stages:
+            arch = prepared.targets[0].region.sample(seeding.generator(spec.seed, "estimate"))
+            for settings in alone.growing(prepared.device):
+                own = evolve(prepared, spec=evolve(spec, retrain=evolve(spec.retrain, train=settings)))
+                _try_alone(own, arch, settings.batch_size, alone)
+    if alone.seconds:
+        number = again.epochs * alone.an_epoch * spec.retrain.seeds * len(prepared.targets)
+        seconds["retrain"] = alone.of_whole_batches() * number
+        tried.append(f"{alone.told} alone")
+    memory = next((steps.memory() for steps in (of_supernet, alone) if steps.peaks), None)
+    return Estimate(seconds, memory, " and ".join(tried) or "nothing")
+
+
+class _Steps:
+    """What steps of a training take, tried with few images first.
+
+    settings: of the training; images: that an epoch has
+    seconds, peaks: of each size that was tried, the images of a step and its seconds, or the bytes at the peak
+    """
+
+    def __init__(self, settings: Train, images: int) -> None:
+        self._settings, self._full = settings, max(1, min(settings.batch_size, images))
+        self.an_epoch = images / self._full
+        self.seconds: list[tuple[int, float]] = []
+        self.peaks: list[tuple[int, int]] = []
+
+    def growing(self, device: torch.device) -> Iterator[Train]:
+        """Yield the settings with more images a step, until steps are whole or enough is known."""
+        clock, spent, size = _Clock(device), 0.0, min(self._full, _FIRST * self._settings.accumulate)
+        while True:
+            yield evolve(self._settings, batch_size=size, workers=0)
+            spent += clock.lap()
+            self.peaks.append((size, _peak(device)))
+            if size == self._full or (len(self.peaks) > 1 and spent >= _ENOUGH):
+                return
+            size = min(self._full, 4 * size)
+
+    @property
+    def told(self) -> str:
+        """How many images the steps have had that are judged by."""
+        told = [images for images, _ in self.seconds[-1 if self.seconds[-1][0] == self._full else -2 :]]
+        return f"steps of {' and '.join(map(str, told))} images"
+
+    def of_whole_batches(self) -> float:
+        """Seconds of a step of a whole batch."""
+        return _of_whole_batches(self.seconds, self._full)
+
+    def memory(self) -> int | None:
+        """Bytes at the peak of steps of whole batches, as what more images took in the last two tries tells."""
+        (size, peak), (before, less) = self.peaks[-1], self.peaks[-2] if len(self.peaks) > 1 else self.peaks[-1]
+        return peak + max(0, self._full - size) * (peak - less) // max(1, size - before) if peak else None
 
 
 def _of_whole_batches(steps: Sequence[tuple[int, float]], full: int) -> float:
@@ -153,29 +204,24 @@ def _of_whole_batches(steps: Sequence[tuple[int, float]], full: int) -> float:
     return seconds + min(per_image, seconds / size) * (full - size)
 
 
-def _trainer(prepared: Prepared, size: int) -> Trainer:
-    """What trains by steps of some images."""
-    settings = evolve(prepared.spec.train, batch_size=size, workers=0)
-    return start_trainer(evolve(prepared, spec=evolve(prepared.spec, train=settings)))
-
-
-def _try_steps(trainer: Trainer, prepared: Prepared, size: int, steps: list[tuple[int, float]]) -> None:
-    """Add to steps what one of some images takes, as a few tell, or those of them that there was time for."""
+def _try_steps(trainer: Trainer, prepared: Prepared, size: int, steps: _Steps) -> None:
+    """Note what a step of a supernet's training takes, as a few tell, or those of them that there was time for."""
     watched, mutator, cost = _Watched(trainer, prepared.device), prepared.spec.mutator, prepared.cost
     try:
         run_training(watched, prepared.supernet, prepared.task, mutator, cost, device=prepared.device, limit=3)
     finally:
         own = [*watched.seconds.values()]
         if own or not any(phase.train.epochs for phase in trainer.phases):  # no epochs, no steps
-            steps.append((size, statistics.fmean(own[1:] or own or [0.0])))  # the first also allocates
+            steps.seconds.append((size, statistics.fmean(own[1:] or own or [0.0])))  # the first also allocates
 
 
-def _memory(peaks: Sequence[tuple[int, int]], full: int) -> int | None:
-    """Bytes at the peak of steps of whole batches, as what more images took in the last two tries tells."""
-    if not peaks or not peaks[-1][1]:
-        return None
-    (size, peak), (before, less) = peaks[-1], peaks[-2] if len(peaks) > 1 else peaks[-1]
-    return peak + max(0, full - size) * (peak - less) // max(1, size - before)
+def _try_alone(prepared: Prepared, arch: Arch, size: int, steps: _Steps) -> None:
+    """Note what a step of the training of one arch takes: what two more of them add."""
+    clock, laps = _Clock(prepared.device), []
+    for limit in (1, 3):
+        retrain(prepared, arch, None, limit=limit)
+        laps.append(clock.lap())
+    steps.seconds.append((size, max(0.0, laps[1] - laps[0]) / 2))
 
 
 def _peak(device: torch.device) -> int:
