@@ -10,6 +10,7 @@ from corenas.errors import shown
 from corenas.run.spec import open_spec
 from corenas_tool_inspect.table import print_json, print_table
 
+_TRIED = ("train", "search", "retrain")
 _DRAWN = {
     "rejection": "the others are drawn and thrown away",
     "tables": "they are drawn by the tables of the costs, distributed as if the others were thrown away",
@@ -55,7 +56,7 @@ def command(options: Namespace) -> None:
         print(f"note       {shown(note)}")
     if needs is not None:
         stages = ", ".join(f"{stage} about {_duration(seconds)}" for stage, seconds in needs.seconds.items())
-        lacking = [stage for stage in ("train", "search", "retrain") if stage in prepared.stages and stage not in needs.seconds]
+        lacking = [stage for stage in _TRIED if stage in prepared.stages and stage not in needs.seconds]
         stages += "".join(f"; {stage}: not tried, the first steps took too long" for stage in lacking if stages)
         memory = f", memory about {needs.memory / 1e9:.2g} GB" if needs.memory else ""
         unknown = "not known" + (": a step of few images takes longer than a check may" if lacking else "")
