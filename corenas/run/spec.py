@@ -415,6 +415,9 @@ def _read_spec(
 ) -> Spec:
     """Return the spec of a table. Raises UserError with all mistakes, keys relative to the spec."""
     faults: list[Fault] = []
+    fields = {field.name for field in attrs.fields(Spec)}
+    for name in (name for name in catalogue.names("commands") if name in table and name not in fields):
+        raise UserError("this file is for another command", key=(name,), hint=f"corenas {name} reads it")
 
     def override(assignments: Iterable[str]) -> None:
         for assignment in assignments:

@@ -295,3 +295,8 @@ def test_darts_refuses_the_space_of_the_comparison():
     spec = open_spec(compare.spec, [*compare.set, "search.constraints={}", 'algorithm={type="darts"}'])[0]
     with pytest.raises(UserError, match="no layer of this network can mix"):
         prepare(spec, weights=False)
+
+
+def test_a_run_of_a_comparison_is_told_which_command_reads_it(capsys):
+    assert main(["check", str(ROOT / "spec/compare.toml")]) == 2
+    assert re.search(r"compare.toml:\d+: compare: .*another command\n.*corenas compare", capsys.readouterr().err)

@@ -10,7 +10,8 @@ from corenas.errors import shown
 from corenas.run.spec import open_spec
 from corenas_tool_inspect.table import print_json, print_table
 
-_TRIED = ("train", "search", "retrain")
+_FIRST = {"train": "steps", "search": "trial", "retrain": "steps"}
+"""What is tried of each stage."""
 _DRAWN = {
     "rejection": "the others are drawn and thrown away",
     "tables": "they are drawn by the tables of the costs, distributed as if the others were thrown away",
@@ -56,9 +57,9 @@ def command(options: Namespace) -> None:
         print(f"note       {shown(note)}")
     if needs is not None:
         stages = ", ".join(f"{stage} about {_duration(seconds)}" for stage, seconds in needs.seconds.items())
-        lacking = [stage for stage in _TRIED if stage in prepared.stages and stage not in needs.seconds]
-        stages += "".join(f"; {stage}: not tried, the first steps took too long" for stage in lacking if stages)
+        lacking = [stage for stage in _FIRST if stage in prepared.stages and stage not in needs.seconds]
         memory = f", memory about {needs.memory / 1e9:.2g} GB" if needs.memory else ""
+        memory += "".join(f"; {stage}: not known, its first {_FIRST[stage]} took too long" for stage in lacking if stages)
         unknown = "not known" + (": a step of few images takes longer than a check may" if lacking else "")
         print(f"needs      {stages or unknown}{memory} (tried: {needs.tried}, on {prepared.device})")
 

@@ -131,7 +131,7 @@ def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
         tried.append(of_supernet.told)
     with _within(limit):
         there = supernet is not None or not prepared.has_supernet
-        if "search" in prepared.stages and spec.evaluators and there:
+        if "search" in prepared.stages and there:
             runner = start_trial_runner(prepared, 0, supernet)
             region, rng = prepared.targets[0].region, seeding.generator(spec.seed, "estimate")
             clock = _Clock(prepared.device)
