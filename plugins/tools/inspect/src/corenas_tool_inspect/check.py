@@ -59,9 +59,9 @@ def command(options: Namespace) -> None:
         stages = ", ".join(f"{stage} about {_duration(seconds)}" for stage, seconds in needs.seconds.items())
         lacking = [stage for stage in _FIRST if stage in prepared.stages and stage not in needs.seconds]
         memory = f", memory about {needs.memory / 1e9:.2g} GB" if needs.memory else ""
-        memory += "".join(f"; {stage}: not known, its first {_FIRST[stage]} took too long" for stage in lacking if stages)
+        short = "".join(f"; {stage}: not known, its first {_FIRST[stage]} took too long" for stage in lacking if stages)
         unknown = "not known" + (": a step of few images takes longer than a check may" if lacking else "")
-        print(f"needs      {stages or unknown}{memory} (tried: {needs.tried}, on {prepared.device})")
+        print(f"needs      {stages or unknown}{memory}{short} (tried: {needs.tried}, on {prepared.device})")
 
 
 def _duration(seconds: float) -> str:
