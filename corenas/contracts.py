@@ -187,7 +187,10 @@ class LiveTask(Protocol):
         """Return what training minimises: a scalar."""
 
     def logits(self, outputs: Any) -> Tensor | None:
-        """Return what can be distilled: (n, classes), or None where there is no such thing."""
+        """Return what can be distilled: rows of logits, each of one distribution, or None where there are none.
+
+        (n, classes); of several answers an image, each yes or no, (n * answers, 2).
+        """
 
     def meter(self) -> Meter:
         """Return a new meter."""
@@ -451,13 +454,18 @@ class Signals:
     """What one forward of a model shows of itself, for a distiller to compare.
 
     outputs: as the task's `loss` takes them
-    logits: (n, classes), or None where the task has none
+    logits: as the task has them, or None
     features: the outputs of the tapped segments
     """
 
     outputs: Any
     logits: Tensor | None
     features: Sequence[Tensor] = ()
+
+    @property
+    def answers(self) -> Tensor | None:
+        """The outputs where they are one tensor, whatever it means, else the logits."""
+        return self.outputs if hasattr(self.outputs, "shape") else self.logits
 
 
 Tap: TypeAlias = int | str
@@ -514,7 +522,11 @@ class Distiller(Protocol):
     """Options of what a student learns from a teacher."""
 
     def start(self, context: DistillerContext) -> LiveDistiller:
-        """Return the distiller of a training. It, or its first loss, raises UserError if nothing can be compared."""
+        """Return the distiller of a training.
+
+        It, or its first loss, raises UserError if nothing can be compared: tried before a run on a model that may be on
+        the meta device.
+        """
 
 
 # -- how it is searched -----------------------------------------------------------------------------------------------

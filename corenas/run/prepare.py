@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from corenas.constrained import FeasibleSpace, reachable
 from corenas.contracts import (
     AlgorithmContext,
     Checking,
+    DistillerContext,
     Evaluator,
     EvaluatorContext,
     Fingerprinted,
@@ -36,11 +37,13 @@ from corenas.errors import Fault, KeyPath, UserError, collecting, raise_if_any, 
 from corenas.measure import TrialRunner, trial_runner
 from corenas.mutable import channels_last
 from corenas.objectives import Constraint, Objectives
+from corenas.positions import weightless_twin
 from corenas.run import goals
 from corenas.run.alone import stand_alone, start_teaching, subnet
 from corenas.run.spec import Retrain, Spec
 from corenas.space import Arch, SearchSpace
 from corenas.supernet import build_supernet, pick_device, supernet_cost
+from corenas.teaching import show_example
 from corenas.variables import OVERRIDE
 
 
@@ -163,6 +166,8 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
     if "train" in prepared.stages and isinstance(spec.algorithm, Checking):
         with collecting(faults):
             spec.algorithm.check(_algorithm_context(prepared))
+    if networks:
+        _try_distillers(prepared, faults)
     raise_if_any(faults)
     return evolve(prepared, notes=_notes(spec, task, metrics, targets))
 
@@ -265,6 +270,26 @@ def _faults_of_unused_tables(spec: Spec) -> list[Fault]:
         text = "this algorithm has no search, which would hold to these"
         faults.append(Fault(text, ("search", "constraints"), hint="leave them out"))
     return faults
+
+
+def _try_distillers(prepared: Prepared, faults: list[Fault]) -> None:
+    """Let a run's distillers compare what its networks show with itself; mistakes are added to the faults."""
+    retrain = prepared.spec.retrain
+    wanted: list[tuple[Any, LiveTask, KeyPath]] = []
+    if "train" in prepared.stages:
+        wanted.append((prepared.spec.distiller, prepared.task, ()))
+    if retrain.backbone is None:
+        wanted.append((retrain.distiller, prepared.retrain_task, ("retrain",)))
+    for distiller, task, prefix in wanted:
+        if distiller is None:
+            continue
+        twin = weightless_twin(prepared.supernet)
+        with collecting(faults, *prefix), suppress(NotImplementedError, RuntimeError):  # what meta tensors cannot do
+            live = distiller.start(DistillerContext(task, twin, torch.device("meta")))
+            if isinstance(live, nn.Module):
+                live.to("meta")
+            shown = show_example(twin, task, tuple(live.taps))
+            live.loss(shown, shown)
 
 
 def _read_targets(spec: Spec, cost: Cost, metrics: Mapping[str, Metric], faults: list[Fault]) -> list[SearchTarget]:

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import v2
 
+from corenas.contracts import DistillerContext, Signals
 from corenas.errors import UserError
 from corenas.loading import Stream
 from corenas.options import structure
+from corenas.plugins import load_catalogue
 from corenas.testing.tasks import task_checks
 from corenas_task_vision import Classification, Data, MultiLabel, Regression
 from corenas_task_vision.pictures import pixels
@@ -453,7 +455,20 @@ def test_several_labels_are_learnt_and_measured_as_scikit_learn_does(table, seve
     assert found["map"] == pytest.approx(100 * sklearn.metrics.average_precision_score(there, told, average="macro"))
     assert found["f1"] == pytest.approx(100 * sklearn.metrics.f1_score(there, told > 0, average="micro"))
     assert found.keys() == task.metrics.keys()
-    assert task.logits(scores) is None
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_what_a_teacher_says_of_several_labels_is_learnt_label_by_label(temperature):
+    task = start(MultiLabel, read=False, data="digits", labels=4)
+    student, teacher = (torch.randn(6, 4, generator=torch.Generator().manual_seed(s)).double() for s in (0, 1))
+    shown = [Signals(outputs, task.logits(outputs)) for outputs in (student, teacher)]
+    probs = (teacher / temperature).sigmoid()
+    binary = temperature**2 * F.binary_cross_entropy_with_logits(student / temperature, probs)
+    own = temperature**2 * F.binary_cross_entropy(probs, probs)  # the teacher's entropy
+    for name, wanted in (("soft_cross_entropy", binary), ("kl", binary - own)):
+        options = load_catalogue().options("distillers", {"type": name, "temperature": temperature})
+        live = options.start(DistillerContext(task, torch.nn.Identity(), torch.device("cpu")))
+        torch.testing.assert_close(live.loss(*shown), wanted)
 
 
 def test_numbers_are_learnt_normalised_and_measured_as_they_are(table):

@@ -73,6 +73,12 @@ class Cream:
     needs: ClassVar[tuple[str, ...]] = ("mutator",)
     uses: ClassVar[tuple[str, ...]] = ("distiller",)
 
+    def check(self, context: AlgorithmContext) -> None:
+        """Raise UserError for a task without logits, metric or validation data, and for a warm-up that never ends."""
+        from corenas_algorithm_cream.trainer import refuse_unfit
+
+        refuse_unfit(self, context)
+
     def start(self, context: AlgorithmContext) -> CreamTrainer:
         """Return the trainer of a supernet.
 
