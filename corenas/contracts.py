@@ -880,6 +880,35 @@ class RunDone:
 Event: TypeAlias = RunStarted | StageStarted | Progress | StageDone | TrialDone | Note | RunDone
 Emit: TypeAlias = Callable[[Event], None]
 
+# -- what is said of any options -------------------------------------------------------------------------------------
+
+
+@frozen
+class Surroundings:
+    """What there is in a run around a component, some of whose options may have nothing to do there.
+
+    task: with or without data
+    network: with the backbone and its head, maybe without weights; None where there is none
+    trials: archs that a search measures, 0 where there is none
+    """
+
+    space: SearchSpace
+    task: LiveTask
+    network: nn.Module | None = None
+    trials: int = 0
+
+
+@runtime_checkable
+class PartlyIdle(Protocol):
+    """Options of any kind that say which of them do nothing; `corenas check` and the run tell it."""
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return option -> why it does nothing, beside the other options or in such a run.
+
+        Of an option at its default nothing is told. "type" stands for the component itself.
+        """
+
+
 # -- all kinds of components ------------------------------------------------------------------------------------------
 
 COMPONENTS: Mapping[str, Any] = {

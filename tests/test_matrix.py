@@ -124,12 +124,12 @@ def test_an_algorithm_runs_on_a_backbone_or_says_why_not_before_it_trains(tmp_pa
     assert card["params"] == kept
 
 
-
-
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 @pytest.mark.parametrize("algorithm", ["attentivenas", "bignas", "cream", "ofa"])
 def test_answers_that_are_no_classes_are_learnt_from_or_refused_before_it_trains(tmp_path, images, algorithm, task):
-    names = [f"{split}/{c}/{i}.png" for split, n in (("train", 8), ("valid", 4)) for c in ("cat", "dog") for i in range(n)]
+    names = [
+        f"{split}/{c}/{i}.png" for split, n in (("train", 8), ("valid", 4)) for c in ("cat", "dog") for i in range(n)
+    ]
     rows = [f"{images}/{name},{i % 2},{int(i % 3 == 0)}" for i, name in enumerate(names)]
     (tmp_path / "labels.csv").write_text("\n".join(["file,a,b", *rows]))
     metric, sets = "map" if task == "multilabel" else "mae", []

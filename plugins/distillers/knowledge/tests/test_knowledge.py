@@ -243,7 +243,7 @@ def test_answers_as_they_are_are_compared_by_their_squared_differences():
     live, mine, theirs = start(MSE()), logits(7, 3), logits(7, 3, seed=1)
     wanted = float(((mine - theirs) ** 2).sum()) / 21
     theirs.requires_grad_()
-    assert live.loss(Signals(mine, None), Signals(theirs, None)).item() == pytest.approx(wanted)  # numbers of no classes
+    assert live.loss(Signals(mine, None), Signals(theirs, None)).item() == pytest.approx(wanted)
     auxiliary = Signals((mine, mine), mine)  # several outputs, of which the logits are one
     loss = live.loss(auxiliary, Signals(theirs, theirs))
     assert loss.item() == pytest.approx(wanted)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from corenas import distributed
 from corenas.calibrate import statistics_kept
-from corenas.contracts import AlgorithmContext, LiveTask, Phase, Signals, Step
+from corenas.contracts import AlgorithmContext, Phase, Signals, Step
 from corenas.errors import UserError, did_you_mean
 from corenas.loading import to_device
 from corenas.mutable import apply
