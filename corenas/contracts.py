@@ -110,7 +110,8 @@ class Pretrained(Protocol):
     def load(self, model: nn.Module, space: SearchSpace) -> None:
         """Give a supernet, or a network of one arch, the weights of the file; called after `build`, with the head on.
 
-        What they say nothing of stays. Raises UserError for a file that cannot be read, or fits nothing in the space.
+        What they say nothing of stays. On the meta device only names and shapes are read, to see whether they fit.
+        Raises UserError for a file that cannot be read, or fits nothing in the space.
         """
 
 

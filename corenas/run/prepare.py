@@ -173,6 +173,9 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
             spec.algorithm.check(_algorithm_context(prepared))
     if networks:
         _try_distillers(prepared, faults)
+    if networks and data and spec.supernet is None:
+        with collecting(faults):
+            _try_weights(spec, supernet, whole, task)
     raise_if_any(faults)
     return evolve(prepared, notes=_notes(spec, supernet, task, metrics, targets))
 
@@ -275,6 +278,21 @@ def _faults_of_unused_tables(spec: Spec) -> list[Fault]:
         text = "this algorithm has no search, which would hold to these"
         faults.append(Fault(text, ("search", "constraints"), hint="leave them out"))
     return faults
+
+
+def _try_weights(spec: Spec, supernet: nn.Module, space: SearchSpace, task: LiveTask) -> None:
+    """Raise UserError for files of weights that do not fit the networks that are built only later."""
+    for backbone, key in ((spec.backbone, ()), (spec.retrain.backbone, ("retrain",))):
+        if not isinstance(backbone, Pretrained) or backbone.weights is None:
+            continue
+        if key:
+            supernet = _build(evolve(spec, backbone=backbone), space, task, meta=True)
+        if all(parameter.is_meta for parameter in supernet.parameters()):
+            try:
+                with staying_here():
+                    backbone.load(supernet, space)
+            except UserError as error:
+                raise error.under(*key) from None
 
 
 def _try_distillers(prepared: Prepared, faults: list[Fault]) -> None:
