@@ -202,9 +202,18 @@ def _checked(options: Pictures, found: Read, channels: int, size: int, notes: li
         notes.append(f"{len(checked.broken):,} images cannot be read and are left out: {', '.join(checked.broken)}")
     if paths and how == "all" and checked.brightest is None and options.bits != 16:
         notes.append(f"task.bits = {options.bits} does nothing: no image has more than 8 bits")
-    if checked.brightest is not None and checked.brightest < 0.26:
-        most = round(checked.brightest * (2**options.bits - 1))
-        used = max(8, math.ceil(math.log2(most + 1)))
+    if checked.ignored["pages"]:
+        text = f"{checked.ignored['pages']:,} files have several pages or frames, of which the first is read"
+        notes.append(f"{text}; `channels` in [task], of TIFF files, takes pages for channels")
+    if checked.ignored["turned"]:
+        notes.append(f"{checked.ignored['turned']:,} images say by EXIF that they are to be turned, which is not done")
+    if checked.floats is not None and (checked.floats[0] < 0 or checked.floats[1] > 1):
+        low, high = checked.floats
+        text = f"pixels that are floats go from {low:g} to {high:g}, and are taken as they are"
+        notes.append(f"{text}: 0 to 1 is expected, which `mean` and `std` in [task] refer to")
+    if checked.brightest is not None and checked.brightest < 0.26 * (2**options.bits - 1):
+        most = checked.brightest
+        used = max(9, math.ceil(math.log2(most + 1)))
         text = f"the brightest of all pixels of 16 bits is {most:,} of {2**options.bits - 1:,}"
         notes.append(f"{text}: `bits = {used}` in [task] would use the whole range")
     return checked.digests
