@@ -44,6 +44,12 @@ def _set_statistics(norm: Any, mean: Tensor, var: Tensor) -> None:
         norm.running_var.copy_(var)
 
 
+def statistics_settled(model: nn.Module, batches: int) -> bool:
+    """Return whether less than a hundredth of what batch norms began with is left after so many training batches."""
+    momenta = [norm.momentum for norm in _norms(model)]
+    return all(momentum is None or (1 - momentum) ** batches < 0.01 for momentum in momenta)
+
+
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
     """Put batch-norm statistics and training modes back in the end, whatever happens inside."""

@@ -110,7 +110,8 @@ class Pretrained(Protocol):
     def load(self, model: nn.Module, space: SearchSpace) -> None:
         """Give a supernet, or a network of one arch, the weights of the file; called after `build`, with the head on.
 
-        What they say nothing of stays. Raises UserError for a file that cannot be read, or fits nothing in the space.
+        What they say nothing of stays. On the meta device only names and shapes are read, to see whether they fit.
+        Raises UserError for a file that cannot be read, or fits nothing in the space.
         """
 
 
@@ -187,7 +188,10 @@ class LiveTask(Protocol):
         """Return what training minimises: a scalar."""
 
     def logits(self, outputs: Any) -> Tensor | None:
-        """Return what can be distilled: (n, classes), or None where there is no such thing."""
+        """Return what can be distilled: rows of logits, each of one distribution, or None where there are none.
+
+        (n, classes); of several answers an image, each yes or no, (n * answers, 2).
+        """
 
     def meter(self) -> Meter:
         """Return a new meter."""
@@ -451,13 +455,18 @@ class Signals:
     """What one forward of a model shows of itself, for a distiller to compare.
 
     outputs: as the task's `loss` takes them
-    logits: (n, classes), or None where the task has none
+    logits: as the task has them, or None
     features: the outputs of the tapped segments
     """
 
     outputs: Any
     logits: Tensor | None
     features: Sequence[Tensor] = ()
+
+    @property
+    def answers(self) -> Tensor | None:
+        """The outputs where they are one tensor, whatever it means, else the logits."""
+        return self.outputs if hasattr(self.outputs, "shape") else self.logits
 
 
 Tap: TypeAlias = int | str
@@ -514,7 +523,11 @@ class Distiller(Protocol):
     """Options of what a student learns from a teacher."""
 
     def start(self, context: DistillerContext) -> LiveDistiller:
-        """Return the distiller of a training. It, or its first loss, raises UserError if nothing can be compared."""
+        """Return the distiller of a training.
+
+        It, or its first loss, raises UserError if nothing can be compared: tried before a run on a model that may be on
+        the meta device.
+        """
 
 
 # -- how it is searched -----------------------------------------------------------------------------------------------
@@ -867,6 +880,35 @@ class RunDone:
 
 Event: TypeAlias = RunStarted | StageStarted | Progress | StageDone | TrialDone | Note | RunDone
 Emit: TypeAlias = Callable[[Event], None]
+
+# -- what is said of any options -------------------------------------------------------------------------------------
+
+
+@frozen
+class Surroundings:
+    """What there is in a run around a component, some of whose options may have nothing to do there.
+
+    task: with or without data
+    network: with the backbone and its head, maybe without weights; None where there is none
+    trials: archs that a search measures, 0 where there is none
+    """
+
+    space: SearchSpace
+    task: LiveTask
+    network: nn.Module | None = None
+    trials: int = 0
+
+
+@runtime_checkable
+class PartlyIdle(Protocol):
+    """Options of any kind that say which of them do nothing; `corenas check` and the run tell it."""
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return option -> why it does nothing, beside the other options or in such a run.
+
+        Of an option at its default nothing is told. "type" stands for the component itself.
+        """
+
 
 # -- all kinds of components ------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from torch import nn
 
 from corenas.errors import did_you_mean
 from corenas.mutable import Costed, LayerCost, WhollyCosted, conv_cost, elastic_of, keys_used, linear_cost, offers
-from corenas.positions import cost_of_call, occurrences, positions, weightless_twin
+from corenas.positions import cost_of_call, costs_inputs, occurrences, positions, weightless_twin
 from corenas.space import Codes, SearchSpace
 from corenas.value import LARGEST_TABLE, Constant, Dimension, Expression, Value, at_least, grid
 
@@ -34,7 +34,7 @@ METRICS = ("flops", "params", "activations")
 def _cost(module: nn.Module, *figures: Value) -> LayerCost:
     """Return what a layer costs: at how many positions its output stands, or what a call was seen to cost."""
     if offers(module, Costed):
-        return module.cost(figures[0])
+        return module.cost(*figures[: 2 if costs_inputs(module) else 1])
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         taps = math.prod(module.kernel_size)

@@ -102,7 +102,11 @@ class LayerCost:
 
 @runtime_checkable
 class Costed(Protocol):
-    """A mutable that owns weights: it states its cost. Its values name its output axis `outputs`."""
+    """A mutable that owns weights: it states its cost. Its values name its output axis `outputs`.
+
+    Optional: `costs_inputs`, whether `cost` wants to know as well at how many positions its input (n, channels, …)
+    stands, as transposed convolutions do.
+    """
 
     def cost(self, positions: Value) -> LayerCost:
         """Return its cost for one input, given at how many positions (pixels, tokens) its output stands."""

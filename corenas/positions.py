@@ -80,7 +80,7 @@ def positions(
                 )
     result = {}
     for module in gates:  # a call that some sizes do without stands at no positions there
-        nothing = (0, 0) if cost_of_call(module) else (0,)
+        nothing = (0, 0) if cost_of_call(module) or costs_inputs(module) else (0,)
         calls = itertools.zip_longest(*(seen.get((module, sizes), ()) for sizes in all_sizes), fillvalue=nothing)
         # Each call's figures, one value each.
         columns = ([dict(zip(all_sizes, figure, strict=True)) for figure in zip(*call, strict=True)] for call in calls)
@@ -96,6 +96,11 @@ def cost_of_call(module: nn.Module) -> Callable[[Any, Sequence[Any], Any], tuple
     if elastic_of(module) is not None:
         return None
     return next((function for kinds, function in _CALLS.items() if isinstance(module, kinds)), None)
+
+
+def costs_inputs(module: nn.Module) -> bool:
+    """Return whether a mutable's cost follows from the positions of its input as well (`corenas.mutable.Costed`)."""
+    return bool(getattr(module, "costs_inputs", False))
 
 
 def _transposed(module: Any, inputs: Sequence[Any], output: Any) -> tuple[int, int]:
@@ -182,7 +187,11 @@ class _Recorder:
         if channels is not None and isinstance(output, torch.Tensor):
             # Over the example's size, not the output's: some layers fold windows into the batch.
             count = output.numel() // self._batch // max(channels(self._arch), 1)
-            self._called.setdefault(module, []).append((count,))
+            figures = (count,)
+            if costs_inputs(module):
+                x = next(leaf for leaf in tree_leaves((args, by_keyword)) if isinstance(leaf, torch.Tensor))
+                figures = count, x.numel() // self._batch // x.shape[1]
+            self._called.setdefault(module, []).append(figures)
 
 
 def _on_meta(leaf: Any, kind: torch.dtype) -> Any:

@@ -1,7 +1,8 @@
 """What makes a training noisy: drop path, and how algorithms and trainings steer it together with dropout.
 
-Layers that regularise are torch's kinds of dropout, or hold one (`DropPath`). An algorithm that regularises one path
-alone turns them off for the others (`unregularised`); what grows with a training has `set_progress`.
+Layers that regularise are torch's kinds of dropout, hold one (`DropPath`), or are torch's own with a number `dropout`:
+attention and recurrent layers. An algorithm that regularises one path alone turns them off for the others
+(`unregularised`); what grows with a training has `set_progress`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ def unregularised(model: nn.Module) -> Iterator[nn.Module]:
     (False, True)
     """
     active = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training]
+    by_number = [(m, m.dropout) for m in model.modules() if isinstance(m, nn.MultiheadAttention | nn.RNNBase)]
     for module in active:
         module.training = False
+    for layer, _ in by_number:
+        layer.dropout = 0.0
     try:
         yield model
     finally:
         for module in active:
             module.training = True
+        for layer, dropout in by_number:
+            layer.dropout = dropout
 
 
 def tell_progress(model: nn.Module, share: float) -> None:

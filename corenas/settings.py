@@ -8,7 +8,7 @@ from typing import Any, Literal
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, lt, optional
 
-from corenas.errors import raise_if_any
+from corenas.errors import UserError, raise_if_any
 from corenas.optim import Schedule, optimizer_faults
 
 _OPTIMIZER = {"type": "SGD", "lr": 0.1, "momentum": 0.9}
@@ -73,6 +73,11 @@ class Train:
     stop: Stop | None = None
     validate: int | None = field(default=None, validator=optional(ge(1)))
 
+    def __attrs_post_init__(self) -> None:
+        if self.accumulate > self.batch_size:
+            text = f"a batch of {self.batch_size} cannot be cut into {self.accumulate} parts"
+            raise UserError(text, key=("accumulate",))
+
 
 @frozen
 class Racing:
@@ -91,6 +96,8 @@ class Racing:
 @frozen
 class Calibration:
     """How batch-norm statistics are recomputed for a subnet before it is measured.
+
+    So are those of a network that is trained alone for so few batches that they are not yet its own.
 
     batches: how many; 0 keeps the supernet's statistics
     batch_size: images in each

@@ -32,7 +32,7 @@ def distil_in_place(
 
     largest: what the first arch has to be, but for choices that all archs of the step share
     Returns figures: `loss`, the first on the labels; `smallest`, the last on what the first says.
-    Raises UserError if the first is another one, or if the task has nothing to distil.
+    Raises UserError if the first is another one; so does the distiller's loss for a task with nothing to distil.
     """
     if not _is_largest_first(step.archs, largest):
         text, hint = "this algorithm needs the largest subnet first in each step", 'use mutator = "sandwich"'
@@ -40,8 +40,6 @@ def distil_in_place(
     figures = {}
     with apply(model, step.archs[0]):
         seen = observe(model, task, batch, distiller.taps)
-        if seen.logits is None and not distiller.taps:
-            raise UserError("this algorithm needs a task whose outputs can be distilled", key=("task",))
         teacher = detached(seen)
         figures["loss"] = step.backward(task.loss(seen.outputs, batch))
     del seen
@@ -61,9 +59,8 @@ def _is_largest_first(archs: Any, largest: Arch) -> bool:
 
 
 def detached(signals: Signals) -> Signals:
-    """Return what a teacher shows without its graph; its outputs, which hold one, are left out."""
-    logits = None if signals.logits is None else signals.logits.detach()
-    return Signals(None, logits, [feature.detach() for feature in signals.features])
+    """Return what a teacher shows without its graph."""
+    return Signals(*tree_map_only(Tensor, Tensor.detach, (signals.outputs, signals.logits, [*signals.features])))
 
 
 def lesson(
@@ -121,8 +118,8 @@ def start_distiller(
     if network is None:
         return live, None
     taps = tuple(getattr(live, "teacher_taps", live.taps))
-    teacher = show_example(network, task, taps).logits
-    pupil = show_example(student, task).logits
+    teacher = show_example(network, task, taps).answers
+    pupil = show_example(student, task).answers
     if teacher is not None and pupil is not None and teacher.shape != pupil.shape:
         text = f"the teacher answers with {[*teacher.shape]} numbers, the task has {[*pupil.shape]}"
         raise UserError(text, key=("teacher", "from"), hint="was it trained for the same classes?")

@@ -124,6 +124,30 @@ def test_an_algorithm_runs_on_a_backbone_or_says_why_not_before_it_trains(tmp_pa
     assert card["params"] == kept
 
 
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+@pytest.mark.parametrize("algorithm", ["attentivenas", "bignas", "cream", "ofa"])
+def test_answers_that_are_no_classes_are_learnt_from_or_refused_before_it_trains(tmp_path, images, algorithm, task):
+    names = [
+        f"{split}/{c}/{i}.png" for split, n in (("train", 8), ("valid", 4)) for c in ("cat", "dog") for i in range(n)
+    ]
+    rows = [f"{images}/{name},{i % 2},{int(i % 3 == 0)}" for i, name in enumerate(names)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,a,b", *rows]))
+    metric, sets = "map" if task == "multilabel" else "mae", []
+    sets += [f"task.type={task}", f"task.data={{type='csv', file='{tmp_path}/labels.csv'}}", "train.batch_size=4",
+             f"task.{'labels' if task == 'multilabel' else 'targets'}=2"]  # fmt: skip
+    sets += [f"algorithm.metric={metric}"] if algorithm == "cream" else [f"search.objectives={metric}"]
+    spec = read_spec(tmp_path, images, algorithm, "resnet", sets)
+    if task == "regression":
+        with pytest.raises(UserError) as caught:
+            prepare(spec, data=False, weights=False)
+        assert "are none" in caught.value.faults[0].message
+        if algorithm == "cream":
+            return
+        spec = read_spec(tmp_path, images, algorithm, "resnet", [*sets, "distiller=mse"])
+    result = run_spec(spec, CATALOGUE, tmp_path / "run", lambda event: None)
+    assert metric in result["best"]["test"]
+
+
 def outcome(run):
     """What a run ends with, times apart."""
     store = Store(run / "run.sqlite", readonly=True)

@@ -35,6 +35,22 @@ def test_every_kind_of_dropout_is_off_for_a_while(cls):
     assert model[0].training
 
 
+@pytest.mark.parametrize("layer", [
+    nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True), nn.LSTM(8, 8, 2, dropout=0.5),
+    nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True)], ids=lambda layer: type(layer).__name__,
+)  # fmt: skip
+def test_what_torchs_layers_drop_by_a_number_is_off_for_a_while(layer):
+    x, inputs = torch.rand(4, 6, 8), 3 if isinstance(layer, nn.MultiheadAttention) else 1
+    model = nn.ModuleList([layer]).train()
+    wanted = layer.eval()(*[x] * inputs)
+    layer.train()
+    with unregularised(model):
+        assert_close(layer(*[x] * inputs), wanted)
+        assert layer.training
+    dropped = layer(*[x] * inputs)
+    assert not torch.allclose(*(y[0] if isinstance(y, tuple) else y for y in (dropped, wanted)))
+
+
 def test_drop_path_is_off_for_a_while():
     model, x = nn.Sequential(DropPath(0.9)), torch.ones(64, 2, 2, 2)
     with unregularised(model):

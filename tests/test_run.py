@@ -858,3 +858,29 @@ def test_a_network_inherits_all_that_its_export_has(tmp_path):
         torch.testing.assert_close(network(images), plain(images), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="no place for other"):
         inherit(network, {"other.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("epochs", [1, 30])
+def test_a_network_that_is_trained_for_few_steps_has_statistics_of_its_data_not_those_it_began_with(tmp_path, epochs):
+    catalogue, batches, notes = toys.make_catalogue(), {"batches": 2, "batch_size": 8}, []
+    train = {"epochs": epochs, "batch_size": 32}
+    spec = toys.make_spec(tmp_path, catalogue, train=train, calibration=batches)
+    task, arch = toys.Task(), spec.space.default()
+    network = stand_alone(spec, task, arch, emit=lambda event: notes.append(event) if isinstance(event, Note) else None)
+    as_trained = stand_alone(evolve(spec, calibration=evolve(spec.calibration, batches=0)), task, arch)
+    assert same([*network.parameters()], [*as_trained.parameters()])
+    norm, seen = next(m for m in network.eval().modules() if isinstance(m, toys.Norm)), []
+    handle = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for images, _ in calibrate.Evaluation(network, task, spec.calibration, torch.device("cpu"), spec.seed).images:
+        network(images)
+    handle.remove()
+    by_hand = [torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0),
+               torch.stack([x.var((0, 2, 3), correction=0) for x in seen]).mean(0)]  # fmt: skip
+    found = [norm.running_mean, norm.running_var]
+    if epochs == 1:
+        torch.testing.assert_close(found, by_hand)
+        assert "are recomputed" in notes[0].text
+    else:
+        before = next(m for m in as_trained.modules() if isinstance(m, toys.Norm))
+        assert torch.equal(before.running_mean, found[0])
+        assert notes == []

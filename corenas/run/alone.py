@@ -11,8 +11,9 @@ from attrs import define, evolve
 from torch import Tensor, nn
 
 from corenas import seeding
+from corenas.calibrate import Evaluation, recalibrate, statistics_settled
 from corenas.checkpoint import Checkpoint
-from corenas.contracts import Distiller, Emit, LiveDistiller, LiveTask, Phase, Step
+from corenas.contracts import Distiller, Emit, LiveDistiller, LiveTask, Note, Phase, Step
 from corenas.export import flat_name
 from corenas.run.spec import Spec, TeacherSettings
 from corenas.space import Arch
@@ -42,12 +43,15 @@ def start_teaching(
     student: nn.Module,
     device: torch.device,
 ) -> tuple[LiveDistiller | None, FixedTeacher | None]:
-    """Start a spec's distiller and read its fixed teacher, where there are any. Raises UserError for what is none."""
+    """Start a spec's distiller and read its fixed teacher, where there are any. Raises UserError for what is none.
+
+    device: "meta" for a student without weights, to see whether they fit each other
+    """
     if distiller is None:
         return None, None
     if settings is None:
         return start_distiller(distiller, task, student, device)
-    network = load_network(Path(settings.from_), device)
+    network = load_network(Path(settings.from_), torch.device("cpu") if device.type == "meta" else device)
     return start_distiller(distiller, task, student, device, network, settings.labels)
 
 
@@ -94,6 +98,9 @@ def stand_alone(
 ) -> nn.Module:
     """Train one arch as a spec says: its backbone, train settings and seed. Test data is never read.
 
+    After so few batches that batch norms have not forgotten the statistics that they began with, these are recomputed,
+    as those of a supernet's subnet are.
+
     arch: its choices of variables named `spec:…` override the spec
     fidelity: share of the epochs, one at least: the first of the whole training, whose schedule it has
     checkpoint: a file by which a killed training goes on, and one of a lower fidelity
@@ -117,7 +124,7 @@ def stand_alone(
     device = device or torch.device("cpu")
     live, fixed = start_teaching(distiller, teacher, task, network.to(device), device)
     trainer = _Alone(network, task, [Phase(spec.space, spec.train)], live, fixed)
-    return run_training(
+    trained = run_training(
         trainer,
         network,
         task,
@@ -132,3 +139,11 @@ def stand_alone(
         limit=limit,
         until=until,
     )
+    settings, images = spec.train, sum(task.splits[name] for name in split.split("+"))
+    batches = until * max(1, images // settings.batch_size) * settings.accumulate
+    if not statistics_settled(trained, batches) and spec.calibration.batches:
+        text = f"its {batches:,} batches leave batch norms the statistics that they began with: they are recomputed"
+        emit(Note(f"{stage}: {text} as [calibration] says"))
+        # Outside of the checkpoint, from which a longer training goes on.
+        recalibrate(trained, task, Evaluation(trained, task, spec.calibration, device, spec.seed).images)
+    return trained

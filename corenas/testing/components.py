@@ -11,13 +11,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import numpy as np
 import tomli
 
+from corenas.contracts import PartlyIdle, Surroundings
 from corenas.options import explanations
+from corenas.space import SearchSpace
 
 
 def options_are_frozen_and_hashable(component: Any) -> None:
@@ -41,6 +43,17 @@ def every_option_is_explained(component: Any) -> None:
     assert not missing, f"the docstring of {cls.__name__} says nothing of {', '.join(sorted(missing))}"
 
 
+def idle_options_are_its_own(component: Any) -> None:
+    """What it says to do nothing (`contracts.PartlyIdle`) are options of its own, each with a reason."""
+    if not isinstance(component, PartlyIdle):
+        return
+    names = {option.name for option in attrs.fields(type(component))} | {"type"}
+    for trials in (0, 1, 1_000_000):
+        idle = component.idle(Surroundings(_SPACE, _NoTask(), trials=trials))  # type: ignore[arg-type]
+        assert idle.keys() <= names, f"{sorted(idle.keys() - names)} are no options of {type(component).__name__}"
+        assert all(idle.values())
+
+
 def imports_no_torch(module: str) -> None:
     """A module, that of an entry point for instance, leaves torch alone, so that the command line answers at once."""
     script = f"import sys; sys.path[:] = {sys.path!r}; import {module}; sys.exit('torch' in sys.modules)"
@@ -62,6 +75,17 @@ def global_generators_untouched() -> Iterator[None]:
     assert repr(np.random.get_state()) == before[1], "drew from numpy's global generator"
 
 
+class _NoTask:
+    """A task of which nothing is known."""
+
+    example: Any = None
+    metrics: ClassVar[Mapping[str, Any]] = {}
+    splits: ClassVar[Mapping[str, int]] = {}
+
+
+_SPACE = SearchSpace.from_table({"width": [8, 16]})
+
+
 def _of_options_alone(check: Callable[[Any], None]) -> Callable[..., None]:
     @functools.wraps(check)
     def checked(component: Any, *rest: Any, **more: Any) -> None:
@@ -70,7 +94,7 @@ def _of_options_alone(check: Callable[[Any], None]) -> Callable[..., None]:
     return checked
 
 
-component_checks = [options_are_frozen_and_hashable, every_option_is_explained]
+component_checks = [options_are_frozen_and_hashable, every_option_is_explained, idle_options_are_its_own]
 """What holds for the options of any component; the lists of the kinds include it."""
 
 checks_of_any_component = [*map(_of_options_alone, component_checks)]

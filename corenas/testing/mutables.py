@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from corenas.calibrate import recalibrate
 from corenas.export import export_subnet
 from corenas.mutable import Mutable, Resizing, apply, largest_choice
+from corenas.positions import costs_inputs
 from corenas.testing.components import global_generators_untouched
 from corenas.testing.small import condition, differing, same
 from corenas.value import Constant, Dimension, Value
@@ -150,7 +151,7 @@ def recalibrates_as_its_export_does(make: Make, shape: Shape = None) -> None:
 
 
 def costs_what_its_export_costs(make: Make, shape: Shape = None) -> None:
-    """`cost(positions)`: flops are those that torch counts, params those that are there."""
+    """`cost` of its positions: flops are those that torch counts, params those that are there."""
     made = layer(make)
     model = nn.Sequential(made)
     if not hasattr(made, "cost"):
@@ -163,7 +164,8 @@ def costs_what_its_export_costs(make: Make, shape: Shape = None) -> None:
             out = plain(one)
         outputs = made.elastic.values["outputs"](arch)
         size = sum(outputs) if isinstance(outputs, tuple) else outputs
-        cost = made.cost(Constant(out.numel() // size))
+        inputs = [Constant(one.numel() // one.shape[1])] if costs_inputs(made) else []
+        cost = made.cost(Constant(out.numel() // size), *inputs)
         params = sum(p.numel() for p in plain.parameters())
         assert (cost.flops(arch), cost.params(arch)) == (counter.get_total_flops() // 2, params), arch
 

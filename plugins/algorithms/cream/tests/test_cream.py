@@ -493,7 +493,7 @@ def test_what_could_never_work_is_refused():
         start(Cream(warmup=1, metric="top2"))
     with pytest.raises(UserError, match="no validation data"):
         start(Cream(warmup=1), Task(valid=0))
-    with pytest.raises(UserError, match="compares logits"):
+    with pytest.raises(UserError, match="compares probabilities"):
         start(Cream(warmup=1), NoLogits())
     with pytest.raises(UserError, match="no path has come"):
         start(Cream(warmup=1)).derive()

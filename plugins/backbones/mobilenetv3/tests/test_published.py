@@ -174,7 +174,11 @@ def begins_with(file, table, theirs, **options):
     """Double precision, but for what has gone through a file of floats."""
     space, x = SearchSpace.from_table(table), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     ours = MobileNetV3(**options).build(space).double().eval()
-    arch = load_pretrained(ours, space, str(file), functools.partial(recognise, ours), ["classifier.3."])
+    recognised = functools.partial(recognise, ours)
+    arch = load_pretrained(ours, space, str(file), recognised, ["classifier.3."])
+    with torch.device("meta"):
+        empty = MobileNetV3(**options).build(space)
+    assert load_pretrained(empty, space, str(file), recognised, ["classifier.3."]) == arch  # as `corenas check` looks
     with torch.no_grad(), apply(ours, arch):
         expected = theirs(x)
         torch.testing.assert_close(ours(x)[0], expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
@@ -222,6 +226,12 @@ def test_weights_that_would_compute_something_else_are_refused_with_the_reason(t
     (fault,) = caught.value.faults
     assert fault.dotted == "backbone.weights"
     assert re.search(says, fault.hint), fault.hint
+    backbone = MobileNetV3(weights=str(tmp_path / "w.pt"))
+    with torch.device("meta"):
+        empty = build_supernet(backbone, SearchSpace.from_table(table), task)
+    with pytest.raises(UserError) as on_meta:
+        backbone.load(empty, SearchSpace.from_table(table))
+    assert on_meta.value.faults == caught.value.faults
 
 
 def test_torchvisions_large_network_is_a_point_of_a_wider_space():

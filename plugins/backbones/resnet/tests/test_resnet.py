@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import tomli
+import tomli_w
 import torch
 from torch import nn
 
@@ -16,6 +17,8 @@ from corenas.export import export_subnet
 from corenas.mutable import apply, keys_used
 from corenas.options import structure
 from corenas.plugins import load_catalogue
+from corenas.run.prepare import prepare
+from corenas.run.spec import load_spec
 from corenas.space import SearchSpace
 from corenas.supernet import build_supernet
 from corenas.testing.backbones import backbone_checks, counted, more_of_a_variable_never_costs_less
@@ -155,6 +158,36 @@ def test_torchvisions_weights_load_and_compute_the_same_and_go_back(family, name
     assert all(torch.equal(state[key], tensor) for key, tensor in expected.items())
     theirs.load_state_dict(state, strict=True)
     assert counted(plain, IMAGENET) == dict(zip(("params", "flops"), PUBLISHED[name], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "old", "cut", "other"])
+def test_a_file_of_weights_is_looked_at_before_there_is_a_network_and_without_its_numbers(tmp_path, kind):
+    state = models.resnet18(num_classes=7).state_dict() if kind != "other" else models.resnet34().state_dict()
+    file = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    if kind == "safetensors":
+        safetensors.torch.save_file(state, file)
+    else:
+        torch.save(state, file, _use_new_zipfile_serialization=kind != "old")
+    if kind == "cut":
+        file.write_bytes(file.read_bytes()[:-500])
+    stages = [
+        {"basic": {"width": width, "depth": 2, "kernel": 3, "ratio": 1}, "stride": 2 if i else 1}
+        for i, width in enumerate((64, 128, 256, 512))
+    ]
+    table = {
+        "algorithm": "plain", "task": {"type": "classification", "data": "digits", "channels": 3},
+        "backbone": {"type": "resnet", "weights": str(file)},
+        "space": {"stem": {"width": 64, "kernel": 7}, "stages": stages},
+    }  # fmt: skip
+    (tmp_path / "spec.toml").write_text(tomli_w.dumps(table))
+    spec, _ = load_spec(tmp_path / "spec.toml", load_catalogue())
+    if kind in ("cut", "other"):
+        with pytest.raises(UserError, match="cannot read" if kind == "cut" else "which this space has not") as caught:
+            prepare(spec, weights=False)
+        assert [fault.dotted for fault in caught.value.faults] == ["backbone.weights"]
+    else:
+        prepare(spec, weights=False)
+    prepare(spec, data=False, weights=False)  # `--no-data` looks at no file
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])

@@ -16,13 +16,14 @@ from corenas.testing.components import spec_fragments
 from corenas.testing.distillers import distiller_checks, start
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.small import Task, make_space, supernet
-from corenas_distiller_knowledge import KL, AdaptiveAlpha, Features, SoftCrossEntropy, corenas_distillers
+from corenas_distiller_knowledge import KL, MSE, AdaptiveAlpha, Features, SoftCrossEntropy, corenas_distillers
 
 DISTILLERS = [
     SoftCrossEntropy(),
     SoftCrossEntropy(temperature=4.0),
     KL(),
     KL(temperature=3.0),
+    MSE(),
     AdaptiveAlpha(),
     AdaptiveAlpha(alpha_min=-0.5, alpha_max=0.5, clip=10.0),
     Features(),
@@ -43,7 +44,8 @@ def test_the_distribution_conforms(check):
 
 def test_options_are_distillers_under_their_names():
     assert corenas_distillers() == {
-        "soft_cross_entropy": SoftCrossEntropy, "kl": KL, "adaptive_alpha": AdaptiveAlpha, "features": Features,
+        "soft_cross_entropy": SoftCrossEntropy, "kl": KL, "mse": MSE, "adaptive_alpha": AdaptiveAlpha,
+        "features": Features,
     }  # fmt: skip
     assert all(isinstance(cls(), Distiller) for cls in corenas_distillers().values())
 
@@ -235,6 +237,20 @@ def test_a_task_without_logits_is_refused(options):
     with pytest.raises(UserError, match="distilled") as caught:
         live.loss(nothing, nothing)
     assert caught.value.faults[0].dotted == "distiller.type"
+
+
+def test_answers_as_they_are_are_compared_by_their_squared_differences():
+    live, mine, theirs = start(MSE()), logits(7, 3), logits(7, 3, seed=1)
+    wanted = float(((mine - theirs) ** 2).sum()) / 21
+    theirs.requires_grad_()
+    assert live.loss(Signals(mine, None), Signals(theirs, None)).item() == pytest.approx(wanted)
+    auxiliary = Signals((mine, mine), mine)  # several outputs, of which the logits are one
+    loss = live.loss(auxiliary, Signals(theirs, theirs))
+    assert loss.item() == pytest.approx(wanted)
+    assert not loss.requires_grad
+    nothing = Signals((mine, mine), None)
+    with pytest.raises(UserError, match="distilled"):
+        live.loss(nothing, nothing)
 
 
 # -- options ----------------------------------------------------------------------------------------------------------

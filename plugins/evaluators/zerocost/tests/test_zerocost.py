@@ -312,14 +312,19 @@ def test_naswot_of_a_network_without_activations_fails_with_a_reason():
         naswot(network, Points(), batch())
 
 
-def test_a_task_without_logits_is_refused_by_what_needs_them():
-    class Boxes(Points):
+def test_numbers_are_scored_as_logits_are_and_outputs_that_are_neither_are_refused():
+    class Numbers(Points):
         def logits(self, outputs):
             return None
 
-    for score in (synflow, jacob_cov):
-        with pytest.raises(UserError, match="logits"):
-            score(small_network(), Boxes(), batch())
+    class Boxes(Numbers):
+        def forward(self, model, batch):
+            return {"boxes": model(batch[0])}
+
+    assert jacob_cov(small_network(), Numbers(), batch()) == jacob_cov(small_network(), Points(), batch())
+    assert synflow(small_network(), Numbers(), batch()) == synflow(small_network(), Points(), batch())
+    with pytest.raises(UserError, match="logits"):
+        jacob_cov(small_network(), Boxes(), batch())
 
 
 ALL = [

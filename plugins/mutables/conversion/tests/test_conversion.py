@@ -19,6 +19,7 @@ from corenas.calibrate import recalibrate
 from corenas.errors import UserError
 from corenas.export import difference, export_subnet
 from corenas.mutable import apply, call_model, channels_last
+from corenas.regularisation import unregularised
 from corenas.space import SearchSpace
 from corenas.testing.distributions import distribution_checks
 from corenas_mutable_conversion import Rules, convert, sort_channels
@@ -437,3 +438,14 @@ def test_a_supernet_goes_through_torch_export_bfloat16_and_channels_last():
         assert all(weight.is_contiguous() for weight in plain_copy(channels_last(network)).state_dict().values())
         half = copy.deepcopy(supernet).bfloat16()
         torch.testing.assert_close(half(x.bfloat16()), network.bfloat16()(x.bfloat16()))
+
+
+def test_attention_that_was_opened_drops_by_a_layer_that_algorithms_turn_off():
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+    model, x = opened(nn.ModuleList([copy.deepcopy(layer)])).train(), torch.rand(3, 5, 8)
+    wanted = layer.eval()(x, x, x)[0]
+    with unregularised(model):
+        torch.testing.assert_close(model[0](x, x, x)[0], wanted)
+    assert not torch.allclose(model[0](x, x, x)[0], wanted)
+    torch.testing.assert_close(model.eval()[0](x, x, x)[0], wanted)

@@ -219,6 +219,12 @@ def test_mistakes_of_a_convolution_are_told_when_it_is_made():
         Conv2dSlice(IN, OUT, Variable("k", (3, 4)), padding=2)
     with pytest.raises(ValueError, match="at least the stride 3"):
         ConvTranspose2dSlice(IN, OUT, 2, 3)
+    with pytest.raises(ValueError, match="not below stride or dilation"):
+        ConvTranspose2dSlice(IN, OUT, 3, 2, padding=1, output_padding=2)
+    with pytest.raises(ValueError, match="say both or none"):
+        ConvTranspose2dSlice(IN, OUT, 3, 2, output_padding=1)
+    with pytest.raises(ValueError, match="leaves less than none"):
+        ConvTranspose2dSlice(IN, OUT, K, 2, padding=0)
     with pytest.raises(ValueError, match="at stride 1 odd"):
         ConvTranspose1dSlice(IN, OUT, 2, 1)
     with pytest.raises(ValueError, match="cannot be cut into 4 groups"):
@@ -254,6 +260,15 @@ def test_groups_that_only_archs_without_them_would_not_divide_are_fine():
     (lambda: ConvTranspose3dSlice(4, 6, (2, Variable("k", (4, 6)), 4)),
      {4: nn.ConvTranspose3d(4, 6, (2, 4, 4), 2, (0, 1, 1)), 6: nn.ConvTranspose3d(4, 6, (2, 6, 4), 2, (0, 2, 1))},
      (2, 3, 4)),
+    (lambda: ConvTranspose2dSlice(4, 6, Variable("k", (2, 4)), 3, padding=(1, 2), output_padding=(2, 1)),
+     {2: nn.ConvTranspose2d(4, 6, 2, 3, (0, 1), (2, 1)), 4: nn.ConvTranspose2d(4, 6, 4, 3, (1, 2), (2, 1))}, (5, 6)),
+    (lambda: ConvTranspose2dSlice(4, 6, Variable("k", (3, 5)), (1, 2), False, 2, (1, 3), 4, (0, 2)),
+     {3: nn.ConvTranspose2d(4, 6, 3, (1, 2), (3, 1), (0, 2), 2, False, (1, 3)),
+      5: nn.ConvTranspose2d(4, 6, 5, (1, 2), 4, (0, 2), 2, False, (1, 3))}, (7, 6)),
+    (lambda: ConvTranspose1dSlice(4, 4, Variable("k", (1, 3)), 5, groups="depthwise", padding=1, output_padding=4),
+     {1: nn.ConvTranspose1d(4, 4, 1, 5, 0, 4, 4), 3: nn.ConvTranspose1d(4, 4, 3, 5, 1, 4, 4)}, (7,)),
+    (lambda: ConvTranspose3dSlice(4, 6, (2, Variable("k", (4, 6)), 4), 1, padding=1),
+     {4: nn.ConvTranspose3d(4, 6, (2, 4, 4), 1, (1, 0, 1)), 6: nn.ConvTranspose3d(4, 6, (2, 6, 4), 1, 1)}, (2, 3, 4)),
 ])  # fmt: skip
 def test_convolutions_of_any_shape_are_plain_ones_of_that_shape(layer, plain, side):
     layer, x = layer(), torch.randn(2, 4, *side)
@@ -262,7 +277,8 @@ def test_convolutions_of_any_shape_are_plain_ones_of_that_shape(layer, plain, si
         wanted = copy.deepcopy(wanted).double()
         size = wanted.weight.shape[2:]
         crop = tuple(slice((n - k) // 2, (n - k) // 2 + k) for n, k in zip(whole, size, strict=True))
-        wanted.load_state_dict({"weight": layer.weight[(..., *crop)], "bias": layer.bias})
+        biases = {} if layer.bias is None else {"bias": layer.bias}
+        wanted.load_state_dict({"weight": layer.weight[(..., *crop)], **biases})
         with apply(layer, {"k": kernel}):
             assert str(layer.export()) == str(wanted)
             assert_close(layer(x), wanted(x))
@@ -270,7 +286,7 @@ def test_convolutions_of_any_shape_are_plain_ones_of_that_shape(layer, plain, si
             with FlopCounterMode(display=False) as counter:
                 wanted(x[:1])
             assert Cost(layer, space, x[:1]).of([{"k": kernel}])[0]["flops"] == counter.get_total_flops() // 2
-            if "Transpose" in type(layer).__name__:
+            if "Transpose" in type(layer).__name__ and layer.whole_padding is None:
                 assert layer(x).shape[2:] == tuple(2 * n for n in side)
 
 

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import v2
 
+from corenas.contracts import DistillerContext, Signals
 from corenas.errors import UserError
 from corenas.loading import Stream
 from corenas.options import structure
+from corenas.plugins import load_catalogue
 from corenas.testing.tasks import task_checks
 from corenas_task_vision import Classification, Data, MultiLabel, Regression
 from corenas_task_vision.pictures import pixels
@@ -453,7 +455,20 @@ def test_several_labels_are_learnt_and_measured_as_scikit_learn_does(table, seve
     assert found["map"] == pytest.approx(100 * sklearn.metrics.average_precision_score(there, told, average="macro"))
     assert found["f1"] == pytest.approx(100 * sklearn.metrics.f1_score(there, told > 0, average="micro"))
     assert found.keys() == task.metrics.keys()
-    assert task.logits(scores) is None
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_what_a_teacher_says_of_several_labels_is_learnt_label_by_label(temperature):
+    task = start(MultiLabel, read=False, data="digits", labels=4)
+    student, teacher = (torch.randn(6, 4, generator=torch.Generator().manual_seed(s)).double() for s in (0, 1))
+    shown = [Signals(outputs, task.logits(outputs)) for outputs in (student, teacher)]
+    probs = (teacher / temperature).sigmoid()
+    binary = temperature**2 * F.binary_cross_entropy_with_logits(student / temperature, probs)
+    own = temperature**2 * F.binary_cross_entropy(probs, probs)  # the teacher's entropy
+    for name, wanted in (("soft_cross_entropy", binary), ("kl", binary - own)):
+        options = load_catalogue().options("distillers", {"type": name, "temperature": temperature})
+        live = options.start(DistillerContext(task, torch.nn.Identity(), torch.device("cpu")))
+        torch.testing.assert_close(live.loss(*shown), wanted)
 
 
 def test_numbers_are_learnt_normalised_and_measured_as_they_are(table):
@@ -493,3 +508,91 @@ def test_what_is_no_table_of_labels_is_told(tmp_path, table):
     (tmp_path / "images/3.png").unlink()
     assert "3.png" in wrong(data=data)[0].message
     assert [fault.dotted for fault in wrong(MultiLabel, data="digits")] == ["data"]
+
+
+# -- odd files --------------------------------------------------------------------------------------------------------
+
+
+def written(path, array, **options):
+    """A file of an array: .npy, or a TIFF."""
+    np.save(path, array) if path.suffix == ".npy" else tifffile.imwrite(path, array, **options)
+    return pixels(str(path), str(path), 3, 8)
+
+
+def test_planes_of_16_bits_and_whole_numbers_of_any_type_keep_their_range(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (3, 8, 9), dtype=np.uint16)
+    wanted = torch.from_numpy((deep / 65535).astype(np.float32))
+    for compression in (None, "zlib"):
+        options = {"planarconfig": "separate", "photometric": "rgb", "compression": compression}
+        torch.testing.assert_close(written(tmp_path / "planes.tif", deep, **options), wanted)
+    for dtype in (">u2", np.int32, np.uint32, np.int64):
+        torch.testing.assert_close(written(tmp_path / "a.npy", np.asfortranarray(deep.astype(dtype))), wanted)
+
+
+@pytest.mark.parametrize(("array", "says"), [
+    (np.full((3, 8, 9), -1, np.int16), "go from -1 to -1: expected 0 to 65,535"),
+    (np.full((3, 8, 9), 1 << 20, np.int32), "expected 0 to 65,535"),
+    (np.full((3, 8, 9), np.nan), "no finite numbers"),
+    (np.zeros((3, 0, 9), np.uint8), "there are no pixels"),
+    (np.zeros((3, 8, 9), np.complex64), "of complex64"),
+    (np.zeros((8, 9), np.uint8), "expected 3 channels"),
+])  # fmt: skip
+def test_an_array_that_is_no_picture_is_a_broken_file_with_the_reason(tmp_path, array, says):
+    for name in ("cat", "dog"):
+        data = folder(tmp_path / "d", {name: 12})
+    np.save(tmp_path / "d/cat/x.npy", array)
+    (fault,) = wrong(data=data)
+    assert (fault.file, says in fault.message) == (str(tmp_path / "d/cat/x.npy"), True), fault.message
+
+
+def test_what_is_no_array_or_has_too_many_pixels_is_a_broken_file_and_is_not_read(tmp_path):
+    data = folder(tmp_path / "d", {"cat": 12, "dog": 12})
+    np.savez(tmp_path / "z.npz", np.zeros(3))
+    os.rename(tmp_path / "z.npz", tmp_path / "d/cat/a.npy")
+    shutil.copy(tmp_path / "d/cat/0.png", tmp_path / "d/cat/b.npy")
+    with open(tmp_path / "d/cat/c.npy", "wb") as file:  # a header alone, of 3 TB
+        header = {"descr": "|u1", "fortran_order": False, "shape": (3, 1000000, 1000000)}
+        np.lib.format.write_array_header_1_0(file, header)
+    found = wrong(data=data)
+    assert [fault.file[-5:] for fault in found] == ["a.npy", "b.npy", "c.npy"]
+    assert "more than `max_pixels`" in found[2].message
+    for name in ("cat", "dog"):
+        (tmp_path / "t" / name).mkdir(parents=True)
+        for i in range(4):
+            tifffile.imwrite(tmp_path / "t" / name / f"{i}.tif", np.zeros((5, 40, 40), np.uint8), compression="zlib")
+    of_bands = {"data": {"type": "folder", "root": str(tmp_path / "t")}, "channels": 5}
+    assert len(wrong(**of_bands, max_pixels=1500)) == 8
+    start(**of_bands, max_pixels=1600)
+
+
+def test_a_pixel_beyond_the_bits_that_are_in_use_is_told(tmp_path):
+    for name, brightest in (("cat", 4095), ("dog", 4096)):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.fromarray(np.full((8, 9), brightest, np.uint16)).save(tmp_path / name / f"{i}.png")
+    data = {"type": "folder", "root": str(tmp_path)}
+    found = wrong(data=data, bits=12)
+    assert {os.path.basename(os.path.dirname(fault.file)) for fault in found} == {"dog"}
+    assert "from 4,096 to 4,096: expected 0 to 4,095, with `bits` in [task]" in found[0].message
+    start(data=data, bits=13)
+
+
+def test_pages_turned_pictures_and_floats_of_another_scale_are_told_of(tmp_path):
+    data, rng = folder(tmp_path, {"cat": 12, "dog": 12}), np.random.default_rng(0)
+    assert start(data=data).notes == []
+    frames = [Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)) for _ in range(3)]
+    for name in ("a.gif", "a.webp", "a.png"):
+        frames[0].save(tmp_path / "cat" / name, save_all=True, append_images=frames[1:], lossless=True)
+    tifffile.imwrite(
+        tmp_path / "cat/a.tif", rng.integers(0, 256, (4, 20, 30), dtype=np.uint8), photometric="minisblack"
+    )
+    exif = Image.Exif()
+    exif[0x112] = 6
+    frames[0].save(tmp_path / "dog/a.jpg", exif=exif)
+    np.save(tmp_path / "dog/a.npy", 255 * rng.random((20, 30, 3)).astype(np.float32))
+    pages, turned, floats = start(data=data).notes
+    assert pages.startswith("4 files have several pages or frames, of which the first is read")
+    assert turned == "1 images say by EXIF that they are to be turned, which is not done"
+    assert floats.startswith("pixels that are floats go from 0.")
+    first = pixels(str(tmp_path / "cat/a.png"), "a.png", 3, 20)
+    assert np.array_equal(first.numpy().transpose(1, 2, 0), np.asarray(frames[0]))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from attrs import field, frozen
 from attrs.validators import ge, gt, optional
 
-from corenas.contracts import AlgorithmContext
+from corenas.contracts import AlgorithmContext, Surroundings
 from corenas.hookspecs import hookimpl
 from corenas.objectives import parse_amount
 
@@ -72,6 +73,19 @@ class Cream:
     stages: ClassVar[tuple[str, ...]] = ("train", "derive", "retrain")
     needs: ClassVar[tuple[str, ...]] = ("mutator",)
     uses: ClassVar[tuple[str, ...]] = ("distiller",)
+
+    def check(self, context: AlgorithmContext) -> None:
+        """Raise UserError for a task without logits, metric or validation data, and for a warm-up that never ends."""
+        from corenas_algorithm_cream.trainer import refuse_unfit
+
+        refuse_unfit(self, context)
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, and why."""
+        if self.pick == "meta":
+            return {}
+        names = ("images", "meta_every", "meta_lr", "meta_clip", "virtual_lr", "through_match", "last_match")
+        return dict.fromkeys((*names, "borrowed_answers"), 'with pick = "best" no meta network chooses')
 
     def start(self, context: AlgorithmContext) -> CreamTrainer:
         """Return the trainer of a supernet.

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from corenas import distributed
 from corenas.calibrate import statistics_kept
-from corenas.contracts import AlgorithmContext, LiveTask, Phase, Signals, Step
+from corenas.contracts import AlgorithmContext, Phase, Signals, Step
 from corenas.errors import UserError, did_you_mean
 from corenas.loading import to_device
 from corenas.mutable import apply
@@ -38,12 +38,11 @@ class CreamTrainer:
     """Trains paths on the labels and on what prioritized paths say; keeps the board and the meta network.
 
     board: the paths that teach
-    meta: how well a teacher suits a student, of the differences of their answers, (images * classes) -> 1
+    meta: how well a teacher suits a student, of the differences of their answers, (images * numbers of each) -> 1
     """
 
     def __init__(self, options: Cream, context: AlgorithmContext) -> None:
-        classes = _classes(context.supernet, context.task)
-        _refuse_what_cannot_be_ranked(options, context)
+        numbers = refuse_unfit(options, context)
         self.options, self.supernet, self.task = options, context.supernet, context.task
         self.space, self.cost, self.device = context.space, context.cost, context.device
         self.distiller = context.distiller
@@ -52,7 +51,7 @@ class CreamTrainer:
         self.last_part = context.train.accumulate - 1
         max_flops = math.inf if options.max_flops is None else parse_amount(options.max_flops)
         self.board = Board(options.board, options.gap, max_flops, options.duplicates)
-        self.meta = nn.Linear(options.images * classes, 1).to(context.device)
+        self.meta = nn.Linear(options.images * numbers, 1).to(context.device)
         self.optimizer = torch.optim.SGD(self.meta.parameters(), options.meta_lr, momentum=0.9, nesterov=True)
         self._called = _Called(context.supernet)
 
@@ -157,7 +156,7 @@ class CreamTrainer:
     def _answers(self, images: Any) -> Tensor:
         """Return the probabilities that the path in force gives to images."""
         logits = self.task.logits(self.task.forward(self.supernet, images))
-        assert logits is not None  # `_classes` has looked
+        assert logits is not None  # `refuse_unfit` has looked
         return logits.softmax(1)
 
     # -- the meta network ---------------------------------------------------------------------------------------------
@@ -311,12 +310,16 @@ def _steps_per_epoch(context: AlgorithmContext) -> int:
     return max(1, context.task.splits["train"] // context.train.batch_size)
 
 
-def _classes(supernet: nn.Module, task: LiveTask) -> int:
-    """Return how many classes the answers have. Raises UserError for a task without logits."""
-    logits = show_example(supernet, task).logits
+def refuse_unfit(options: Cream, context: AlgorithmContext) -> int:
+    """Return how many numbers the answers for an image are.
+
+    Raises UserError for a task without logits, and for options under which no path could come onto the board.
+    """
+    logits = show_example(context.supernet, context.task).logits
     if logits is None:
-        raise UserError("cream compares logits, which the task has not", key=("task",))
-    return logits.shape[1]
+        raise UserError("cream compares probabilities, and this task's answers are none", key=("algorithm",))
+    _refuse_what_cannot_be_ranked(options, context)
+    return logits.numel()
 
 
 def _refuse_what_cannot_be_ranked(options: Cream, context: AlgorithmContext) -> None:
@@ -325,7 +328,7 @@ def _refuse_what_cannot_be_ranked(options: Cream, context: AlgorithmContext) -> 
     if options.metric not in metrics:
         hint = did_you_mean(options.metric, metrics, "metrics")
         raise UserError(f"the task does not measure {options.metric!r}", key=("algorithm", "metric"), hint=hint)
-    if options.measured_on == "valid" and not context.task.splits.get("valid"):
+    if options.measured_on == "valid" and context.task.splits and not context.task.splits.get("valid"):
         hint = 'hold some out (task.valid), or measured_on = "train"'
         raise UserError("there is no validation data", key=("algorithm", "measured_on"), hint=hint)
     if options.warmup >= context.train.epochs:

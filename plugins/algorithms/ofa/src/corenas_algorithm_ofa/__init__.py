@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from attrs import field, frozen
 from attrs.validators import ge, gt, optional
 
-from corenas.contracts import AlgorithmContext
+from corenas.contracts import AlgorithmContext, Surroundings
 from corenas.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -71,6 +71,10 @@ class OnceForAll:
         from corenas_algorithm_ofa.phases import planned_stages
 
         planned_stages(context, self.phases)
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, and why."""
+        return {"batch_statistics": "with kd_ratio = 0 nobody teaches"} if self.kd_ratio == 0 else {}
 
     def start(self, context: AlgorithmContext) -> OnceForAllTrainer:
         """Return the trainer of a supernet. Raises UserError for phases that do not end with the whole space."""

@@ -98,8 +98,7 @@ def build(options: ConvertedModel, space: SearchSpace) -> nn.Module:
             file = weights_file(Path(options.weights))
             if not file.is_file():
                 raise UserError(f"no such file of weights: {file}", hint="a file, or a run directory")
-            if not on_meta:
-                load_weights(model, Path(options.weights))
+            load_weights(model, Path(options.weights))
         except UserError as error:
             raise UserError(faults=[evolve(f, key=("backbone", "weights")) for f in error.faults]) from None
     if on_meta:

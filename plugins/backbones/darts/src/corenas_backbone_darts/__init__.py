@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from attrs import Factory, field, frozen
 from attrs.validators import ge, le, optional
 
+from corenas.contracts import Surroundings
 from corenas.errors import Fault, UserError, did_you_mean, raise_if_any
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value, as_value
-from corenas_mutable_slices.layouts import ResizeMode, Sides, each, resolution_field
+from corenas_mutable_slices.layouts import ResizeMode, Sides, each, idle_resize, resolution_field
 
 if TYPE_CHECKING:
     from corenas_backbone_darts.model import CellNetwork
@@ -172,6 +173,10 @@ class Darts:
             raise UserError("auxiliary features come from the third stage: `levels` has to hold it", key=("auxiliary",))
         if self.stem == "imagenet" and self.channels < 2:
             raise UserError("the first cell halves with two convolutions: expected at least 2", key=("channels",))
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, or in a space, and why."""
+        return idle_resize(around.space)
 
     def build(self, space: SearchSpace) -> CellNetwork:
         """The network of a space; raises UserError if its tables are not those of `Layout`."""

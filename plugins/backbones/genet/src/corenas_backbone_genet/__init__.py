@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from attrs import field, frozen
 from attrs.validators import ge, optional
 
+from corenas.contracts import Surroundings
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
@@ -18,6 +19,7 @@ from corenas_mutable_slices.layouts import (
     Sides,
     check_blocks,
     depth_of_blocks,
+    idle_resize,
     odd,
     of_block,
     one_of,
@@ -143,6 +145,10 @@ class GENet:
             "head": {"width": 96},
         },
     }
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, or in a space, and why."""
+        return idle_resize(around.space)
 
     def build(self, space: SearchSpace) -> Staged:
         """The supernet of a space; raises UserError if its tables are not those of `Layout`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from attrs import field, frozen
 from attrs.validators import ge, gt, lt, optional
 
+from corenas.contracts import Surroundings
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
@@ -20,6 +21,7 @@ from corenas_mutable_slices.layouts import (
     Sides,
     check_blocks,
     depth_of_blocks,
+    idle_resize,
     odd,
     positive,
     resolution_field,
@@ -225,6 +227,15 @@ class MobileNetV3:
             "head": {"expand": 64, "width": 64},
         },
     }
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, or in a space, and why."""
+        idle = idle_resize(around.space)
+        if not self.drop_path:
+            idle["drop_path_stages"] = "there is no drop path"
+        if not any(key.rpartition(".")[2] == "kernel" for key in around.space.keys):
+            idle["transforms"] = "no kernel of this space has several sizes"
+        return idle
 
     def build(self, space: SearchSpace) -> Staged:
         """The supernet of a space; raises UserError if its tables are not those of `Layout`."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from attrs import field, frozen
 from attrs.validators import ge, optional
 
+from corenas.contracts import Surroundings
 from corenas.errors import Fault, UserError, raise_if_any
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
@@ -18,6 +19,7 @@ from corenas_mutable_slices.layouts import (
     Sides,
     check_blocks,
     depth_of_blocks,
+    idle_resize,
     of_block,
     one_of,
     positive,
@@ -160,6 +162,10 @@ class ShuffleNetV2:
             "head": {"width": [64, 96]},
         },
     }
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, or in a space, and why."""
+        return idle_resize(around.space)
 
     def build(self, space: SearchSpace) -> Staged:
         """The supernet of a space; raises UserError if its tables are not those of `Layout`."""

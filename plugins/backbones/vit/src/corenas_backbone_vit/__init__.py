@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from attrs import field, frozen
 from attrs.validators import ge, gt, lt, optional
 
+from corenas.contracts import Surroundings
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value
-from corenas_mutable_slices.layouts import ResizeMode, Sides, check_blocks, depth_of_blocks, of_block, positive, whole
+from corenas_mutable_slices.layouts import (
+    ResizeMode,
+    Sides,
+    check_blocks,
+    depth_of_blocks,
+    idle_resize,
+    of_block,
+    positive,
+    whole,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -141,6 +151,10 @@ class VisionTransformer:
             "stages": [{"depth": [1, 2, 3], "head_dim": 16, "block": {"heads": [1, 2, 3], "mlp_ratio": [1, 2]}}],
         },
     }
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, or in a space, and why."""
+        return idle_resize(around.space)
 
     def build(self, space: SearchSpace) -> nn.Module:
         """The supernet of a space; raises UserError if its tables are not those of `Layout`."""

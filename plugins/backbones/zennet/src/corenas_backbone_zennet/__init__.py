@@ -8,12 +8,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from attrs import Factory, field, frozen
 from attrs.validators import ge, optional
 
+from corenas.contracts import Surroundings
 from corenas.errors import Fault, UserError, raise_if_any
 from corenas.hookspecs import hookimpl
 from corenas.options import structure as structured
 from corenas.space import SearchSpace
 from corenas.value import Constant, Value, as_value
-from corenas_mutable_slices.layouts import ResizeMode, Sides, each, odd, one_of, resolution_field, stride_field, whole
+from corenas_mutable_slices.layouts import (
+    ResizeMode,
+    Sides,
+    each,
+    idle_resize,
+    odd,
+    one_of,
+    resolution_field,
+    stride_field,
+    whole,
+)
 
 if TYPE_CHECKING:
     from corenas_mutable_slices import Staged
@@ -165,6 +176,10 @@ class ZenNet:
             "head": {"width": [64, 96], "kernel": 1},
         },
     }
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, or in a space, and why."""
+        return idle_resize(around.space)
 
     def build(self, space: SearchSpace) -> Staged:
         """The supernet of a space; raises UserError if its tables are not those of `Layout`."""

@@ -12,7 +12,7 @@ from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from corenas_distiller_knowledge.answers import AdaptiveAlphaLoss, KLLoss, SoftCrossEntropyLoss
+    from corenas_distiller_knowledge.answers import AdaptiveAlphaLoss, KLLoss, SoftCrossEntropyLoss, SquaredErrors
     from corenas_distiller_knowledge.features import FeatureLoss
 
 
@@ -48,6 +48,20 @@ class KL:
         from corenas_distiller_knowledge.answers import KLLoss
 
         return KLLoss(self)
+
+
+@frozen
+class MSE:
+    """Mean squared difference of answers as they are: of numbers, and of logits (Ba and Caruana 2014, arXiv:1312.6184).
+
+    The one for regression, whose answers are no probabilities.
+    """
+
+    def start(self, context: DistillerContext) -> SquaredErrors:
+        """Return the distiller of a training."""
+        from corenas_distiller_knowledge.answers import SquaredErrors
+
+        return SquaredErrors()
 
 
 @frozen
@@ -110,10 +124,11 @@ class Features:
 
 @hookimpl
 def corenas_distillers() -> dict[str, type]:
-    """Offer "soft_cross_entropy", "kl", "adaptive_alpha" and "features"."""
+    """Offer "soft_cross_entropy", "kl", "mse", "adaptive_alpha" and "features"."""
     return {
         "soft_cross_entropy": SoftCrossEntropy,
         "kl": KL,
+        "mse": MSE,
         "adaptive_alpha": AdaptiveAlpha,
         "features": Features,
     }

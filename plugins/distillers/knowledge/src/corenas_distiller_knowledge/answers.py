@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def logits_of(signals: Signals) -> Tensor:
     """Return logits. Raises UserError for a task whose outputs are none."""
     if signals.logits is None:
-        text = "this distiller compares logits, which the task has not: nothing can be distilled"
-        raise UserError(text, key=("distiller", "type"))
+        text = "this distiller compares probabilities, and the task's answers are none: nothing can be distilled"
+        raise UserError(text, key=("distiller", "type"), hint='distiller = "mse" compares answers as they are')
     return signals.logits
 
 
@@ -46,6 +46,19 @@ def alpha_divergence(student: Tensor, teacher: Tensor, alpha: float, clip: float
     weights = (alpha * ratio).exp().clamp(max=clip)
     value = (q * (weights - 1)).sum(1) / (alpha * (alpha - 1))
     return value, -(q * weights * log_q).sum(1) / alpha
+
+
+class SquaredErrors:
+    """Mean squared difference of answers as they are."""
+
+    taps: Sequence[Tap] = ()
+
+    def loss(self, student: Signals, teacher: Signals) -> Tensor:
+        """Return the mean over images and answers, 0 where both say the same."""
+        if student.answers is None or teacher.answers is None:
+            text = "this task's outputs are no one tensor, and it has no logits: nothing can be distilled"
+            raise UserError(text, key=("distiller", "type"))
+        return F.mse_loss(student.answers, teacher.answers.detach())
 
 
 class SoftCrossEntropyLoss:

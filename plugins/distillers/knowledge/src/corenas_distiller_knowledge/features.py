@@ -37,6 +37,9 @@ class FeatureLoss(nn.Module):
 
     def __init__(self, options: Features, context: DistillerContext) -> None:
         super().__init__()
+        if options.teacher_at is not None and context.teacher is None:
+            text = "there is no fixed teacher, whose parts would have other names"
+            raise UserError(text, key=("distiller", "teacher_at"), hint="leave it out")
         self.taps = options.at
         self.teacher_taps = options.at if options.teacher_at is None else options.teacher_at
         self.weight, self.answers = options.weight, options.answers

@@ -11,7 +11,7 @@ from attrs import field, frozen
 from attrs.validators import ge, gt, optional
 
 from corenas.cli import add_plugin_option
-from corenas.contracts import EvaluatorContext, LiveEvaluator, LiveTask, Metric
+from corenas.contracts import EvaluatorContext, LiveEvaluator, LiveTask, Metric, Surroundings
 from corenas.hookspecs import hookimpl
 
 Backend: TypeAlias = Literal["eager", "compile", "onnxruntime", "openvino"]
@@ -58,6 +58,10 @@ class Latency:
 
     cheap: ClassVar[bool] = False
     exclusive: ClassVar[bool] = True
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, and why."""
+        return {"threads": "it is timed on the GPU"} if self.device == "cuda" else {}
 
     def provides(self, task: LiveTask) -> Mapping[str, Metric]:
         """Return the one metric."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from corenas.contracts import EvaluatorContext, Failure, LiveTask, Measured
+from corenas.contracts import EvaluatorContext, Failure, LiveTask, Measured, Signals
 from corenas.errors import UserError
 from corenas.loading import Batches
 from corenas.space import Arch
@@ -75,7 +75,7 @@ def synflow(network: nn.Module, task: LiveTask, batch: Any) -> float:
         if isinstance(module, _NORMS):
             module.register_forward_hook(lambda module, args, output: args[0])
     x = torch.ones_like(task.example, dtype=torch.float64, device=next(network.parameters()).device)
-    _logits(task, network(x)).sum().backward()
+    _answers(task, network(x)).sum().backward()
     flow = sum(float((weight * gradient).abs().sum()) for weight, gradient in _weights(network))
     return math.log(flow) if flow > 0 else -math.inf
 
@@ -98,7 +98,7 @@ def jacob_cov(network: nn.Module, task: LiveTask, batch: Any) -> float:
         return (inputs[-1], *args[1:])
 
     with _hooked(network.register_forward_pre_hook(as_leaf)):
-        outputs = _logits(task, task.forward(network, batch))
+        outputs = _answers(task, task.forward(network, batch))
     (gradients,) = torch.autograd.grad(outputs.sum(), inputs[0])
     values = torch.linalg.eigvalsh(torch.corrcoef(gradients.flatten(1).double())) + 1e-5
     return -float((values.log() + 1 / values).sum())
@@ -143,11 +143,11 @@ def _weights(network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
             yield module.weight.detach(), module.weight.grad
 
 
-def _logits(task: LiveTask, outputs: Any) -> Tensor:
-    logits = task.logits(outputs)
-    if logits is None:
-        raise UserError("this score needs a task with logits", key=("evaluators",))
-    return logits
+def _answers(task: LiveTask, outputs: Any) -> Tensor:
+    answers = Signals(outputs, task.logits(outputs)).answers
+    if answers is None:
+        raise UserError("this score needs a task whose outputs are one tensor, or logits", key=("evaluators",))
+    return answers
 
 
 @contextmanager

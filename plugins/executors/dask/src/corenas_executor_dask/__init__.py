@@ -9,6 +9,7 @@ from typing import Any
 from attrs import field, frozen
 from attrs.validators import ge, optional
 
+from corenas.contracts import Surroundings
 from corenas.hookspecs import hookimpl
 
 
@@ -27,6 +28,12 @@ class Dask:
     queue: Mapping[str, Any] | None = field(default=None, hash=False)
     workers: int | None = field(default=None, validator=optional(ge(1)))
     threads: int = field(default=1, validator=ge(1))
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, and why."""
+        if self.scheduler is not None:
+            return dict.fromkeys(("workers", "threads"), "the running cluster has its own")
+        return {"threads": "jobs of a queue have their own"} if self.queue is not None else {}
 
     def start(self) -> futures.Executor:
         """Return the workers. Raises UserError for a scheduler that does not answer, or no such queue."""

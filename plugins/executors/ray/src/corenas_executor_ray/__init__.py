@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent import futures
 
 from attrs import field, frozen
 from attrs.validators import ge, optional
 
+from corenas.contracts import Surroundings
 from corenas.hookspecs import hookimpl
 
 
@@ -22,6 +24,10 @@ class Ray:
     address: str | None = None
     workers: int | None = field(default=None, validator=optional(ge(1)))
     threads: int = field(default=1, validator=ge(1))
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, and why."""
+        return {} if self.address is None else {"workers": "the running cluster has its own"}
 
     def start(self) -> futures.Executor:
         """Return the workers. Raises UserError for a cluster that does not answer, or has no CPUs for a worker."""

@@ -17,7 +17,8 @@ class OpenAttention(nn.Module):
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
-        self.num_heads, self.batch_first, self.dropout = attention.num_heads, attention.batch_first, attention.dropout
+        self.num_heads, self.batch_first = attention.num_heads, attention.batch_first
+        self.dropout = nn.Dropout(attention.dropout)  # a layer, not a number, so that algorithms can turn it off
         self.in_proj_weight, self.in_proj_bias = attention.in_proj_weight, attention.in_proj_bias
         self.out_proj = attention.out_proj
         self._qkv_same_embed_dim = False  # what TransformerEncoderLayer asks before it takes its fused path
@@ -46,7 +47,7 @@ class OpenAttention(nn.Module):
             biases = (None,) * 3 if bias is None else bias.chunk(3)
             rows = zip((query, key, value), weight.chunk(3), biases, strict=True)
             q, k, v = (nn.functional.linear(*row).unflatten(-1, (heads, -1)).transpose(1, 2) for row in rows)
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.dropout.p if self.dropout.training else 0.0
         mask = _merged(key_padding_mask, attn_mask, q)
         x = nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout)
         x = self.out_proj(x.transpose(1, 2).flatten(2))

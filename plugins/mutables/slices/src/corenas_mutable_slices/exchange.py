@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ Rename = Callable[[str], str]
 def load(model: nn.Module, arch: Mapping[str, Any], state: Mapping[str, Tensor], rename: Rename = str) -> None:
     """Give the weights of a published network to the subnet of a supernet that is that network.
 
-    model: a supernet; what of its weights the arch does not use stays as it is
+    model: a supernet; what of its weights the arch does not use stays as it is; on the meta device nothing is written
     state: the published network's state dict; counts of batches, which old files lack, may be missing, and buffers that
         the supernet's own state dict leaves out, since they follow from its shape, are passed over
     Raises UserError for weights that are missing, have another shape (axes of length 1 apart) or are left over, and if
@@ -40,6 +41,8 @@ def load(model: nn.Module, arch: Mapping[str, Any], state: Mapping[str, Tensor],
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(f"these are not the weights of this subnet: {'; '.join(wrong[:5])}{more}")
     for whole, indices, given in writes:
+        if whole.is_meta:
+            continue
         # Not through a view: a supernet may keep its weights channels-last.
         flat = whole.clone(memory_format=torch.contiguous_format).view(-1)
         flat[indices.reshape(-1)] = given.reshape(-1).to(flat)
@@ -99,6 +102,7 @@ def load_pretrained(
 ) -> Arch:
     """Give the backbone of a supernet the weights in a file. Returns the arch in which it is the network of the file.
 
+    model: on the meta device names and shapes alone are read, to see whether they fit
     file: safetensors, or a state dict that torch reads with weights alone
     recognise: tells of which network a state dict is, and may change it; of one that is not known only a space of one
         network takes the weights
@@ -106,8 +110,9 @@ def load_pretrained(
     Raises UserError, keys under "backbone", for a file that cannot be read, or of a network that the space has not;
     the model is then as it was.
     """
-    state = {name: tensor for name, tensor in _state_in(file).items() if not name.startswith(tuple(heads))}
     backbone: nn.Module = getattr(model, "backbone", model)
+    shapes = any(parameter.is_meta for parameter in backbone.parameters())
+    state = {name: tensor for name, tensor in _state_in(file, shapes).items() if not name.startswith(tuple(heads))}
     name = "a network that is not known"
     try:
         name, network, rename = recognise(state)
@@ -238,14 +243,18 @@ def _solved(left: Mapping[str, Sequence[Any]], facts: Sequence[tuple[Value, Any]
     return next((found for found in tries if found is not None), None)
 
 
-def _state_in(file: str) -> dict[str, Tensor]:
-    """The state dict in a file. Raises UserError."""
+def _state_in(file: str, shapes: bool) -> dict[str, Tensor]:
+    """The state dict in a file; with `shapes` its tensors are on the meta device. Raises UserError."""
     try:
         if file.endswith(".safetensors"):
-            import safetensors.torch
+            import safetensors
 
-            return safetensors.torch.load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
+            with safetensors.safe_open(file, "pt", device="cpu") as whole:
+                names = whole.keys()
+                return {name: _shaped(whole.get_slice(name)) if shapes else whole.get_tensor(name) for name in names}
+        # Weights that nobody looks at are not read.
+        mapped = shapes and zipfile.is_zipfile(file)
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # of torch and safetensors, whatever the file is
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
         raise UserError(f"cannot read {file}: {reason}", key=("backbone", "weights")) from error
@@ -253,7 +262,13 @@ def _state_in(file: str) -> dict[str, Tensor]:
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise UserError(f"{file} holds no state dict", key=("backbone", "weights"))
-    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return {name.removeprefix("module."): t.to("meta") if shapes else t for name, t in found.items()}
+
+
+def _shaped(part: Any) -> Tensor:
+    """A tensor without numbers that has the shape and the type of one in a file of safetensors."""
+    numbers = part[:0] if part.get_shape() else part[...]
+    return torch.empty(part.get_shape(), dtype=numbers.dtype, device="meta")
 
 
 def published(network: nn.Module, rename: Rename = str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -397,15 +397,18 @@ class Conv3dSlice(nn.Conv3d):
 
 
 class ConvTranspose2dSlice(nn.ConvTranspose2d):
-    """A transposed convolution of which the first channels are active; its map is `stride` times as large.
+    """A transposed convolution of which the first channels are active.
 
     inputs, outputs: its channels; kernel_size: all sizes even or all odd where it is a variable: a smaller one is the
         centre of the largest; groups: as in `Conv2dSlice`; stride, dilation: a number, or one for each axis
-    forward: (n, active inputs, h, w) -> (n, active outputs, stride * h, stride * w)
-    Raises ValueError for a kernel that spans less than the stride, has no centre of that size, or is even at stride 1.
+    padding, output_padding: as torch has them for the largest kernel; with a smaller one `padding` is less, so that its
+        output has the same size. Left out, the map becomes `stride` times as large
+    forward: (n, active inputs, h, w) -> (n, active outputs, h', w'); without `padding` h' is stride * h
+    Raises ValueError for a kernel that has no centre of that size, and without `padding` for one that spans less than
+    the stride or is even at stride 1.
     """
 
-    plain, convolve, axes = nn.ConvTranspose2d, staticmethod(F.conv_transpose2d), 2
+    plain, convolve, axes, costs_inputs = nn.ConvTranspose2d, staticmethod(F.conv_transpose2d), 2, True
 
     def __init__(
         self,
@@ -416,8 +419,10 @@ class ConvTranspose2dSlice(nn.ConvTranspose2d):
         bias: bool = True,
         groups: Value | int | str = 1,
         dilation: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | None = None,
+        output_padding: int | Sequence[int] = 0,
     ) -> None:
-        _start_transposed(self, inputs, outputs, kernel_size, stride, bias, groups, dilation)
+        _start_transposed(self, inputs, outputs, kernel_size, stride, bias, groups, dilation, padding, output_padding)
 
     @per_choice
     def cuts(self) -> tuple[Cut, Cut]:
@@ -430,10 +435,15 @@ class ConvTranspose2dSlice(nn.ConvTranspose2d):
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """The chosen part's padding, output padding and groups: the map grows by the stride, whatever the kernel is."""
-        sizes = zip(_chosen_kernel(self), self.dilation, self.stride, strict=True)
+        """The chosen part's padding, output padding and groups: the map's size is the same, whatever the kernel is."""
+        kernel, groups = _chosen_kernel(self), self.elastic.choice.get("groups", 1)
+        groups = sum(self.elastic.choice["outputs"]) if self.depthwise else groups
+        if self.whole_padding is not None:
+            sizes = zip(self.whole_padding, self.dilation, self.kernel_size, kernel, strict=True)
+            less = tuple(pad - step * (whole - size) // 2 for pad, step, whole, size in sizes)
+            return less, self.output_padding, groups
+        sizes = zip(kernel, self.dilation, self.stride, strict=True)
         over = [step * (size - 1) + 1 - stride for size, step, stride in sizes]
-        groups = sum(self.elastic.choice["outputs"]) if self.depthwise else self.elastic.choice.get("groups", 1)
         return tuple((n + 1) // 2 for n in over), tuple(n % 2 for n in over), groups
 
     def active(self) -> tuple[Tensor, Tensor | None]:
@@ -442,16 +452,16 @@ class ConvTranspose2dSlice(nn.ConvTranspose2d):
         return of_weight(self.weight), None if self.bias is None else of_bias(self.bias)
 
     def forward(self, input: Tensor, output_size: None = None) -> Tensor:
-        """(n, active inputs, h, w) -> (n, active outputs, stride * h, stride * w)."""
+        """(n, active inputs, h, w) -> (n, active outputs, h', w')."""
         weight, bias = self.active()
         return self.convolve(input, weight, bias, self.stride, *self.shape, self.dilation)
 
-    def cost(self, positions: Value) -> LayerCost:
-        """Its cost at `positions` pixels of the output: each weight counts at each pixel of the input."""
+    def cost(self, positions: Value, inputs: Value) -> LayerCost:
+        """Its cost at `positions` pixels of the output: each weight counts at each of `inputs` pixels of the input."""
         taps = functools.reduce(operator.mul, self.kernels * (self.axes // len(self.kernels)))
         weights, outputs = self.inputs.size * (self.outputs.size // self.group_count) * taps, self.outputs.size
         biases = outputs if self.bias is not None else Constant(0)
-        return LayerCost(weights * (positions // math.prod(self.stride)), weights + biases, outputs * positions)
+        return LayerCost(weights * inputs, weights + biases, outputs * positions)
 
     def export(self) -> nn.Module:
         """The chosen part as a plain transposed convolution."""
@@ -474,17 +484,29 @@ def _start_transposed(
     bias: bool,
     groups: Value | int | str,
     dilation: int | Sequence[int],
+    padding: int | Sequence[int] | None,
+    output_padding: int | Sequence[int],
 ) -> None:
     """Initialise a transposed convolution of torch that is to be a slice, and say what its shape follows from."""
     inputs, outputs = Dimension.of(inputs), Dimension.of(outputs)
     whole, per_group = _grouped(layer, inputs, outputs, kernel_size, groups, outputs)
     width = outputs.allocated if per_group is None else per_group.largest
     # torch allocates (inputs, outputs / groups); its bias would be of this width as well.
-    layer.plain.__init__(layer, inputs.allocated, width, whole, stride, bias=False, dilation=dilation)
+    layer.plain.__init__(
+        layer, inputs.allocated, width, whole, stride, 0, output_padding, bias=False, dilation=dilation
+    )
     if bias:
         layer.bias = nn.Parameter(torch.empty(outputs.allocated))
         layer.reset_parameters()
     layer.out_channels = outputs.allocated
+    layer.whole_padding = None if padding is None else _padding(layer, padding)
+    more = zip(layer.output_padding, layer.stride, layer.dilation, strict=True)
+    if any(pad >= max(step, apart) for pad, step, apart in more):
+        raise ValueError(f"an output_padding of {output_padding} is not below stride or dilation")
+    if padding is not None:
+        return
+    if any(layer.output_padding):
+        raise ValueError("without `padding`, output_padding follows from the stride: say both or none")
     each = layer.kernels * (layer.axes // len(layer.kernels))
     for kernel, step, apart in zip(each, layer.stride, layer.dilation, strict=True):
         spans = apart * (kernel.possible[0] - 1) + 1
@@ -496,10 +518,10 @@ def _start_transposed(
 class ConvTranspose1dSlice(nn.ConvTranspose1d):
     """A transposed convolution along one axis, with all that `ConvTranspose2dSlice` has.
 
-    forward: (n, active inputs, l) -> (n, active outputs, stride * l)
+    forward: (n, active inputs, l) -> (n, active outputs, l')
     """
 
-    plain, convolve, axes = nn.ConvTranspose1d, staticmethod(F.conv_transpose1d), 1
+    plain, convolve, axes, costs_inputs = nn.ConvTranspose1d, staticmethod(F.conv_transpose1d), 1, True
     __init__ = ConvTranspose2dSlice.__init__
     cuts, shape, active = ConvTranspose2dSlice.cuts, ConvTranspose2dSlice.shape, ConvTranspose2dSlice.active
     forward, cost, export = ConvTranspose2dSlice.forward, ConvTranspose2dSlice.cost, ConvTranspose2dSlice.export
@@ -508,10 +530,10 @@ class ConvTranspose1dSlice(nn.ConvTranspose1d):
 class ConvTranspose3dSlice(nn.ConvTranspose3d):
     """A transposed convolution along three axes, with all that `ConvTranspose2dSlice` has.
 
-    forward: (n, active inputs, t, h, w) -> (n, active outputs, stride * t, stride * h, stride * w)
+    forward: (n, active inputs, t, h, w) -> (n, active outputs, t', h', w')
     """
 
-    plain, convolve, axes = nn.ConvTranspose3d, staticmethod(F.conv_transpose3d), 3
+    plain, convolve, axes, costs_inputs = nn.ConvTranspose3d, staticmethod(F.conv_transpose3d), 3, True
     __init__ = ConvTranspose2dSlice.__init__
     cuts, shape, active = ConvTranspose2dSlice.cuts, ConvTranspose2dSlice.shape, ConvTranspose2dSlice.active
     forward, cost, export = ConvTranspose2dSlice.forward, ConvTranspose2dSlice.cost, ConvTranspose2dSlice.export

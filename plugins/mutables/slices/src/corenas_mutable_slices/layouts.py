@@ -9,6 +9,7 @@ from attrs import Factory, field, frozen
 from attrs.validators import ge, le, optional
 
 from corenas.errors import Fault, UserError
+from corenas.space import SearchSpace
 from corenas.value import Constant, Value, as_value, rounded
 
 ResizeMode = Literal["nearest", "bilinear", "bicubic"]
@@ -78,6 +79,11 @@ class Sides:
 def _resolution(instance: object, attribute: object, value: Value | Sides) -> None:
     if not isinstance(value, Sides):
         whole(instance, attribute, value)
+
+
+def idle_resize(space: SearchSpace) -> dict[str, str]:
+    """Return that a backbone's `resize_mode` does nothing where a space resizes nothing (`contracts.PartlyIdle`)."""
+    return {} if "resolution" in space.tree else {"resize_mode": "this space has no `resolution`"}
 
 
 def resolution_field() -> Any:

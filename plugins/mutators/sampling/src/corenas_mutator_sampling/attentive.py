@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from attrs import field, frozen
+from attrs import field, fields, frozen
 from attrs.validators import ge, optional
 
-from corenas.contracts import MutatorContext
+from corenas.contracts import MutatorContext, Surroundings
 from corenas.features import Features
 from corenas.space import Arch
 from corenas_mutator_sampling.drawing import CostBins, Score, check_amount, check_width, with_paths
@@ -52,6 +52,18 @@ class Attentive:
     high: float | str | None = field(default=None, validator=check_amount)
     draws: int = field(default=10_000, validator=ge(1))
     tries: int = field(default=500, validator=ge(0))
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, and why."""
+        idle = {} if self.width is None else {"bins": "`width` says how wide they are"}
+        if self.predictor is None:
+            idle["after"] = "no predictor is fitted"
+        if self.candidates == 1:
+            idle |= dict.fromkeys(("predictor", "after", "rule"), "of one candidate there is nothing to choose")
+        if self.paths == 2:
+            names = {item.name for item in fields(type(self))} - {"paths"}
+            idle |= dict.fromkeys(names, "two paths are the largest and the smallest arch")
+        return idle
 
     def start(self, context: MutatorContext) -> AttentiveSampler:
         """Return a sampler. Raises UserError if no arch costs what the bounds say."""

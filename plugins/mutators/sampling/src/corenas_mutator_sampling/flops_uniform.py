@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from attrs import field, frozen
 from attrs.validators import ge
 
-from corenas.contracts import MutatorContext
+from corenas.contracts import MutatorContext, Surroundings
 from corenas.space import Arch
 from corenas_mutator_sampling.drawing import CostBins, Score, check_amount, check_width, with_paths
 
@@ -37,6 +38,10 @@ class FlopsUniform:
     high: float | str | None = field(default=None, validator=check_amount)
     draws: int = field(default=10_000, validator=ge(1))
     tries: int = field(default=500, validator=ge(0))
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, and why."""
+        return {} if self.width is None else {"bins": "`width` says how wide they are"}
 
     def start(self, context: MutatorContext) -> FlopsUniformSampler:
         """Return a sampler. Raises UserError if no arch costs what the bounds say."""

@@ -9,7 +9,7 @@ import numpy as np
 from attrs import field, frozen
 from attrs.validators import ge, optional
 
-from corenas.contracts import Problem
+from corenas.contracts import Problem, Surroundings
 from corenas.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ class Additive:
 
     initial: int | None = field(default=None, validator=optional(ge(2)))
     per_round: int = field(default=10, validator=ge(1))
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing, and that nothing is learnt in a search that ends before it begins to."""
+        idle = {}
+        if self.initial is not None and 0 < around.trials <= self.initial:
+            idle["type"] = f"{self.initial:,} archs at random are all {around.trials:,} trials"
+        return idle
 
     def start(self, problem: Problem, rng: np.random.Generator) -> AdditiveSearch:
         """Return a search whose first archs are random, unless earlier searches of the run have measured enough."""

@@ -9,7 +9,7 @@ import numpy as np
 from attrs import field, frozen
 from attrs.validators import ge
 
-from corenas.contracts import Problem
+from corenas.contracts import Problem, Surroundings
 from corenas.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -34,6 +34,13 @@ class Bayesian:
     population: int = field(default=200, validator=ge(2))
     generations: int = field(default=20, validator=ge(0))
     most: int = field(default=400, validator=ge(10))
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing, and that nothing is learnt in a search that ends before it begins to."""
+        idle: dict[str, str] = {}
+        if 0 < around.trials <= self.initial:
+            idle["type"] = f"{self.initial:,} archs at random are all {around.trials:,} trials"
+        return idle
 
     def start(self, problem: Problem, rng: np.random.Generator) -> BayesianSearch:
         """Return a search whose first archs are random."""

@@ -11,7 +11,7 @@ import numpy as np
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, min_len
 
-from corenas.contracts import Json, Problem
+from corenas.contracts import Json, Problem, Surroundings
 from corenas.errors import Fault, did_you_mean, raise_if_any
 from corenas.hookspecs import hookimpl
 from corenas.objectives import Trial
@@ -56,6 +56,11 @@ class CoarseToFine:
     coarse: float = field(default=0.5, validator=[gt(0.0), le(1.0)])
     parents: int = field(default=5, validator=ge(1))
     mutation_prob: float = field(default=0.1, validator=[gt(0.0), le(1.0)])
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing beside the others, and why."""
+        reason = "the grid may take all trials"
+        return dict.fromkeys(("parents", "mutation_prob"), reason) if self.coarse == 1 else {}
 
     def start(self, problem: Problem, rng: np.random.Generator) -> CoarseToFineSearch:
         """Return a search that begins with its grid. Raises UserError for a scale that fits no variable."""

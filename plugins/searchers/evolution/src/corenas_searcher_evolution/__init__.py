@@ -8,7 +8,7 @@ import numpy as np
 from attrs import field, frozen
 from attrs.validators import ge, le, optional
 
-from corenas.contracts import Json, Problem
+from corenas.contracts import Json, Problem, Surroundings
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.objectives import Trial
@@ -41,6 +41,13 @@ class Evolution:
                 key=("population",),
                 hint="raise population, or lower mutation or crossover",
             )
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing, and that nothing is learnt in a search that ends before it begins to."""
+        idle = {} if self.mutation else {"mutation_prob": "no archs of a generation are mutated"}
+        if 0 < around.trials <= self.population:
+            idle["type"] = f"{self.population:,} archs at random are all {around.trials:,} trials"
+        return idle
 
     def start(self, problem: Problem, rng: np.random.Generator) -> EvolutionSearch:
         """A search whose first generation is random."""

@@ -9,7 +9,7 @@ import numpy as np
 from attrs import field, frozen
 from attrs.validators import ge, le, optional
 
-from corenas.contracts import Json, Problem
+from corenas.contracts import Json, Problem, Surroundings
 from corenas.hookspecs import hookimpl
 from corenas.objectives import Trial
 from corenas.space import Arch, unseen
@@ -33,6 +33,12 @@ class NSGA2:
     crossover_prob: float = field(default=0.9, validator=[ge(0), le(1)])
     mutation_prob: float | None = field(default=None, validator=optional([ge(0), le(1)]))
     generations: int | None = field(default=None, validator=optional(ge(1)))
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing, and that nothing is learnt in a search that ends before it begins to."""
+        if self.population is not None and 0 < around.trials <= self.population:
+            return {"type": f"{self.population:,} archs at random are all {around.trials:,} trials"}
+        return {}
 
     def start(self, problem: Problem, rng: np.random.Generator) -> NSGA2Search:
         """Return a search whose first generation is random."""

@@ -9,7 +9,7 @@ import numpy as np
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, min_len, optional
 
-from corenas.contracts import EvaluatorContext, LiveEvaluator, LiveTask, Metric, Problem
+from corenas.contracts import EvaluatorContext, LiveEvaluator, LiveTask, Metric, Problem, Surroundings
 from corenas.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -42,6 +42,13 @@ class Predictor:
     mutation: float = field(default=0.5, validator=[ge(0.0), le(1.0)])
     mutation_prob: float = field(default=0.1, validator=[gt(0.0), le(1.0)])
     generations: int = field(default=50, validator=ge(0))
+
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing, and that nothing is learnt in a search that ends before it begins to."""
+        idle = {} if self.mutation else {"mutation_prob": "no children are mutated"}
+        if self.initial is not None and 0 < around.trials <= self.initial:
+            idle["type"] = f"{self.initial:,} archs at random are all {around.trials:,} trials"
+        return idle
 
     def start(self, problem: Problem, rng: np.random.Generator) -> PredictorSearch:
         """Return a search whose first archs are random, unless earlier searches of the run have measured enough."""

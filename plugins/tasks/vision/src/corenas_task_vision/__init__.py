@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, lt, optional
 
+from corenas.contracts import Headed, Surroundings
 from corenas.errors import Fault, UserError, did_you_mean
 from corenas.hookspecs import hookimpl
 from corenas_task_vision.known import EMBEDDED, FOLDER, TORCHVISION, Known
@@ -124,9 +125,27 @@ class Pictures:
         """`data` in its long form."""
         return Data(self.data) if isinstance(self.data, str) else self.data
 
+    def idle(self, around: Surroundings) -> Mapping[str, str]:
+        """Return options that do nothing with such data, and why."""
+        idle = {}
+        if self.source.type not in ("folder", "csv"):
+            idle = dict.fromkeys(("bits", "max_pixels", "verify", "skip_broken"), "this data is no image files")
+        elif self.verify == "none":
+            idle["skip_broken"] = "no file is looked at"
+        known = self.source.known.side
+        if known is not None and _square(self.size or known) == _square(known) and not self.augment:
+            idle["crop"] = "images have that size already"
+        if isinstance(getattr(around.network, "backbone", None), Headed):
+            idle |= dict.fromkeys(("dropout", "auxiliary"), "this network has a head of its own")
+        return {name: reason for name, reason in idle.items() if hasattr(self, name)}
+
     def read_labels(self, rows: Sequence[Sequence[str]], columns: Sequence[str]) -> tuple[Any, Sequence[str]]:
         """What the columns of labels of a table mean, row by row, and the names of it. Raises UserError."""
         raise NotImplementedError
+
+
+def _square(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 _COMMON = """data: "mnist5k", "digits", or a table for a folder, a table of labels or a data set of torchvision
@@ -176,7 +195,7 @@ class Classification(Pictures):
     mixup: alpha of the mixture of two images of a batch (Zhang et al. 2018, arXiv:1710.09412); 0 mixes none
     cutmix: alpha of the rectangle that one image of a batch has of another (Yun et al. 2019, arXiv:1905.04899); with
         `mixup` each batch has one of the two
-    per_class: whether balanced accuracy and the accuracy of each class, up to 100, are measured as well
+    per_class: whether balanced accuracy and, of up to 100 classes, the accuracy of each are measured as well
     auxiliary: what the loss of a linear classifier on each of the features before the last is worth, in training alone
         (Szegedy et al. 2015, arXiv:1409.4842); 0 builds none
     """

@@ -15,7 +15,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from attrs import Factory, define, evolve, frozen
+from attrs import Factory, define, evolve, fields, frozen
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
@@ -125,11 +125,13 @@ class Read:
     splits: where "train" stands alone, the others are cut out of it
     names: of classes, or of what is predicted
     skipped: files that are no images, counted by suffix
+    notes: what a person should know
     """
 
     splits: dict[str, Split]
     names: Sequence[str]
     skipped: Counter[str] = Factory(Counter)
+    notes: Sequence[str] = ()
 
 
 @define
@@ -155,12 +157,18 @@ def read(options: Pictures, channels: int, size: int, rng: np.random.Generator) 
         found = _READERS[data.type](data, options, channels, size)
     except UserError as error:
         raise error.under("data") from None
-    notes = []
+    notes = [*found.notes]
     if found.skipped:
         notes.append(f"{found.skipped.total():,} files in {data.root} are passed over: {said(found.skipped)}")
     digests = _checked(options, found, channels, size, notes)
     ready = [name for name in found.splits if name != "train"]
     splits, amounts = found.splits, {"test": options.test, "valid": options.valid}
+    usual = {item.name: item.default for item in fields(type(options))}
+    notes += [
+        f"task.{name} = {amounts[name]} does nothing: the data has its own {name} images"
+        for name in ready
+        if amounts[name] != usual[name]
+    ]
     labels = splits["train"].labels
     classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int64)
     pieces = cut(classes, {name: n for name, n in amounts.items() if name not in splits}, rng)
@@ -192,9 +200,20 @@ def _checked(options: Pictures, found: Read, channels: int, size: int, notes: li
         found.splits[name] = split.part(np.flatnonzero(whole))
     if checked.broken:
         notes.append(f"{len(checked.broken):,} images cannot be read and are left out: {', '.join(checked.broken)}")
-    if checked.brightest is not None and checked.brightest < 0.26:
-        most = round(checked.brightest * (2**options.bits - 1))
-        used = max(8, math.ceil(math.log2(most + 1)))
+    if paths and how == "all" and checked.brightest is None and options.bits != 16:
+        notes.append(f"task.bits = {options.bits} does nothing: no image has more than 8 bits")
+    if checked.ignored["pages"]:
+        text = f"{checked.ignored['pages']:,} files have several pages or frames, of which the first is read"
+        notes.append(f"{text}; `channels` in [task], of TIFF files, takes pages for channels")
+    if checked.ignored["turned"]:
+        notes.append(f"{checked.ignored['turned']:,} images say by EXIF that they are to be turned, which is not done")
+    if checked.floats is not None and (checked.floats[0] < 0 or checked.floats[1] > 1):
+        low, high = checked.floats
+        text = f"pixels that are floats go from {low:g} to {high:g}, and are taken as they are"
+        notes.append(f"{text}: 0 to 1 is expected, which `mean` and `std` in [task] refer to")
+    if checked.brightest is not None and checked.brightest < 0.26 * (2**options.bits - 1):
+        most = checked.brightest
+        used = max(9, math.ceil(math.log2(most + 1)))
         text = f"the brightest of all pixels of 16 bits is {most:,} of {2**options.bits - 1:,}"
         notes.append(f"{text}: `bits = {used}` in [task] would use the whole range")
     return checked.digests
@@ -428,8 +447,12 @@ def _csv(data: Data, options: Pictures, channels: int, size: int) -> Read:
     if "train" not in of_split:
         raise UserError("no row of this column is train", key=("split",))
     whole = _whole(Files(paths, channels, size, options.bits, options.max_pixels), labels)
+    separator = getattr(options, "separator", "|")
+    notes = [f"task.separator = {separator!r} does nothing: there are several columns of labels"]
     return Read(
-        {name: whole.part(np.flatnonzero(of_split == name)) for name in dict.fromkeys(of_split.tolist())}, names
+        {name: whole.part(np.flatnonzero(of_split == name)) for name in dict.fromkeys(of_split.tolist())},
+        names,
+        notes=notes if len(columns) > 1 and separator != "|" else (),
     )
 
 

@@ -79,8 +79,10 @@ class LiveMultiLabel(LiveImages):
         weight = torch.full((self.count,), self.options.positive_weight, device=outputs.device, dtype=outputs.dtype)
         return F.binary_cross_entropy_with_logits(outputs, batch[1].to(outputs), pos_weight=weight)
 
-    def logits(self, outputs: Tensor) -> None:
-        """None: they are of no distribution over classes."""
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Of each label of each image (there, not there): (n * labels, 2), whose softmax is the label's sigmoid."""
+        there = outputs.flatten()
+        return torch.stack([there, torch.zeros_like(there)], 1)
 
     def meter(self) -> Precisions:
         """A new one."""
@@ -141,7 +143,7 @@ class LiveRegression(LiveImages):
         return _LOSSES[self.options.loss](outputs, wanted)
 
     def logits(self, outputs: Tensor) -> None:
-        """None: there are no classes."""
+        """None: numbers are of no distribution."""
 
     def meter(self) -> Errors:
         """A new one."""

@@ -13,17 +13,16 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
-from attrs import define, frozen
+from attrs import Factory, define, frozen
 from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from corenas import distributed
 
@@ -76,26 +75,99 @@ def pixels(source: Any, path: str, channels: int, size: int, bits: int = 16, mos
     most: how many pixels a picture may have that is decoded
     Raises one of `UNREADABLE` for a file that is no image.
     """
+    return _finished(_raw(source, path, channels, size, most)[0], channels, bits)
+
+
+def _raw(
+    source: Any, path: str, channels: int, size: int, most: int, look: bool = False
+) -> tuple[np.ndarray, Sequence[str]]:
+    """The pixels of a file as they are there, (c, h, w).
+
+    look: whether to say as well what of it is not looked at: "pages", "turned"
+    """
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".npy":
-        return _scaled(_by_channel(np.load(source, allow_pickle=False), channels), bits)
+        return _by_channel(_array(source, channels * most), channels), ()
     if channels not in (1, 3) and suffix in (".tif", ".tiff"):
-        import tifffile  # bands and pages beyond colour, which Pillow does not read
-
-        try:
-            return _scaled(_by_channel(tifffile.imread(source), channels), bits)
-        except tifffile.TiffFileError as error:
-            raise ValueError(str(error)) from None
+        return _by_channel(_bands(source, channels * most), channels), ()
     with _opened(source) as picture:
         _drafted(picture, mode_of(channels), size, most)
-        deep = _deep_colours(picture, source)
-        if channels not in (1, 3):
-            return _scaled(_by_channel(np.asarray(picture) if deep is None else deep, channels), bits)
-        if deep is not None:
-            return _in_colours(_scaled(deep, bits), channels)
-        if _is_deep(picture):
-            return _scaled(np.asarray(picture).astype(np.uint16)[None], bits).expand(channels, -1, -1)
-        return functional.pil_to_tensor(converted(picture, mode_of(channels)))
+        array = _decoded(picture, source, channels, most)
+        return array, _ignored(picture) if look else ()
+
+
+def _decoded(picture: Image.Image, source: Any, channels: int, most: int) -> np.ndarray:
+    """The pixels of a picture that was opened, (c, h, w)."""
+    deep = _deep_colours(picture, source, 4 * most)
+    if channels not in (1, 3):
+        return _by_channel(np.asarray(picture) if deep is None else deep, channels)
+    if deep is not None:
+        return deep[: 1 if len(deep) < 3 else 3]  # the last of 2 or 4 is transparency
+    if _is_deep(picture):
+        return np.asarray(picture).astype(np.uint16)[None]
+    shown = np.asarray(converted(picture, mode_of(channels)))
+    return shown[None] if shown.ndim == 2 else shown.transpose(2, 0, 1)
+
+
+def _ignored(picture: Image.Image) -> list[str]:
+    """What of a picture that was decoded is not looked at."""
+    found = []
+    with suppress(*UNREADABLE):  # its first frame is whole, whatever comes after it
+        if picture.getexif().get(_ORIENTATION, 1) not in (0, 1):
+            found.append("turned")
+        if picture.format in ("GIF", "PNG", "TIFF", "WEBP") and getattr(picture, "n_frames", 1) > 1:
+            found.append("pages")
+    return found
+
+
+_ORIENTATION = 0x112
+"""The EXIF tag of how a picture is to be turned."""
+
+
+def _array(source: Any, most: int) -> np.ndarray:
+    """The array in a .npy file. Raises ValueError for one of more numbers than `most`, before it is read."""
+    with nullcontext(source) if isinstance(source, io.BytesIO) else open(source, "rb") as file:
+        _refuse_too_many(_shape_of_array(file), most)
+        file.seek(0)
+        return np.load(file, allow_pickle=False)
+
+
+def _shape_of_array(file: Any) -> tuple[int, ...]:
+    """The shape that the header of a .npy file says. Raises ValueError for what is none."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"a .npy file of version {version}: expected 1.0 or 2.0")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)[0]
+
+
+def _bands(source: Any, most: int) -> np.ndarray:
+    """What a TIFF has beyond what Pillow reads. Raises ValueError for more numbers than `most`, before it is read."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(source) as file:
+            _refuse_too_many(file.series[0].shape, most)
+            return file.series[0].asarray()
+    except (tifffile.TiffFileError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _refuse_too_many(shape: Sequence[int], most: int) -> None:
+    if math.prod(shape) > most:
+        raise ValueError(f"it has {' x '.join(map(str, shape))} pixels, more than `max_pixels` in [task] allows")
+
+
+def _finished(array: np.ndarray, channels: int, bits: int) -> Tensor:
+    """Pixels as they are, (c, h, w), in so many channels and in bytes or floats. Raises ValueError for what is none."""
+    if not array.size:
+        raise ValueError(f"it has the shape {array.shape}: there are no pixels")
+    image = _scaled(array, bits)
+    if len(image) == channels:
+        return image
+    if channels == 1:
+        return (image * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)  # as Pillow's "L"
+    return image.expand(channels, -1, -1)
 
 
 def mode_of(channels: int) -> str:
@@ -108,9 +180,11 @@ def converted(picture: Image.Image, mode: str) -> Image.Image:
     if _is_deep(picture):  # PIL would cut off all that is brighter than 255 of 65,535
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     elif picture.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits, of a scale that nobody knows; expected 8 or 16")
+        raise ValueError("its pixels are signed, of 32 bits or floats, of a scale that nobody knows; expected 8 or 16")
     elif picture.mode == "P" and "transparency" in picture.info:  # PIL would warn
         picture = picture.convert("RGBA")
+    elif picture.mode == "LAB":  # from which PIL knows no other way
+        picture = picture.convert("RGB")
     return picture.convert(mode)
 
 
@@ -119,6 +193,9 @@ def _is_deep(picture: Image.Image) -> bool:
     return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM")
 
 
+_BITS_PER_SAMPLE = 0x102
+_PLANES = 0x11C
+"""TIFF tags of how many bits each channel has, and of channels one after the other, which is 2."""
 _OTHER_BYTES = {
     "LA;16B": "RGBA",  # both bytes of both channels
     "RGB;16B": "RGB;16L",
@@ -131,8 +208,11 @@ _OTHER_BYTES = {
 """How Pillow unpacks channels of 16 bits, of which it keeps the upper bytes, and how it keeps the lower ones."""
 
 
-def _deep_colours(picture: Image.Image, source: Any) -> np.ndarray | None:
-    """The pixels (c, h, w) of a PNG, TIFF or PPM that has several channels of 16 bits; None for any other."""
+def _deep_colours(picture: Image.Image, source: Any, most: int) -> np.ndarray | None:
+    """The pixels (c, h, w) of a PNG, TIFF or PPM that has several channels of 16 bits; None for any other.
+
+    most: how many numbers there may be
+    """
     tiles: Any = getattr(picture, "tile", None)
     codec, _, offset, arguments = tiles[0] if tiles else ("", None, 0, "")
     raw, *more = (arguments,) if isinstance(arguments, str) else arguments or ("",)
@@ -140,6 +220,10 @@ def _deep_colours(picture: Image.Image, source: Any) -> np.ndarray | None:
         width, height = picture.size
         array = np.frombuffer(_content(source), ">u2", height * width * 3, offset).reshape(height, width, 3)
         return (array if more[0] == 65535 else array / np.float32(more[0])).transpose(2, 0, 1)
+    tags = getattr(picture, "tag_v2", {})
+    depths = tags.get(_BITS_PER_SAMPLE, (8,))
+    if len(depths) > 1 and max(depths) > 8 and (raw not in _OTHER_BYTES or tags.get(_PLANES) == 2):
+        return _by_channel(_bands(source, most), len(depths))  # PIL takes planes, one after the other, for bytes
     if raw not in _OTHER_BYTES:
         return None
     with _opened(io.BytesIO(_content(source))) as again:
@@ -160,14 +244,6 @@ def _content(source: Any) -> bytes:
     return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
 
 
-def _in_colours(image: Tensor, channels: int) -> Tensor:
-    """Floats of 1 to 4 channels, the last of 2 or 4 transparency, as grey or colour."""
-    image = image[: 1 if len(image) < 3 else 3]
-    if len(image) == 3 and channels == 1:
-        return (image * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)  # as Pillow's "L"
-    return image.expand(channels, -1, -1)
-
-
 def _by_channel(array: np.ndarray, channels: int) -> np.ndarray:
     """An array of pixels as (c, h, w). Raises ValueError if it has no axis of so many channels."""
     if array.ndim == 2 and channels == 1:
@@ -180,17 +256,22 @@ def _by_channel(array: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _scaled(array: np.ndarray, bits: int) -> Tensor:
-    """Pixels as bytes, or as floats from 0 to 1. Raises ValueError for other types."""
+    """Pixels as bytes, or as floats from 0 to 1. Raises ValueError for other types, and pixels beyond all bits."""
     if array.dtype == np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(array))
+        return torch.from_numpy(np.array(array, order="C"))  # a copy: Pillow's own cannot be written into
     if array.dtype == bool:
         return torch.from_numpy(array.astype(np.uint8) * 255)
-    if array.dtype in (np.uint16, ">u2", np.int32):
-        most = 2**bits - 1
-        return torch.from_numpy(np.minimum(array.astype(np.float32), most) / most)
+    if array.dtype.kind in "iu":
+        most, low, high = 2**bits - 1, int(array.min()), int(array.max())
+        if low < 0 or high > most:
+            beyond = "" if bits == 16 else ", with `bits` in [task]"
+            raise ValueError(f"its pixels go from {low:,} to {high:,}: expected 0 to {most:,}{beyond}")
+        return torch.from_numpy(array.astype(np.float32) / most)
     if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise ValueError("some of its pixels are no finite numbers")
         return torch.from_numpy(array.astype(np.float32))
-    raise ValueError(f"its pixels are of {array.dtype}: expected 8 or 16 bits, or floats from 0 to 1")
+    raise ValueError(f"its pixels are of {array.dtype}: expected whole numbers, or floats from 0 to 1")
 
 
 @frozen
@@ -212,7 +293,8 @@ def look_at_headers(paths: Sequence[str]) -> Look | None:
     for path in [paths[i] for i in dict.fromkeys(every.tolist())]:
         try:
             if path.lower().endswith(".npy"):
-                shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+                with open(path, "rb") as file:
+                    shape = _shape_of_array(file)
                 least = int(np.argmin(shape)) if len(shape) == 3 else 0
                 channels.add(shape[least] if len(shape) == 3 else 1)
                 sizes.add(tuple(n for i, n in enumerate(shape) if len(shape) == 2 or i != least))
@@ -250,12 +332,16 @@ class Checked:
 
     broken: path -> what is wrong with it
     digests: path -> that of its content, where contents were read
-    brightest: the largest pixel of files of more than 8 bits, on a scale of 0 to 1 after `bits`; None if there are none
+    brightest: the largest pixel of files of whole numbers of more than 8 bits; None if there are none
+    floats: the smallest and the largest pixel of files of floats; None if there are none
+    ignored: of what is not looked at, "pages" or "turned", how many files have it
     """
 
     broken: dict[str, str]
     digests: dict[str, bytes]
-    brightest: float | None
+    brightest: int | None = None
+    floats: tuple[float, float] | None = None
+    ignored: Counter[str] = Factory(Counter)
 
 
 def check(
@@ -265,27 +351,31 @@ def check(
 
     how: "all" decodes each, "headers" opens each, "none" nothing
     """
-    found = Checked({}, {}, None)
+    found = Checked({}, {})
     if how == "none":
         return found
 
-    def one(path: str) -> tuple[str | None, bytes | None, float | None]:
+    def one(path: str) -> tuple[str | None, bytes | None, np.ndarray | None, Sequence[str]]:
         try:
             if how == "headers":
-                if not path.lower().endswith(".npy"):
+                if path.lower().endswith(".npy"):
+                    with open(path, "rb") as file:
+                        _refuse_too_many(_shape_of_array(file), channels * most)
+                else:
                     with _opened(path) as picture:
                         _drafted(picture, mode_of(channels), size, most)
-                return None, None, None
+                return None, None, None, ()
             content = Path(path).read_bytes()
-            image = pixels(io.BytesIO(content), path, channels, size, bits, most)
-            peak = float(image.max()) if image.is_floating_point() else None
-            return None, hashlib.blake2b(content, digest_size=16).digest(), peak
+            array, ignored = _raw(io.BytesIO(content), path, channels, size, most, look=True)
+            _finished(array, channels, bits)
+            ends = np.array([array.min(), array.max()]) if array.dtype.itemsize > 1 else None
+            return None, hashlib.blake2b(content, digest_size=16).digest(), ends, ignored
         except (*UNREADABLE, MemoryError) as error:
-            return re.sub(r" ?<_io.BytesIO[^>]*>", "", str(error)) or type(error).__name__, None, None
+            return re.sub(r" ?<_io.BytesIO[^>]*>", "", str(error)) or type(error).__name__, None, None, ()
 
     told = time.monotonic()
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for n, (path, (reason, digest, peak)) in enumerate(zip(paths, pool.map(one, paths), strict=True)):
+        for n, (path, (reason, digest, ends, ignored)) in enumerate(zip(paths, pool.map(one, paths), strict=True)):
             if time.monotonic() - told > _PATIENCE and distributed.rank() == 0:
                 told = time.monotonic()
                 print(f"images looked at: {n:,} of {len(paths):,}", file=sys.stderr, flush=True)
@@ -293,8 +383,12 @@ def check(
                 found.broken[path] = reason
             if digest is not None:
                 found.digests[path] = digest
-            if peak is not None:
-                found.brightest = max(peak, found.brightest or 0.0)
+            if ends is not None and ends.dtype.kind == "f":
+                low, high = found.floats or ends
+                found.floats = min(float(ends[0]), float(low)), max(float(ends[1]), float(high))
+            elif ends is not None:
+                found.brightest = max(int(ends[1]), found.brightest or 0)
+            found.ignored.update(ignored)
     return found
 
 

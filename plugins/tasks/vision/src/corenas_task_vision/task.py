@@ -180,7 +180,8 @@ class Accuracies:
             for name, n, right in zip(self.names, *self.by_class.tolist(), strict=True)
         }
         there = [share for share in each.values() if share == share]
-        return {**found, "balanced": sum(there) / len(there) if there else float("nan"), **each}
+        balanced = sum(there) / len(there) if there else float("nan")
+        return {**found, "balanced": balanced, **{name: each[name] for name in _of_classes(self.names)}}
 
 
 class LiveImages:
@@ -196,6 +197,7 @@ class LiveImages:
         photos = known.side is None
         seen = look(options.source) if photos and None in (options.channels, options.size) else None
         channels = options.channels or (seen.channels if seen else known.channels)
+        self.notes: list[str] = []
         small = seen is not None and seen.side is not None and options.size is None
         size = _sides(options.size or (seen.side if seen and small else None) or known.side or PHOTO)
         crop = options.crop or (0.875 if photos and not small else 1.0)
@@ -204,13 +206,14 @@ class LiveImages:
         self.finish = Finish(size, crop, mean, std)
         self.augment = Augment(options.augment) if options.augment else None
         self.mix: Any = None
-        self.notes: list[str] = []
         self.cut = ""
         self._splits: dict[str, Split] = {}
         self.names: Sequence[str] = ()
         if data:
             ready = read(options, channels, max(self.finish.resized), rng)
             self._splits, self.names, self.notes, self.cut = ready.splits, ready.names, ready.notes, ready.cut
+            if options.crop is not None and small and self.augment is None:
+                self.notes.append(f"task.crop = {options.crop} does nothing: images have that size already")
         if self.augment is not None:
             # Photos differ in size; a blank one stands for them where it costs a file to look.
             height, width = [2 * side for side in size] if photos else _sides(known.side or size)
@@ -246,6 +249,10 @@ class LiveImages:
         mixes = altered and self.mix is not None
         return Mixed(part, self.finish, augment, self.mix) if mixes else Images(part, self.finish, augment)
 
+    def _tell(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """What the head gives: logits, or numbers."""
         return model(batch[0])
@@ -264,10 +271,10 @@ class LiveClassification(LiveImages):
             raise UserError(f"there are {self.classes} classes", key=("classes",), hint="leave `classes` out")
         self.tops = (1, 5) if self.classes > 5 else (1,)
         named = self.names or [*map(str, range(self.classes))]
-        self.measured = [*named][: self.classes] if options.per_class and self.classes <= MOST_CLASSES else ()
+        self.measured = [*named][: self.classes] if options.per_class else ()
         metrics = [f"top{top}" for top in self.tops]
         if self.measured:
-            metrics += ["balanced", *(f"top1 of {name}" for name in self.measured)]
+            metrics += ["balanced", *_of_classes(self.measured)]
         self.metrics: Mapping[str, Metric] = dict.fromkeys(metrics, Metric("%", "max"))
         self.preprocessing = {**self.preprocessing, "classes": [*self.names] or self.classes}
         self.mix = _mixture(options, self.classes)
@@ -278,6 +285,11 @@ class LiveClassification(LiveImages):
     def head(self, feat_dims: Sequence[Dimension]) -> Head:
         """A linear classifier of the last features, and auxiliary ones of the others if the options want them."""
         auxiliary = feat_dims[:-1] if self.options.auxiliary else ()
+        others, wanted = len(feat_dims) - 1, self.options.auxiliary
+        if wanted and not others:
+            self._tell(f"task.auxiliary = {wanted} does nothing: the backbone gives no features before the last")
+        if others and not wanted:
+            self._tell(f"features before the last ({others}) are for nothing: without task.auxiliary no loss has them")
         return Head(feat_dims[-1], self.classes, self.options.dropout, auxiliary)
 
     def loss(self, outputs: Tensor | tuple[Tensor, ...], batch: Any) -> Tensor:
@@ -306,6 +318,11 @@ class LiveClassification(LiveImages):
     def meter(self) -> Accuracies:
         """A new count."""
         return Accuracies(self.tops, self.measured)
+
+
+def _of_classes(names: Sequence[str]) -> list[str]:
+    """The metrics of single classes, of which there are none where there are too many classes."""
+    return [f"top1 of {name}" for name in names] if len(names) <= MOST_CLASSES else []
 
 
 MOST_CLASSES = 100
