@@ -250,7 +250,7 @@ class MobileNetV3:
         from corenas_mutable_slices.exchange import load_pretrained
 
         assert self.weights is not None
-        heads = ["classifier.3.", "classifier.1.", "classifier.weight", "classifier.bias"]
+        heads = ["classifier.3.", "classifier.1.", "classifier.weight", "classifier.bias", "classifier.linear."]
         load_pretrained(model, space, self.weights, functools.partial(recognise, model), heads)
 
 

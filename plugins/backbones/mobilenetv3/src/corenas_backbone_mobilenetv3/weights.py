@@ -1,4 +1,4 @@
-"""How torchvision and timm call the weights of their networks of inverted residual blocks."""
+"""How torchvision, timm and Once-for-All call the weights of their networks of inverted residual blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from corenas.run.spec import SPECS
 from corenas.run.toml import read_toml
 from corenas.space import SearchSpace
 from corenas_backbone_mobilenetv3 import MobileNetV3
-from corenas_mutable_slices.exchange import Published, fits
+from corenas_mutable_slices.exchange import (
+    Published,
+    PublishedSupernet,
+    fits,
+    once_for_all_blocks,
+    once_for_all_name,
+)
 
 _PARTS = {"conv": "0", "norm": "1", "reduce": "fc1", "expand": "fc2"}
 _BLOCKS = {"mobilenet_v3": "{number}.block", "mobilenet_v2": "{number}.conv", "efficientnet": "{stage}.{block}.block"}
@@ -112,11 +118,13 @@ PUBLISHED = ("mobilenetv3-large", "mobilenetv3-small", "mobilenetv2", "mnasnet",
 """Spaces of one network, of which torchvision and timm have weights."""
 
 
-def recognise(model: nn.Module, state: Mapping[str, Tensor]) -> Published:
-    """Which network a state dict without a classifier is of, by names and shapes.
+def recognise(model: nn.Module, state: dict[str, Tensor]) -> Published | PublishedSupernet:
+    """Which network or supernet a state dict without a classifier is of, by names and shapes.
 
     Raises UserError for a network that is not known if its family's batch norms add something else to the variance.
     """
+    if any(name.startswith("first_conv.") for name in state):
+        return PublishedSupernet("a supernet of Once-for-All's family, or one of its subnets", _supernet_names)
     family = "timm" if "conv_stem.weight" in state else next((f for f, key in _SIGNS.items() if key in state), "other")
     eps = 1e-3 if family == "mobilenet_v3" else 1e-5
     rename = timm_names if family == "timm" else functools.partial(torchvision_names, family=family)
@@ -131,6 +139,82 @@ def recognise(model: nn.Module, state: Mapping[str, Tensor]) -> Published:
     if wrong is not None:
         raise UserError(f"its batch norms have eps = {eps}, those of the backbone {wrong}: set `norm_eps`")
     return Published("a network that is not known", None, rename)
+
+
+_LAYERS = {
+    "expand": "inverted_bottleneck",
+    "depthwise": "depth_conv",
+    "project": "point_linear",
+    "se": "depth_conv.se.fc",
+    "shortcut": "shortcut.conv",
+}
+"""What a block's layers are in Once-for-All's code, and in AttentiveNAS's and AlphaNet's after it."""
+
+
+def _supernet_names(model: nn.Module, state: dict[str, Tensor]) -> Callable[[str], str]:
+    """Gives the name in a supernet of Once-for-All's family, of which the state keeps what a model has room for.
+
+    Raises UserError for one of other stages, and for matrices between kernels where the model's are mere centres.
+    """
+    backbone: Any = model
+    for name in [*state]:
+        tensor = state.pop(name)
+        if "bn_tracking" not in name:  # statistics of AttentiveNAS's smallest and largest subnet
+            own = once_for_all_name(name).removeprefix("last_conv.")
+            state[re.sub(r"^(?=(conv|bn)\.)", "feature_mix_layer.", own)] = tensor
+    blocks = once_for_all_blocks(state, "point_linear.bn", backbone.stages)
+    numbers = {place: number for number, place in blocks.items()}
+    for number, (i, j) in blocks.items():
+        own, path = backbone.stages[i].blocks, f"blocks.{number}."
+        if j < len(own):
+            _narrow_kernel(state, f"{path}depth_conv.conv.", own[j].body.depthwise.conv)
+        if j >= len(own):
+            _drop(state, path)
+        elif not getattr(own[j], "shortcut", nn.Identity()).state_dict():
+            _drop(state, f"{path}shortcut.")  # AttentiveNAS's code has it where it is never used, too
+    head = "final_expand_layer" if "final_expand_layer.conv.weight" in state else "feature_mix_layer"
+    outside = {"stem": "first_conv", "final.0": head, "final.3": "feature_mix_layer.conv"}
+    if getattr(backbone, "levels", ()):  # what comes after the last of them is nowhere
+        _drop(state, "final_expand_layer.")
+        _drop(state, "feature_mix_layer.")
+
+    def rename(name: str) -> str:
+        match = re.fullmatch(r"stages\.(\d+)\.blocks\.(\d+)\.(?:body\.)?(\w+)\.(.+)", name)
+        if match is None:
+            path = next((path for path in outside if name.startswith(f"{path}.")), "")
+            return outside.get(path, path) + name.removeprefix(path).replace("norm.", "bn.")
+        rest = re.sub(r"^(1\.)?projection\.", "", match[4]).replace("norm.", "bn.")
+        if (transform := re.fullmatch(r"conv\.transforms\.(\d+)\.matrix", rest)) is not None:
+            sizes = backbone.get_submodule(name.partition(".transforms")[0]).kernel.possible[::-1]
+            rest = "conv.{}to{}_matrix".format(*sizes[int(transform[1]) :])
+        return f"blocks.{numbers[int(match[1]), int(match[2])]}.{_LAYERS[match[3]]}.{rest}"
+
+    return rename
+
+
+def _drop(state: dict[str, Tensor], path: str) -> None:
+    for name in [name for name in state if name.startswith(path)]:
+        del state[name]
+
+
+def _narrow_kernel(state: dict[str, Tensor], path: str, conv: Any) -> None:
+    """Make a depthwise kernel as small as the largest of a layer, by the matrices between sizes where there are any.
+
+    Those that the layer has no use for go. Raises UserError where its smaller kernels would be mere centres instead.
+    """
+    weight = state[f"{path}weight"]
+    matrices = [name for name in state if name.startswith(path) and name.endswith("_matrix")]
+    if matrices and len(conv.kernel.possible) > 1 and conv.transforms is None:
+        raise UserError("smaller kernels come from larger ones by matrices there: set `transforms = true`")
+    while (size := weight.shape[-1]) > conv.kernel_size[0]:
+        weight = weight[..., 1:-1, 1:-1]
+        matrix = state.pop(f"{path}{size}to{size - 2}_matrix", None)
+        if matrix is not None:
+            weight = (weight.flatten(1) @ matrix.T).view(weight.shape)
+    state[f"{path}weight"] = weight
+    if conv.transforms is None:
+        for name in {*matrices} & {*state}:
+            del state[name]
 
 
 _SIGNS = {

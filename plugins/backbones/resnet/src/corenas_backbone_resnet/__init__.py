@@ -219,7 +219,7 @@ class ResNet:
         from corenas_mutable_slices.exchange import load_pretrained
 
         assert self.weights is not None
-        load_pretrained(model, space, self.weights, recognise, ["fc."])
+        load_pretrained(model, space, self.weights, recognise, ["fc.", "classifier.linear."])
 
 
 @hookimpl

@@ -1,17 +1,23 @@
-"""Where torchvision's networks stand in `spec/space/resnet.toml`, and how it names their weights."""
+"""Where torchvision's networks stand in `spec/space/resnet.toml`; how it and Once-for-All name their weights."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from corenas.space import SearchSpace
 from corenas_backbone_resnet import ResNet
-from corenas_mutable_slices.exchange import Published, fits
+from corenas_mutable_slices.exchange import (
+    Published,
+    PublishedSupernet,
+    fits,
+    once_for_all_blocks,
+    once_for_all_name,
+)
 
 
 def _network(op: str, depths: Sequence[int], widths: Sequence[int], **blocks: float) -> Mapping[str, Any]:
@@ -55,8 +61,10 @@ def torchvision_name(name: str) -> str:
     return name
 
 
-def recognise(state: Mapping[str, Tensor]) -> Published:
-    """Which of torchvision's networks a state dict without a classifier is of."""
+def recognise(state: dict[str, Tensor]) -> Published | PublishedSupernet:
+    """Which of torchvision's networks, or Once-for-All's supernets, a state dict without a classifier is of."""
+    if any(name.startswith("input_stem.") for name in state):
+        return PublishedSupernet("a supernet of Once-for-All's ResNets, or one of its subnets", _supernet_names)
     for name, choices in TORCHVISION.items():
         stages = [
             {stage["op"]: {"ratio": 1, **stage[stage["op"]]}, "stride": 2 if i else 1}
@@ -67,3 +75,40 @@ def recognise(state: Mapping[str, Tensor]) -> Published:
         if fits(network, state, torchvision_name):
             return Published(name, network, lambda body, arch: torchvision_name)
     return Published("a ResNet that is not known", None, lambda body, arch: torchvision_name)
+
+
+_SUPERNET_NAMES = (
+    (r"^stem\.first\.", r"input_stem.0."),
+    (r"^stem\.middle\.blocks\.0\.body\.conv\.", r"input_stem.1."),
+    (r"^stem\.last\.", r"input_stem.2."),
+    (r"\.body\.", r"."),
+    (r"\.shortcut\.projection\.(?:conv\.(?=conv\.|norm\.))?", r".downsample."),
+    (r"\bnorm\.", r"bn."),
+)
+
+
+def _supernet_names(model: nn.Module, state: dict[str, Tensor]) -> Callable[[str], str]:
+    """Gives the names of Once-for-All's ResNets, of whose state dict it keeps the blocks that a model has room for.
+
+    Raises UserError for one of other stages.
+    """
+    backbone: Any = model
+    for name in [*state]:
+        tensor = state.pop(name)
+        state[once_for_all_name(name)] = tensor
+    stages = [stage.candidates["bottleneck"] for stage in backbone.stages if "bottleneck" in stage.candidates]
+    blocks = once_for_all_blocks(state, "conv3.bn", stages)
+    numbers = {place: number for number, place in blocks.items()}
+    gone = tuple(f"blocks.{number}." for number, (i, j) in blocks.items() if j >= len(stages[i].blocks))
+    for name in [name for name in state if name.startswith(gone)]:
+        del state[name]
+
+    def rename(name: str) -> str:
+        match = re.match(r"stages\.(\d+)\.candidates\.bottleneck\.blocks\.(\d+)\.", name)
+        if match is not None:
+            name = f"blocks.{numbers[int(match[1]), int(match[2])]}.{name.removeprefix(match[0])}"
+        for pattern, replacement in _SUPERNET_NAMES:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return rename

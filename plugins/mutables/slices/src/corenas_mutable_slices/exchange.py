@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -93,29 +94,48 @@ class Published(NamedTuple):
     rename: Callable[[nn.Module, Mapping[str, Any]], Rename]
 
 
+class PublishedSupernet(NamedTuple):
+    """A supernet whose weights are in a file.
+
+    name: for messages
+    rename: gives the names in the file of the tensors in a backbone's state dict, and may change the file's state dict
+    """
+
+    name: str
+    rename: Callable[[nn.Module, dict[str, Tensor]], Rename]
+
+
 def load_pretrained(
     model: nn.Module,
     space: SearchSpace,
     file: str,
-    recognise: Callable[[dict[str, Tensor]], Published],
+    recognise: Callable[[dict[str, Tensor]], Published | PublishedSupernet],
     heads: Sequence[str],
 ) -> Arch:
     """Give the backbone of a supernet the weights in a file. Returns the arch in which it is the network of the file.
 
     model: on the meta device names and shapes alone are read, to see whether they fit
     file: safetensors, or a state dict that torch reads with weights alone
-    recognise: tells of which network a state dict is, and may change it; of one that is not known only a space of one
-        network takes the weights
-    heads: how names of the classifier begin, which is the task's own
+    recognise: tells of which network or supernet a state dict is, and may change it; of one that is not known only a
+        space of one network takes the weights
+    heads: how names of the classifier begin; it is taken where the task's head has as many classes
     Raises UserError, keys under "backbone", for a file that cannot be read, or of a network that the space has not;
     the model is then as it was.
     """
     backbone: nn.Module = getattr(model, "backbone", model)
     shapes = any(parameter.is_meta for parameter in backbone.parameters())
-    state = {name: tensor for name, tensor in _state_in(file, shapes).items() if not name.startswith(tuple(heads))}
+    found = _state_in(file, shapes)
+    classifier = [tensor for name, tensor in found.items() if name.startswith(tuple(heads))]
+    state = {name: tensor for name, tensor in found.items() if not name.startswith(tuple(heads))}
     name = "a network that is not known"
     try:
-        name, network, rename = recognise(state)
+        origin = recognise(state)
+        name = origin.name
+        if isinstance(origin, PublishedSupernet):
+            load_whole(backbone, state, origin.rename(backbone, state))
+            _load_classifier(model, classifier)
+            return space.largest()
+        _, network, rename = origin
         if network is not None:
             _same_channels(backbone, network)
             _cut_off(network, backbone)
@@ -130,11 +150,88 @@ def load_pretrained(
                 own = {names(name) for name, _, _ in _tensors(backbone, arch)}
             state = {name: tensor for name, tensor in state.items() if name in own}
         load(backbone, arch, state, names)
+        _load_classifier(model, classifier)
     except UserError as error:
         reason = str(error).split("\n")[0]
         text = f"{file} has the weights of {name}, which this space has not"
         raise UserError(text, key=("backbone", "weights"), hint=reason) from error
     return arch
+
+
+@torch.no_grad()
+def load_whole(model: nn.Module, state: Mapping[str, Tensor], rename: Rename) -> None:
+    """Give a supernet the weights of one that is the same, or has more channels: of those the first.
+
+    rename: from a name in the model's state dict to the one in `state`
+    Raises UserError for weights that are missing, have another shape (axes of length 1 apart) or are left over; the
+    model is then as it was.
+    """
+    left, writes, wrong = dict(state), [], []
+    for name, whole in model.state_dict().items():
+        given = left.pop(rename(name), None)
+        if given is None:
+            wrong += [] if name.endswith("num_batches_tracked") else [f"nothing under {rename(name)} for {name}"]
+            continue
+        if given.dim() != whole.dim():
+            given = given.reshape([*given.shape[: whole.dim()], *_shape(given)[whole.dim() :]])
+        part = given[tuple(slice(size) for size in whole.shape[:2])]
+        if part.shape != whole.shape:
+            wrong.append(f"{[*given.shape]} under {rename(name)} for {name}, {[*whole.shape]}")
+        writes.append((whole, part))
+    wrong += [f"no layer for {name}" for name in left if not name.endswith("num_batches_tracked")]
+    if wrong:
+        raise UserError(wrong[0] + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""))
+    for whole, part in writes:
+        whole.copy_(part)
+
+
+@torch.no_grad()
+def _load_classifier(model: nn.Module, tensors: Sequence[Tensor]) -> None:
+    """Give a classifier's weight and bias to the one linear layer of a model's head, if it has as many classes."""
+    layers = [layer for layer in getattr(model, "head", nn.Identity()).modules() if isinstance(layer, nn.Linear)]
+    weights = [tensor for tensor in tensors if tensor.dim() > 1]
+    if len(layers) != 1 or len(weights) != 1 or len(tensors) != 1 + (layers[0].bias is not None):
+        return
+    own, given = layers[0].weight, weights[0].flatten(1)
+    if len(given) != len(own) or given.shape[1] > own.shape[1]:
+        return
+    own[:, : given.shape[1]] = given
+    for bias in (tensor for tensor in tensors if tensor.dim() == 1):
+        layers[0].bias.copy_(bias)
+
+
+def once_for_all_name(name: str) -> str:
+    """A tensor's name in Once-for-All's code and those after it (AttentiveNAS, AlphaNet), without what some repeat.
+
+    "blocks.1.mobile_inverted_conv.inverted_bottleneck.conv.conv.weight" of a supernet, and the same without the last
+    "conv." of one of its subnets, is "blocks.1.inverted_bottleneck.conv.weight".
+    """
+    name = re.sub(r"^((?:blocks|input_stem)\.\d+)\.(?:mobile_inverted_conv|conv)\.(?=\w+\.)", r"\1.", name)
+    return re.sub(r"\b(conv|bn|linear)\.\1\.", r"\1.", name)
+
+
+def once_for_all_blocks(state: Mapping[str, Tensor], norm: str, stages: Sequence[Any]) -> Mapping[int, tuple[int, int]]:
+    """Where the numbered blocks of a supernet of Once-for-All's code stand: stage and place.
+
+    state: by names of `once_for_all_name`
+    norm: the name in a block of the last batch norm; a stage begins where it has another width than before
+    stages: a supernet's own, for the same network; in narrower spaces they have fewer blocks
+    Raises UserError for another number of stages, and for stages of fewer blocks than the supernet's.
+    """
+    found: list[list[int]] = []
+    numbers = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
+    width = 0
+    for number in sorted(numbers):
+        before, width = width, len(state[f"blocks.{number}.{norm}.weight"])
+        if width != before:
+            found.append([])
+        found[-1].append(number)
+    if len(found) != len(stages):
+        raise UserError(f"it has {len(found)} stages, this one {len(stages)}")
+    for i, (own, stage) in enumerate(zip(found, stages, strict=True)):
+        if len(own) < len(stage.blocks):
+            raise UserError(f"its stage {i} has {len(own)} blocks, this one up to {len(stage.blocks)}")
+    return {number: (i, j) for i, own in enumerate(found) for j, number in enumerate(own)}
 
 
 def _cut_off(network: Any, model: Any) -> None:
