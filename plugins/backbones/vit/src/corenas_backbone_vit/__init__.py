@@ -171,8 +171,9 @@ class VisionTransformer:
 
         assert self.weights is not None
         layout, body = structure(space.tree, Layout), getattr(model, "backbone", model)
-        tokens = getattr(body, "tokens", body)  # what gives levels of features holds them
-        load_pretrained(tokens, space, self.weights, lambda state: recognise(state, layout), ["heads.", "head."])
+        holder = body.tokens if hasattr(body, "tokens") else model  # what gives levels of features has no classifier
+        own = lambda state: recognise(state, layout, self.front_bias)  # noqa: E731
+        load_pretrained(holder, space, self.weights, own, ["heads.", "head."])
 
 
 @hookimpl

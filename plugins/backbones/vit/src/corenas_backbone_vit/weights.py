@@ -1,4 +1,4 @@
-"""Where published networks stand in `spec/space/vit.toml`, and how torchvision names their weights."""
+"""Where published networks stand in `spec/space/vit.toml`, and how torchvision, timm and AutoFormer name weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from corenas.errors import UserError
 from corenas.mutable import apply
 from corenas.space import SearchSpace
 from corenas_backbone_vit import Layout, VisionTransformer
-from corenas_mutable_slices.exchange import Published, Rename
+from corenas_mutable_slices.exchange import Published, PublishedSupernet, Rename
 
 
 def _network(width: int, depth: int, heads: int) -> Mapping[str, Any]:
@@ -77,11 +77,14 @@ def timm_name(name: str) -> str:
     return torchvision_name(name, library=1)
 
 
-def recognise(state: dict[str, Tensor], layout: Layout) -> Published:
+def recognise(state: dict[str, Tensor], layout: Layout, front_bias: bool) -> Published | PublishedSupernet:
     """Which network a state dict without a classifier is of, as far as its shapes say it; heads have their usual size.
 
     layout: of the space; the position embedding is resized to its map
+    front_bias: the backbone's option, which a supernet of AutoFormer's code asks for
     """
+    if "patch_embed_super.proj.weight" in state:
+        return PublishedSupernet("a supernet of AutoFormer", functools.partial(_supernet_names, layout, front_bias))
     library = int("cls_token" in state)
     token, position, patches = (
         state.get(torchvision_name(name, library))
@@ -118,6 +121,53 @@ def recognise(state: dict[str, Tensor], layout: Layout) -> Published:
     with torch.device("meta"):
         network = VisionTransformer().build(SearchSpace.from_table(table))
     return Published(name, network, functools.partial(_names, library))
+
+
+_SUPERNET_NAMES = (
+    (r"^stem\.patches\.", "patch_embed_super.proj."),
+    (r"^stem\.class_token\.weight", "cls_token"),
+    (r"^stem\.position\.weight", "pos_embed"),
+    (r"^final\.norm\.", "norm."),
+    (r"\battention\.body\.norm\.", "attn_layer_norm."),
+    (r"\bmlp\.body\.norm\.", "ffn_layer_norm."),
+    (r"\bmlp\.body\.expand\.", "fc1."),
+    (r"\bmlp\.body\.project\.", "fc2."),
+    (r"\battention\.body\.(qkv|proj)(?:ect)?\.", r"attn.\1."),
+    (r"\battention\.body\.attention\.keys\.", "attn.rel_pos_embed_k."),
+    (r"\battention\.body\.attention\.vectors\.", "attn.rel_pos_embed_v."),
+    (r"\brows\.weight", "embeddings_table_v"),
+    (r"\bcolumns\.weight", "embeddings_table_h"),
+)
+
+
+def _supernet_names(layout: Layout, front_bias: bool, model: nn.Module, state: dict[str, Tensor]) -> Rename:
+    """Gives AutoFormer's names, of whose state dict it keeps the blocks that a model has room for.
+
+    Queries, keys and values, whose features take turns there, are put one after the other, as here. Raises UserError
+    for a model whose subnets have other biases of them, or another map of patches.
+    """
+    body: Any = model
+    if not front_bias:
+        raise UserError("its subnets have the first biases of the whole: set `front_bias = true`")
+    before = [*itertools.accumulate((len(stage.blocks) for stage in body.stages), initial=0)]
+    for name in [*state]:
+        match = re.match(r"blocks\.(\d+)\.", name)
+        if match is not None and int(match[1]) >= before[-1]:
+            del state[name]
+        elif name.endswith("attn.qkv.weight"):
+            state[name] = torch.cat([state[name][i::3] for i in range(3)])
+    if (position := state.get("pos_embed")) is not None:
+        side = math.isqrt(position.shape[1] - 1)
+        state["pos_embed"] = resized(position, (side, side), layout.grid)
+
+    def rename(name: str) -> str:
+        if match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
+            name = f"blocks.{before[int(match[1])] + int(match[2])}.{name.removeprefix(match[0])}"
+        for pattern, replacement in _SUPERNET_NAMES:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return rename
 
 
 def _names(library: int, body: Any, arch: Mapping[str, Any]) -> Rename:

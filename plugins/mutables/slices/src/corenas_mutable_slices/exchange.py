@@ -174,7 +174,8 @@ def load_whole(model: nn.Module, state: Mapping[str, Tensor], rename: Rename) ->
             continue
         if given.dim() != whole.dim():
             given = given.reshape([*given.shape[: whole.dim()], *_shape(given)[whole.dim() :]])
-        part = given[tuple(slice(size) for size in whole.shape[:2])]
+        channels = whole.shape[:2] if whole.dim() > 3 else whole.shape  # the other axes are those of a kernel
+        part = given[tuple(slice(size) for size in channels)]
         if part.shape != whole.shape:
             wrong.append(f"{[*given.shape]} under {rename(name)} for {name}, {[*whole.shape]}")
         writes.append((whole, part))
@@ -193,9 +194,10 @@ def _load_classifier(model: nn.Module, tensors: Sequence[Tensor]) -> None:
     if len(layers) != 1 or len(weights) != 1 or len(tensors) != 1 + (layers[0].bias is not None):
         return
     own, given = layers[0].weight, weights[0].flatten(1)
-    if len(given) != len(own) or given.shape[1] > own.shape[1]:
+    if len(given) != len(own):
         return
-    own[:, : given.shape[1]] = given
+    features = min(given.shape[1], own.shape[1])
+    own[:, :features] = given[:, :features]
     for bias in (tensor for tensor in tensors if tensor.dim() == 1):
         layers[0].bias.copy_(bias)
 
