@@ -107,11 +107,12 @@ class Pretrained(Protocol):
 
     weights: str | None
 
-    def load(self, model: nn.Module, space: SearchSpace) -> None:
+    def load(self, model: nn.Module, space: SearchSpace) -> Sequence[str]:
         """Give a supernet, or a network of one arch, the weights of the file; called after `build`, with the head on.
 
         What they say nothing of stays. On the meta device only names and shapes are read, to see whether they fit.
-        Raises UserError for a file that cannot be read, or fits nothing in the space.
+        Returns what of the file is left out, a sentence for each. Raises UserError for a file that cannot be read, or
+        fits nothing in the space.
         """
 
 

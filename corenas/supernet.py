@@ -32,8 +32,11 @@ from corenas.variables import OVERRIDE
 class Supernet(nn.Module):
     """A backbone followed by a head.
 
+    notes: what of a file of weights is left out
     forward: inputs of the backbone -> outputs of the head
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -76,7 +79,7 @@ def build_supernet(backbone: Backbone, space: SearchSpace, task: LiveTask) -> Su
     supernet = Supernet(body, head)
     pretrained = isinstance(backbone, Pretrained) and backbone.weights is not None
     if pretrained and not any(parameter.is_meta for parameter in supernet.parameters()):
-        backbone.load(supernet, space)  # type: ignore[attr-defined]
+        supernet.notes = backbone.load(supernet, space)  # type: ignore[attr-defined]
     used = keys_used(supernet)
     parents = {condition.key for variable in space.variables for condition in variable.when}
     # No layer need use what is held at one choice, nor, as narrowing a depth leaves them, variables of blocks that no

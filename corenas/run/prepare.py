@@ -280,7 +280,7 @@ def _faults_of_unused_tables(spec: Spec) -> list[Fault]:
     return faults
 
 
-def _try_weights(spec: Spec, supernet: nn.Module, space: SearchSpace, task: LiveTask) -> None:
+def _try_weights(spec: Spec, supernet: Any, space: SearchSpace, task: LiveTask) -> None:
     """Raise UserError for files of weights that do not fit the networks that are built only later."""
     for backbone, key in ((spec.backbone, ()), (spec.retrain.backbone, ("retrain",))):
         if not isinstance(backbone, Pretrained) or backbone.weights is None:
@@ -290,7 +290,7 @@ def _try_weights(spec: Spec, supernet: nn.Module, space: SearchSpace, task: Live
         if all(parameter.is_meta for parameter in supernet.parameters()):
             try:
                 with staying_here():
-                    backbone.load(supernet, space)
+                    supernet.notes = backbone.load(supernet, space)
             except UserError as error:
                 raise error.under(*key) from None
 
@@ -418,7 +418,7 @@ def _notes(
     targets: Sequence[SearchTarget],
 ) -> list[str]:
     """Return what a spec says that may be meant otherwise, and what is done about it."""
-    notes = [*getattr(task, "notes", ())]
+    notes = [*getattr(task, "notes", ()), *getattr(supernet, "notes", ())]
     notes += [f"this algorithm looks at no {key}: that of the spec is for nothing" for key in _unread_tables(spec)]
     idle = itertools.chain(_idle_settings(spec, supernet), _idle_options(spec, task, supernet))
     notes += [f"{key} does nothing: {reason}" for key, reason in idle]

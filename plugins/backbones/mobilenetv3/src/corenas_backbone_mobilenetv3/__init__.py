@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import field, frozen
@@ -184,8 +184,9 @@ class MobileNetV3:
     arXiv:1908.09791), BigNAS, AttentiveNAS, FairNAS and Cream.
 
     width_mult: factor of all widths, which are then made divisible by 8
-    weights: a file of the weights of a published network that the space has, as torchvision or timm names them;
-        its classifier is left out. The rest of a supernet begins at random
+    weights: a file of the weights of a published network that the space has, as torchvision or timm names them, or of
+        a supernet of Once-for-All, AttentiveNAS or AlphaNet; the classifier's where the task has as many classes. The
+        rest of a supernet begins at random
     in_channels: channels of the images; left out, those of the task's (3 without a task)
     levels: stages, counted from 1, whose outputs are the features, for detection; without, the network's end is
     transforms: whether smaller kernels come from larger ones by learnt matrices, as in Once-for-All, and are not mere
@@ -244,14 +245,17 @@ class MobileNetV3:
 
         return supernet(structure(space.tree, Layout), self)
 
-    def load(self, model: nn.Module, space: SearchSpace) -> None:
-        """Give a supernet the weights that the options name. Raises UserError for those of no network of the space."""
+    def load(self, model: nn.Module, space: SearchSpace) -> Sequence[str]:
+        """Give a supernet the weights that the options name. Returns what of them is left out.
+
+        Raises UserError for those of no network of the space.
+        """
         from corenas_backbone_mobilenetv3.weights import recognise
         from corenas_mutable_slices.exchange import load_pretrained
 
         assert self.weights is not None
         heads = ["classifier.3.", "classifier.1.", "classifier.weight", "classifier.bias", "classifier.linear."]
-        load_pretrained(model, space, self.weights, functools.partial(recognise, model), heads)
+        return load_pretrained(model, space, self.weights, functools.partial(recognise, model), heads)[1]
 
 
 @hookimpl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from attrs import field, frozen
@@ -172,8 +172,9 @@ class ResNet:
     arXiv:1605.07146) and the ResNet-50D of Once-for-All (Cai et al. 2020, arXiv:1908.09791). Smaller kernels are the
     centre of larger ones.
 
-    weights: a file of the weights of a published network that the space has, as torchvision and timm names them; its
-        classifier is left out. The rest of a supernet begins at random
+    weights: a file of the weights of a published network that the space has, as torchvision and timm names them, or of
+        Once-for-All's ResNet-50D; the classifier's where the task has as many classes. The rest of a supernet begins at
+        random
     in_channels: channels of the images; left out, those of the task's (3 without a task)
     levels: stages, counted from 1, whose outputs are the features, for detection; without, the pooled end is
     resize_mode: how images are resized to a searched resolution: "nearest", "bilinear" or "bicubic"
@@ -213,13 +214,16 @@ class ResNet:
 
         return supernet(structure(space.tree, Layout), self)
 
-    def load(self, model: nn.Module, space: SearchSpace) -> None:
-        """Give a supernet the weights that the options name. Raises UserError for those of no network of the space."""
+    def load(self, model: nn.Module, space: SearchSpace) -> Sequence[str]:
+        """Give a supernet the weights that the options name. Returns what of them is left out.
+
+        Raises UserError for those of no network of the space.
+        """
         from corenas_backbone_resnet.weights import recognise
         from corenas_mutable_slices.exchange import load_pretrained
 
         assert self.weights is not None
-        load_pretrained(model, space, self.weights, recognise, ["fc.", "classifier.linear."])
+        return load_pretrained(model, space, self.weights, recognise, ["fc.", "classifier.linear."])[1]
 
 
 @hookimpl

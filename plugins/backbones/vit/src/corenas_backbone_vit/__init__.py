@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import field, frozen
@@ -121,8 +121,9 @@ class VisionTransformer:
     The supernet of AutoFormer (Chen et al. 2021, arXiv:2107.00651) on ViT (Dosovitskiy et al. 2021, arXiv:2010.11929)
     and DeiT (Touvron et al. 2021, arXiv:2012.12877).
 
-    weights: a file of the weights of a published network that the space has, as torchvision or timm names them; its
-        classifier is left out, its position embedding resized to the space's. The rest of a supernet begins at random
+    weights: a file of the weights of a published network that the space has, as torchvision or timm names them, or of
+        AutoFormer's supernet; the classifier's where the task has as many classes, the position embedding resized to
+        the space's. The rest of a supernet begins at random
     in_channels: channels of the images; left out, those of the task's (3 without a task)
     levels: stages, counted from 1, whose outputs are the features, as maps without the class token; without, the
         network's end is
@@ -163,8 +164,11 @@ class VisionTransformer:
 
         return supernet(structure(space.tree, Layout), self)
 
-    def load(self, model: nn.Module, space: SearchSpace) -> None:
-        """Give a supernet the weights that the options name. Raises UserError for those of no network of the space."""
+    def load(self, model: nn.Module, space: SearchSpace) -> Sequence[str]:
+        """Give a supernet the weights that the options name. Returns what of them is left out.
+
+        Raises UserError for those of no network of the space.
+        """
         from corenas.options import structure
         from corenas_backbone_vit.weights import recognise
         from corenas_mutable_slices.exchange import load_pretrained
@@ -173,7 +177,7 @@ class VisionTransformer:
         layout, body = structure(space.tree, Layout), getattr(model, "backbone", model)
         holder = body.tokens if hasattr(body, "tokens") else model  # what gives levels of features has no classifier
         own = lambda state: recognise(state, layout, self.front_bias)  # noqa: E731
-        load_pretrained(holder, space, self.weights, own, ["heads.", "head."])
+        return load_pretrained(holder, space, self.weights, own, ["heads.", "head."])[1]
 
 
 @hookimpl

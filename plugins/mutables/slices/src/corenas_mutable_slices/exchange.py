@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,16 +112,17 @@ def load_pretrained(
     file: str,
     recognise: Callable[[dict[str, Tensor]], Published | PublishedSupernet],
     heads: Sequence[str],
-) -> Arch:
-    """Give the backbone of a supernet the weights in a file. Returns the arch in which it is the network of the file.
+) -> tuple[Arch, Sequence[str]]:
+    """Give the backbone of a supernet the weights in a file.
 
     model: on the meta device names and shapes alone are read, to see whether they fit
     file: safetensors, or a state dict that torch reads with weights alone
     recognise: tells of which network or supernet a state dict is, and may change it; of one that is not known only a
         space of one network takes the weights
     heads: how names of the classifier begin; it is taken where the task's head has as many classes
-    Raises UserError, keys under "backbone", for a file that cannot be read, or of a network that the space has not;
-    the model is then as it was.
+    Returns the arch in which it is the network of the file, and what of the file is left out. Raises UserError, keys
+    under "backbone", for a file that cannot be read, or of a network that the space has not; the model is then as it
+    was.
     """
     backbone: nn.Module = getattr(model, "backbone", model)
     shapes = any(parameter.is_meta for parameter in backbone.parameters())
@@ -133,8 +135,7 @@ def load_pretrained(
         name = origin.name
         if isinstance(origin, PublishedSupernet):
             load_whole(backbone, state, origin.rename(backbone, state))
-            _load_classifier(model, classifier)
-            return space.largest()
+            return space.largest(), _load_classifier(model, classifier)
         _, network, rename = origin
         if network is not None:
             _same_channels(backbone, network)
@@ -150,12 +151,11 @@ def load_pretrained(
                 own = {names(name) for name, _, _ in _tensors(backbone, arch)}
             state = {name: tensor for name, tensor in state.items() if name in own}
         load(backbone, arch, state, names)
-        _load_classifier(model, classifier)
     except UserError as error:
         reason = str(error).split("\n")[0]
         text = f"{file} has the weights of {name}, which this space has not"
         raise UserError(text, key=("backbone", "weights"), hint=reason) from error
-    return arch
+    return arch, _load_classifier(model, classifier)
 
 
 @torch.no_grad()
@@ -187,19 +187,25 @@ def load_whole(model: nn.Module, state: Mapping[str, Tensor], rename: Rename) ->
 
 
 @torch.no_grad()
-def _load_classifier(model: nn.Module, tensors: Sequence[Tensor]) -> None:
-    """Give a classifier's weight and bias to the one linear layer of a model's head, if it has as many classes."""
-    layers = [layer for layer in getattr(model, "head", nn.Identity()).modules() if isinstance(layer, nn.Linear)]
+def _load_classifier(model: nn.Module, tensors: Sequence[Tensor]) -> list[str]:
+    """Give a classifier's weight and bias to the one linear layer of a model's head, if it has as many classes.
+
+    Returns what is left out, if anything is.
+    """
+    if not tensors or not hasattr(model, "head"):
+        return []
     weights = [tensor for tensor in tensors if tensor.dim() > 1]
-    if len(layers) != 1 or len(weights) != 1 or len(tensors) != 1 + (layers[0].bias is not None):
-        return
+    layers = [layer for layer in model.head.modules() if isinstance(layer, nn.Linear)]
+    if len(weights) != 1 or len(layers) != 1 or len(tensors) != 1 + (layers[0].bias is not None):
+        return ["the classifier of the file is left out, the head is another one"]
     own, given = layers[0].weight, weights[0].flatten(1)
     if len(given) != len(own):
-        return
+        return [f"the classifier of the file, for {len(given):,} classes, is left out: here are {len(own):,}"]
     features = min(given.shape[1], own.shape[1])
     own[:, :features] = given[:, :features]
     for bias in (tensor for tensor in tensors if tensor.dim() == 1):
         layers[0].bias.copy_(bias)
+    return []
 
 
 def once_for_all_name(name: str) -> str:
@@ -354,9 +360,14 @@ def _state_in(file: str, shapes: bool) -> dict[str, Tensor]:
         # Weights that nobody looks at are not read.
         mapped = shapes and zipfile.is_zipfile(file)
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        hint = f'if you trust it: torch.save(torch.load("{file}", weights_only=False)["state_dict"], NEW)'
+        text = f"{file} holds more than tensors, or none: torch does not read it with weights_only=True"
+        raise UserError(text, key=("backbone", "weights"), hint=hint) from error
     except Exception as error:  # of torch and safetensors, whatever the file is
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
-        raise UserError(f"cannot read {file}: {reason}", key=("backbone", "weights")) from error
+        hint = "a .safetensors file, or a state dict that torch.save has written"
+        raise UserError(f"cannot read {file}: {reason}", key=("backbone", "weights"), hint=hint) from error
     for key in ("state_dict", "model_ema", "model"):  # as training scripts keep it
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
