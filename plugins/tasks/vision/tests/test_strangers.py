@@ -16,14 +16,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import v2
 
-from corenas.contracts import DistillerContext, Signals
+from corenas.contracts import DistillerContext, Signals, Surroundings
 from corenas.errors import UserError
 from corenas.loading import Stream
 from corenas.options import structure
 from corenas.plugins import load_catalogue
+from corenas.space import SearchSpace
 from corenas.testing.tasks import task_checks
 from corenas_task_vision import Classification, Data, MultiLabel, Regression
 from corenas_task_vision.pictures import pixels
+from corenas_task_vision.task import Accuracies
 
 
 def start(cls=Classification, seed=0, read=True, **table):
@@ -701,3 +703,33 @@ def test_ready_splits_may_be_called_otherwise(tmp_path, names):
     assert (task.splits, task.names) == ({"train": 10, "valid": 6, "test": 4}, ["cat", "dog"])
     shutil.rmtree(tmp_path / names[2] / "dog")
     assert start(data={"type": "folder", "root": str(tmp_path)}).notes == ["no test image is of 'dog'"]
+
+
+def test_of_many_classes_balanced_accuracy_is_measured_and_that_of_each_is_not():
+    names, generator = [f"c{i}" for i in range(130)], torch.Generator().manual_seed(0)
+    labels, logits = torch.randint(130, (400,), generator=generator), torch.randn(400, 130, generator=generator)
+    logits[torch.arange(0, 400, 2), labels[::2]] += 5
+    meter = Accuracies((1,), names)
+    for part in (slice(0, 150), slice(150, 400)):
+        meter.update(logits[part], (None, labels[part]))
+    found = meter.compute()
+    assert found.keys() == {"top1", "balanced"}
+    wanted = sklearn.metrics.balanced_accuracy_score(labels, logits.argmax(1))
+    assert found["balanced"] == pytest.approx(100 * wanted)
+
+
+def test_options_of_the_head_are_told_to_do_nothing_where_a_network_has_its_own():
+    class Own(torch.nn.Module):
+        own_head = torch.nn.Identity()
+
+    class Whole(torch.nn.Module):
+        backbone = Own()
+
+    task = structure({"data": "digits", "dropout": 0.5, "auxiliary": 0.4}, Classification)
+    live = task.start(np.random.default_rng(0), False)
+    there = task.idle(Surroundings(SearchSpace([]), live, Whole()))
+    assert there["dropout"] == there["auxiliary"] == "this network has a head of its own"
+    assert "dropout" not in task.idle(Surroundings(SearchSpace([]), live, torch.nn.Identity()))
+    assert "auxiliary" not in structure({"data": "digits"}, MultiLabel).idle(
+        Surroundings(SearchSpace([]), live, Whole())
+    )
