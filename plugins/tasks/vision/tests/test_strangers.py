@@ -330,6 +330,10 @@ def test_weights_of_classes_and_the_focal_loss_are_those_written_by_hand(smoothi
     sure = scores.softmax(1)[range(12), labels]
     focal = start(class_weights=weights.tolist(), focal=2.0, **more).loss(scores, (None, labels))
     torch.testing.assert_close(focal, ((1 - sure) ** 2 * each).sum() / weights[labels].sum())
+    alike = F.one_hot(labels, 10).double()  # what a mixture is that has nothing of the other image
+    for options, wanted in (({}, weighted), ({"focal": 2.0}, focal)):
+        mixed = start(class_weights=weights.tolist(), **options, **more).loss(scores, (None, alike))
+        torch.testing.assert_close(mixed, wanted)
     nearly = start(focal=1e-9, **more).loss(scores, (None, labels))
     torch.testing.assert_close(nearly, F.cross_entropy(scores, labels, label_smoothing=smoothing))
 
