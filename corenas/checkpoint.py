@@ -21,7 +21,7 @@ class Checkpoint:
 
     found: what was read from it: a state for each part of the training; `place`, the number of the phase, epochs done
         in it, steps done in the next epoch, and steps done in all; `figures` of an epoch that ends there; `done`,
-        whether the training has come to its end
+        whether the training has come to its end; `statistics`, of batch norms, where they were recomputed after it
     Raises UserError for a file that cannot be read or is no checkpoint.
     """
 
@@ -61,23 +61,30 @@ class Checkpoint:
 
     def write(self, live: Stateful, figures: Mapping[str, float], done: bool = False) -> None:
         """Replace the file, in the first process alone. Raises UserError where that fails or it could not be read."""
-        if self.path is None or distributed.rank() > 0:
-            return
-        temporary = self.path.with_name(f"{self.path.name}.part")
+        if self.path is not None and distributed.rank() == 0:
+            self._replace(self.path, {**live.state_dict(), "figures": dict(figures), "done": done})
+
+    def amend(self, **more: Any) -> None:
+        """Add to what the file holds that a training does not go on from. Raises UserError where that fails."""
+        if self.path is not None and self.path.exists() and distributed.rank() == 0:
+            self._replace(self.path, {**Checkpoint(self.path).found, **more})
+
+    def _replace(self, path: Path, content: Mapping[str, Any]) -> None:
+        temporary = path.with_name(f"{path.name}.part")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({**live.state_dict(), "figures": dict(figures), "done": done}, temporary)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(content, temporary)
             if alien := torch.serialization.get_unsafe_globals_in_checkpoint(temporary):
                 temporary.unlink()
                 text = f"the state of what is trained holds {', '.join(alien)}, which could not be read again"
                 raise UserError(text, hint="a `state_dict` of an algorithm or a sampler is tensors and plain data")
-            os.replace(temporary, self.path)
+            os.replace(temporary, path)
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError for a full disk
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
             raise UserError(
-                f"cannot write: {reason}", file=str(self.path), hint="free some space, then run again"
+                f"cannot write: {reason}", file=str(path), hint="free some space, then run again"
             ) from error
 
 

@@ -52,9 +52,10 @@ class Cost:
     model: a supernet over the space's keys, on any device
     example: one input, as `call_model` takes it: a tensor, a tuple, a dict, …, each tensor with a first axis of 1; only
         shapes count
+    Products that a module computes itself (`@`, `scaled_dot_product_attention`) count as they are seen.
     Raises ValueError where a layer's number of positions depends on a variable that no `Resizing` mutable declares,
-    for a plain layer whose flops are not known, for a mutable that owns parameters and states no cost, and for a model
-    with variables that the space lacks.
+    where a module computes products itself whose sizes follow from the arch, for a mutable that owns parameters and
+    states no cost, and for a model with variables that the space lacks.
 
     >>> import torch
     >>> from corenas import Cost, SearchSpace
@@ -226,7 +227,7 @@ def _terms(model: nn.Module, space: SearchSpace, example: Any) -> list[tuple[int
         for module, gate in whole
         for metric, value in _terms_of_costs(module.whole_cost(example))
     ]
-    calls = positions(twin, space, example, gates)
+    calls, products = positions(twin, space, example, gates)
     # Layers that cost the same under the same variables, as the blocks of a stage do, are counted, not listed.
     alike: dict[tuple[int, Value, frozenset[str]], list[Value]] = defaultdict(list)
     owners: dict[Any, list[Value]] = defaultdict(list)
@@ -241,6 +242,9 @@ def _terms(model: nn.Module, space: SearchSpace, example: Any) -> list[tuple[int
             once = _cost(layer, *figures)
             alike[METRICS.index("flops"), once.flops, shared].append(runs)
             alike[METRICS.index("activations"), once.activations, shared].append(runs)
+    for module, flops in products.items():
+        runs = _added([gate for other, gate in occurrences(twin) if other is module])
+        alike[METRICS.index("flops"), flops, frozenset(runs.keys)].append(runs)
     for (_, params), every in owners.items():
         runs = at_least(_added(every), 1)
         alike[METRICS.index("params"), params, frozenset(runs.keys)].append(runs)

@@ -8,15 +8,28 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
-from corenas.mutable import Gated, Resizing, WhollyCosted, apply, call_model, elastic_of, mutables, offers
+from corenas.mutable import (
+    Costed,
+    Gated,
+    Resizing,
+    WhollyCosted,
+    apply,
+    call_model,
+    elastic_of,
+    mutables,
+    offers,
+)
 from corenas.space import SearchSpace
 from corenas.value import LARGEST_TABLE, Constant, Dimension, Value, grid, looked_up
 
@@ -52,20 +65,23 @@ def occurrences(
 
 def positions(
     twin: nn.Module, space: SearchSpace, example: Any, gates: Gates
-) -> dict[nn.Module, list[tuple[Value, ...]]]:
+) -> tuple[dict[nn.Module, list[tuple[Value, ...]]], dict[nn.Module, Value]]:
     """Return at how many positions a layer's output stands, for each time it is called where it stands once.
 
     Of a plain layer whose cost follows from more than that, its flops and activations instead (`cost_of_call`).
+    The second mapping has the flops of modules that compute products themselves, by `@` or
+    `scaled_dot_product_attention` for instance, where they stand once.
 
     twin: without weights; it gets hooks, and its element-wise layers do nothing from now on
     Raises ValueError where the positions depend on a variable that no `Resizing` mutable declares, and where a layer
-    does not run when its gates say so.
+    does not run when its gates say so; where products that a module computes itself follow from the arch.
     """
     resizing = _resizing(twin, space)
     all_sizes = [*itertools.product(*(value.possible for value in resizing.values()))]
     covering = _covering_archs(space, itertools.chain(*gates.values()))
     recorder = _Recorder(twin, example, gates)
     seen: dict[tuple[nn.Module, tuple[Any, ...]], list[tuple[int, ...]]] = {}
+    products: dict[nn.Module, dict[tuple[Any, ...], int]] = defaultdict(dict)
     # The smallest arch opens nothing new: it shows what changes sizes without saying so.
     for base, sizes in [*itertools.product(covering, all_sizes), (space.smallest(), all_sizes[0])]:
         arch = {**base, **dict(zip(resizing, sizes, strict=True))}
@@ -78,6 +94,14 @@ def positions(
                     f"at {_numbers(seen.get((module, sizes), []))} in each under another: a mutable that resizes "
                     "must declare `resizes`, one that does not run all its children must have `gates`"
                 )
+        for module, flops in recorder.products.items():
+            times = sum(gate(arch) for other, gate in occurrences(twin) if other is module)
+            if not times or flops % times or products[module].setdefault(sizes, flops // times) != flops // times:
+                raise ValueError(
+                    f"a {type(module).__name__} computes products itself, by `@` or `scaled_dot_product_attention` for "
+                    "instance, whose sizes follow from the arch: let a mutable in it state them "
+                    "(corenas.mutable.Costed), or the module all that it costs (WhollyCosted)"
+                )
     result = {}
     for module in gates:  # a call that some sizes do without stands at no positions there
         nothing = (0, 0) if cost_of_call(module) or costs_inputs(module) else (0,)
@@ -85,7 +109,8 @@ def positions(
         # Each call's figures, one value each.
         columns = ([dict(zip(all_sizes, figure, strict=True)) for figure in zip(*call, strict=True)] for call in calls)
         result[module] = [tuple(looked_up(table, *resizing.values()) for table in tables) for tables in columns]
-    return result
+    tables = {module: {sizes: found.get(sizes, 0) for sizes in all_sizes} for module, found in products.items()}
+    return result, {module: looked_up(table, *resizing.values()) for module, table in tables.items()}
 
 
 def cost_of_call(module: nn.Module) -> Callable[[Any, Sequence[Any], Any], tuple[int, int]] | None:
@@ -162,8 +187,10 @@ class _Recorder:
         self._batch = next((len(leaf) for leaf in tree_leaves(example) if isinstance(leaf, torch.Tensor)), 1)
         self._arch: Mapping[str, Any] = {}
         self._called: dict[nn.Module, list[tuple[int, ...]]] = {}
+        self._products = _Products()
         for module in gates:
             module.register_forward_hook(self._note, with_kwargs=True)
+        self._products.follow(twin)
         for module in twin.modules():
             if isinstance(module, _ELEMENTWISE):  # on the meta device they take longer than a convolution
                 module.forward = _same  # type: ignore[method-assign, assignment]
@@ -172,9 +199,18 @@ class _Recorder:
         """Return the positions of each call of each layer under an arch, or what it costs."""
         self._arch, self._called = arch, {}
         apply(self._twin, arch)
-        with torch.enable_grad():  # without gradient layers may take short cuts; these weights want none
+        self._products.begin()
+        with (
+            torch.enable_grad(),
+            self._products,
+        ):  # without gradient layers may take short cuts; these weights want none
             call_model(self._twin, self._input)
         return self._called
+
+    @property
+    def products(self) -> dict[nn.Module, int]:
+        """Return the flops of products that modules computed themselves in the last run, for one input."""
+        return {module: flops // self._batch for module, flops in self._products.flops.items() if flops}
 
     def _note(self, module: nn.Module, args: Any, by_keyword: Any, output: Any) -> None:
         output = output[0] if isinstance(output, tuple) else output
@@ -192,6 +228,64 @@ class _Recorder:
                 x = next(leaf for leaf in tree_leaves((args, by_keyword)) if isinstance(leaf, torch.Tensor))
                 figures = count, x.numel() // self._batch // x.shape[1]
             self._called.setdefault(module, []).append(figures)
+
+
+class _Products(TorchFunctionMode):
+    """Counts the multiply-adds of products that modules compute themselves, not by layers that state their cost.
+
+    flops: for each module that is followed
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: Counter[nn.Module] = Counter()
+        self._running: list[nn.Module | None] = []  # the innermost last; None within a layer of known cost
+        self._followed: set[nn.Module] = set()
+
+    def begin(self) -> None:
+        """Forget what was counted."""
+        self.flops.clear()
+        self._running.clear()
+
+    def follow(self, module: nn.Module, known: bool = False) -> None:
+        """Notice when a module runs, and what is in it, as far down as costs are not known.
+
+        known: whether it is in one that states all costs, which may be entered by another method than its forward
+        """
+        if isinstance(module, _ELEMENTWISE) or module in self._followed:
+            return
+        self._followed.add(module)
+        kinds = (Costed, WhollyCosted, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+        wholly = known or isinstance(module, WhollyCosted)
+        known = wholly or isinstance(module, kinds) or cost_of_call(module) is not None
+        for child in module.children() if wholly or not known else ():
+            self.follow(child, wholly)
+        if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict | nn.Identity):  # which compute nothing
+            return
+        owner = None if known else module
+        module.register_forward_pre_hook(lambda *_: self._running.append(owner))
+        module.register_forward_hook(lambda *_: self._leave())
+
+    def _leave(self) -> None:
+        self._running.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        owner = self._running[-1] if self._running and func in _PRODUCTS else None
+        if owner is None:
+            return func(*args, **(kwargs or {}))
+        with FlopCounterMode(display=False) as counter:
+            found = func(*args, **(kwargs or {}))
+        self.flops[owner] += counter.get_total_flops() // 2
+        return found
+
+
+_PRODUCTS = {
+    *(getattr(torch, name) for name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot", "bilinear")),
+    *(getattr(torch.Tensor, name) for name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "__matmul__", "__rmatmul__")),
+    *(getattr(nn.functional, name) for name in ("linear", "bilinear", "scaled_dot_product_attention")),
+    *(getattr(nn.functional, f"conv{kind}{n}d") for kind in ("", "_transpose") for n in (1, 2, 3)),
+}
+"""Functions that multiply and add."""
 
 
 def _on_meta(leaf: Any, kind: torch.dtype) -> Any:

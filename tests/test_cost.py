@@ -577,3 +577,67 @@ def test_a_backbone_alone_has_a_cost_and_is_exported():
         assert all_of_it["flops"] - body["flops"] == 3 * arch["width"]
         plain = export_subnet(whole.backbone, arch, task.example)
         assert sum(p.numel() for p in plain.parameters()) == body["params"]
+
+
+class Products(nn.Module):
+    """Tokens (n, t, 8) -> the same shape, by products that are no layers."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.linear = way, nn.Linear(8, 8)
+        self.weight = nn.Parameter(torch.rand(8, 8))
+
+    def forward(self, x):
+        y = self.linear(x)
+        ways = {
+            "@": lambda: x @ y.transpose(1, 2) @ y,
+            "matmul": lambda: torch.matmul(torch.matmul(x, y.mT), y),
+            "bmm": lambda: torch.bmm(torch.bmm(x, y.mT), y),
+            "einsum": lambda: torch.einsum("ntc,nsc,nsd->ntd", x, y, y),
+            "sdpa": lambda: F.scaled_dot_product_attention(x[:, None], y[:, None], y[:, None])[:, 0],
+            "linear": lambda: F.linear(y, self.weight),
+            "parameter": lambda: y @ self.weight,
+            "conv": lambda: F.conv1d(y.mT, self.weight[:, :, None]).mT,
+        }
+        return ways[self.way]()
+
+
+@pytest.mark.parametrize("way", ["@", "matmul", "bmm", "einsum", "sdpa", "linear", "parameter", "conv"])
+def test_products_that_are_no_layers_cost_what_torch_counts(way):
+    class Twice(nn.Module):
+        """A block of which a second one runs in deep archs alone."""
+
+        def __init__(self, depth):
+            super().__init__()
+            self.first, self.second, self.elastic = Products(way), Products(way), Elastic({"depth": depth})
+
+        def gates(self):
+            return [(self.second, at_least(self.elastic.values["depth"], 2))]
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.second(x) if self.elastic.choice["depth"] > 1 else x
+
+    space, x = SearchSpace([Int("d", 1, 2)]), torch.rand(2, 6, 8)
+    model = Twice(space.value("d"))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        Products(way)(x[:1])
+    once = counter.get_total_flops() // 2
+    found = Cost(model, space, x[:1]).of([{"d": 1}, {"d": 2}])
+    assert [cost["flops"] for cost in found] == [once, 2 * once]
+    assert [cost["params"] for cost in found] == [136, 272]
+
+
+def test_products_that_follow_from_an_arch_are_refused():
+    class Gram(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.conv = Conv(3, width)
+
+        def forward(self, x):
+            y = self.conv(x).flatten(2)
+            return y @ y.mT
+
+    space = SearchSpace([Int("w", 4, 8, step=4)])
+    with pytest.raises(ValueError, match="Gram computes products itself"):
+        Cost(Gram(space.value("w")), space, torch.rand(1, 3, 4, 4))

@@ -146,4 +146,7 @@ def stand_alone(
         emit(Note(f"{stage}: {text} as [calibration] says"))
         # Outside of the checkpoint, from which a longer training goes on.
         recalibrate(trained, task, Evaluation(trained, task, spec.calibration, device, spec.seed).images)
+        if until == settings.epochs:
+            kept, buffers = trained.state_dict(), dict(trained.named_buffers())
+            Checkpoint(checkpoint).amend(statistics={name: kept[name] for name in kept if name in buffers})
     return trained

@@ -16,14 +16,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import v2
 
-from corenas.contracts import DistillerContext, Signals
+from corenas.contracts import DistillerContext, Signals, Surroundings
 from corenas.errors import UserError
 from corenas.loading import Stream
 from corenas.options import structure
 from corenas.plugins import load_catalogue
+from corenas.space import SearchSpace
 from corenas.testing.tasks import task_checks
 from corenas_task_vision import Classification, Data, MultiLabel, Regression
 from corenas_task_vision.pictures import pixels
+from corenas_task_vision.task import Accuracies
 
 
 def start(cls=Classification, seed=0, read=True, **table):
@@ -328,6 +330,10 @@ def test_weights_of_classes_and_the_focal_loss_are_those_written_by_hand(smoothi
     sure = scores.softmax(1)[range(12), labels]
     focal = start(class_weights=weights.tolist(), focal=2.0, **more).loss(scores, (None, labels))
     torch.testing.assert_close(focal, ((1 - sure) ** 2 * each).sum() / weights[labels].sum())
+    alike = F.one_hot(labels, 10).double()  # what a mixture is that has nothing of the other image
+    for options, wanted in (({}, weighted), ({"focal": 2.0}, focal)):
+        mixed = start(class_weights=weights.tolist(), **options, **more).loss(scores, (None, alike))
+        torch.testing.assert_close(mixed, wanted)
     nearly = start(focal=1e-9, **more).loss(scores, (None, labels))
     torch.testing.assert_close(nearly, F.cross_entropy(scores, labels, label_smoothing=smoothing))
 
@@ -423,6 +429,8 @@ def test_a_column_may_say_the_splits(table):
     task = start(data={**data, "split": "part"})
     assert task.splits == {"train": 12, "valid": 3, "test": 5}
     assert task.cut == "split as the data says; no image is in two splits, by content"
+    parts = [name.upper() for name in ["Training"] * 12 + ["dev"] * 3 + ["testing"] * 5]
+    assert start(data={**table(kind=["a", "b"] * 10, part=parts), "split": "part"}).splits == task.splits
     data = table(kind=["a", "b"] * 10, part=["all"] * 20)
     assert "found all" in wrong(data={**data, "split": "part"})[0].message
 
@@ -476,13 +484,15 @@ def test_numbers_are_learnt_normalised_and_measured_as_they_are(table):
     data = table(height=truth[:, 0], weight=truth[:, 1])
     task = start(Regression, data=data, test=6, valid=4)
     split = task.dataset("train", False)
-    labels = torch.stack([split[i][1] for i in range(10)])
+    places = [int(split.split.pool.path(int(place)).split("/")[-1][:-4]) for place in split.split.places]
+    labels, given = torch.from_numpy(truth[places]), torch.stack([split[i][1] for i in range(10)])
     normal = (labels - labels.mean(0)) / labels.std(0, correction=0)
-    outputs = numbers(0, 10, 2).float()
-    torch.testing.assert_close(task.loss(outputs, (None, labels)), F.mse_loss(outputs, normal))
+    outputs = numbers(0, 10, 2)
+    torch.testing.assert_close(given, normal.float())
+    torch.testing.assert_close(task.loss(outputs, (None, given)), F.mse_loss(outputs, normal))
     meter = task.meter()
-    meter.update(outputs[:3], (None, labels[:3]))
-    meter.update(outputs[3:], (None, labels[3:]))
+    meter.update(outputs[:3], (None, given[:3]))
+    meter.update(outputs[3:], (None, given[3:]))
     told = outputs * labels.std(0, correction=0) + labels.mean(0)
     found = meter.compute()
     assert found["mae"] == pytest.approx(sklearn.metrics.mean_absolute_error(labels, told), rel=1e-5)
@@ -596,3 +606,135 @@ def test_pages_turned_pictures_and_floats_of_another_scale_are_told_of(tmp_path)
     assert floats.startswith("pixels that are floats go from 0.")
     first = pixels(str(tmp_path / "cat/a.png"), "a.png", 3, 20)
     assert np.array_equal(first.numpy().transpose(1, 2, 0), np.asarray(frames[0]))
+
+
+# -- odd tables and folders -------------------------------------------------------------------------------------------
+
+ROWS = [(f"p{i}.png", "cat" if i % 2 else "dog") for i in range(24)]
+LINES = "\n".join(f"{name},{label}" for name, label in ROWS)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A function from the text of a table of 24 images beside it to what `data` says."""
+    for i, (name, _) in enumerate(ROWS):
+        Image.fromarray(np.full((8, 8), 10 * i, np.uint8)).save(tmp_path / name)
+
+    def write(text, encoding="utf-8"):
+        (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+        return {"type": "csv", "file": str(tmp_path / "t.csv")}
+
+    return write
+
+
+@pytest.mark.parametrize("text", [
+    "file;label\n" + LINES.replace(",", ";"),
+    "file\tlabel\n" + LINES.replace(",", "\t"),
+    "\ufefffile, label\r\n" + LINES.replace(",", ", ").replace("\n", "\r\n\r\n"),
+    '"file","label"\n' + "\n".join(f'"{name}","{label}"' for name, label in ROWS),
+    "label,file\n" + "\n".join(f"{label},{name}" for name, label in ROWS),
+    "file,label\n" + "\n".join(f".\\{name},{label}" for name, label in ROWS),
+    "file,label\n" + "\n".join(f"{name[:-4]},{label}" for name, label in ROWS),
+    "file,label\n" + "\n".join(f"./x/../{name},{label}" for name, label in ROWS),
+], ids=["semicolons", "tabs", "spaces", "quotes", "columns", "windows", "suffix", "dots"])  # fmt: skip
+def test_tables_as_people_write_them_say_the_same(made, text):
+    task, usual = start(data=made(text)), start(data=made("file,label\n" + LINES))
+    assert task.notes == []
+    assert (task.names, task.fingerprint, task.example.shape) == (usual.names, usual.fingerprint, (1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    (LINES, "the first line of .* has an image, p0.png"),
+    ("file,label\n" + LINES + "\np0.png,cat", "p0.png is in two rows that differ: label is 'dog' and 'cat'"),
+    ("file,label\n" + LINES[:-3], "row 24 of the table has no label"),
+    ("file,label,label\n" + LINES.replace("\n", ",x\n") + ",x", "two columns 'label'"),
+    ("id,file,label\n" + "\n".join(f"{i},{n},{k}" for i, (n, k) in enumerate(ROWS)), "`label` is one of id, label"),
+])  # fmt: skip
+def test_tables_that_say_something_else_than_was_meant_are_refused(made, text, says):
+    with pytest.raises(UserError, match=says):
+        start(data=made(text))
+
+
+def test_files_that_are_not_there_are_told_all_at_once_and_may_be_left_out(made):
+    data = made("file,label\n" + LINES + "\na.png,cat\nb.png,dog")
+    assert [fault.message[-5:] for fault in wrong(data=data)] == ["a.png", "b.png"]
+    task = start(data=data, skip_broken=True)
+    assert (sum(task.splits.values()), task.notes) == (
+        24,
+        ["2 files are not there, and their rows left out: a.png, b.png"],
+    )
+    many = made("file,label\n" + LINES + "".join(f"\nno{i}.png,cat" for i in range(70)))
+    assert "and 20 more" in wrong(data=many)[-1].message
+
+
+def test_a_file_that_has_several_rows_counts_once(made):
+    task = start(data=made("file,label\n" + LINES + "\n" + LINES))
+    assert sum(task.splits.values()) == 24
+    assert task.notes == ["24 rows are of a file that another row is of, and count once"]
+
+
+def test_yes_and_no_are_written_in_several_ways(made):
+    def labels(cells):
+        rows = "\n".join(f"{name},{cells[i % 2]},{cells[i // 2 % 2]}" for i, (name, _) in enumerate(ROWS))
+        return start(MultiLabel, data=made("file,x,y\n" + rows)).dataset("train", False).split.labels.tolist()
+
+    assert labels(("0", "1")) == labels(("False", "True")) == labels(("0.0", "1.0")) == labels(("false", "TRUE"))
+
+
+def test_numbers_keep_what_they_differ_by_however_large_they_are(made):
+    when = 1_700_000_000 + np.arange(24)
+    task = start(
+        Regression, data=made("file,t\n" + "\n".join(f"{n},{t}" for (n, _), t in zip(ROWS, when, strict=True)))
+    )
+    split = task.dataset("train", False).split
+    places = [int(split.pool.path(int(place)).split("/")[-1][1:-4]) for place in split.places]
+    truth = when[places]
+    np.testing.assert_allclose(split.labels[:, 0], (truth - truth.mean()) / truth.std(), rtol=1e-5, atol=1e-6)
+    meter = task.meter()
+    meter.update(torch.from_numpy(split.labels + 1), (None, torch.from_numpy(split.labels)))
+    assert meter.compute()["mae"] == pytest.approx(truth.std(), rel=1e-5)
+    (note,) = start(Regression, data=made("file,t\n" + "\n".join(f"{name},3" for name, _ in ROWS))).notes
+    assert note == "t is the same number for all images to train on"
+
+
+@pytest.mark.parametrize(
+    "names", [("Train", "VAL", "Test"), ("training", "validation", "testing"), ("train", "dev", "test")]
+)
+def test_ready_splits_may_be_called_otherwise(tmp_path, names):
+    for split, n in zip(names, (5, 3, 2), strict=True):
+        folder(tmp_path / split, {"cat": n, "dog": n}, seed=n)
+    task = start(data={"type": "folder", "root": str(tmp_path)})
+    assert (task.splits, task.names) == ({"train": 10, "valid": 6, "test": 4}, ["cat", "dog"])
+    shutil.rmtree(tmp_path / names[2] / "dog")
+    assert start(data={"type": "folder", "root": str(tmp_path)}).notes == ["no test image is of 'dog'"]
+
+
+def test_of_many_classes_balanced_accuracy_is_measured_and_that_of_each_is_not():
+    names, generator = [f"c{i}" for i in range(130)], torch.Generator().manual_seed(0)
+    labels, logits = torch.randint(130, (400,), generator=generator), torch.randn(400, 130, generator=generator)
+    logits[torch.arange(0, 400, 2), labels[::2]] += 5
+    meter = Accuracies((1,), names)
+    for part in (slice(0, 150), slice(150, 400)):
+        meter.update(logits[part], (None, labels[part]))
+    found = meter.compute()
+    assert found.keys() == {"top1", "balanced"}
+    there = np.unique(labels)
+    wanted = sklearn.metrics.recall_score(labels, logits.argmax(1), average="macro", labels=there)
+    assert found["balanced"] == pytest.approx(100 * wanted)
+
+
+def test_options_of_the_head_are_told_to_do_nothing_where_a_network_has_its_own():
+    class Own(torch.nn.Module):
+        own_head = torch.nn.Identity()
+
+    class Whole(torch.nn.Module):
+        backbone = Own()
+
+    task = structure({"data": "digits", "dropout": 0.5, "auxiliary": 0.4}, Classification)
+    live = task.start(np.random.default_rng(0), False)
+    there = task.idle(Surroundings(SearchSpace([]), live, Whole()))
+    assert there["dropout"] == there["auxiliary"] == "this network has a head of its own"
+    assert "dropout" not in task.idle(Surroundings(SearchSpace([]), live, torch.nn.Identity()))
+    assert "auxiliary" not in structure({"data": "digits"}, MultiLabel).idle(
+        Surroundings(SearchSpace([]), live, Whole())
+    )

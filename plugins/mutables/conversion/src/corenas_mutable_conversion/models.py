@@ -123,7 +123,7 @@ def _state_of_run(folder: Path) -> Mapping[str, Any]:
     found = Checkpoint(weights_file(folder)).found
     if not found["done"]:
         raise UserError("this training has not come to its end", file=str(folder))
-    state = found.get("average", found["model"])
+    state = {**found.get("average", found["model"]), **found.get("statistics", {})}
     own = {key.removeprefix(PREFIX): item for key, item in state.items() if key.startswith(PREFIX)}
     return own or state
 

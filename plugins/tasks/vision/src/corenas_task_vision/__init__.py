@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, le, lt, optional
+from attrs.validators import ge, gt, le, lt, min_len, optional
 
 from corenas.contracts import Headed, Surroundings
 from corenas.errors import Fault, UserError, did_you_mean
@@ -36,7 +36,7 @@ class Data:
         (one of its data sets)
     root: the folder; of torchvision's data sets the one that holds them; of a table's files, which are else beside it
     file: the CSV file; its first line names its columns
-    image: its column of the images' files; left out, the first
+    image: its column of the images' files; left out, the first that names one
     label: its column of labels, or several of them; left out, all others
     split: its column that says "train", "valid" or "test"; without one images are cut off
     name: torchvision's class, "CIFAR10" for instance
@@ -219,14 +219,22 @@ class Classification(Pictures):
         """The number of each row's class, and the classes. Raises UserError for several columns."""
         if len(columns) > 1:
             hint = (
-                f'name the one of the class: label = {columns[0]!r}; for several labels an image there is "multilabel"'
+                f"name the one of the class: `label` is one of {', '.join(columns[:20])}; for several labels an image "
+                'there is "multilabel"'
             )
             raise UserError(f"there are {len(columns)} columns of labels", key=("label",), hint=hint)
         names = sorted({row[0] for row in rows})
+        if "" in names:
+            number = [row[0] for row in rows].index("") + 1
+            raise UserError(f"row {number} of the table has no label", key=("label",))
         if len(names) < 2:
             raise UserError(f"there is one class, {names[0]!r}; expected two or more", key=("label",))
         number = {name: i for i, name in enumerate(names)}
         return [number[row[0]] for row in rows], names
+
+
+_YES_AND_NO = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+"""What a label that is there or not is written as, in small letters."""
 
 
 @_explained
@@ -242,7 +250,7 @@ class MultiLabel(Pictures):
     positive_weight: what a label that is there is worth in the loss beside one that is not
     """
 
-    separator: str = "|"
+    separator: str = field(default="|", validator=min_len(1))
     labels: int | None = field(default=None, validator=optional(ge(1)))
     positive_weight: float = field(default=1.0, validator=[gt(0), lt(math.inf)])
 
@@ -262,10 +270,10 @@ class MultiLabel(Pictures):
             if not names:
                 raise UserError("no image has a label", key=("label",))
             return np.array([[name in own for name in names] for own in sets], np.float32), names
-        wrong = [cell for row in rows for cell in row if cell not in ("0", "1")]
+        wrong = [cell for row in rows for cell in row if cell.lower() not in _YES_AND_NO]
         if wrong:
             raise UserError(f"expected 0 and 1 in columns of labels, found {wrong[0]!r}", key=("label",))
-        return np.array([[float(cell) for cell in row] for row in rows], np.float32), columns
+        return np.array([[_YES_AND_NO[cell.lower()] for cell in row] for row in rows], np.float32), columns
 
 
 @_explained
@@ -294,11 +302,11 @@ class Regression(Pictures):
         import numpy as np
 
         try:
-            numbers = np.array([[float(cell) for cell in row] for row in rows], np.float32)
+            numbers = np.array([[float(cell) for cell in row] for row in rows])
         except ValueError as error:
             raise UserError(f"expected numbers in columns of labels: {error}", key=("label",)) from None
-        if not np.isfinite(numbers).all():
-            raise UserError("expected finite numbers in columns of labels", key=("label",))
+        if not np.isfinite(numbers).all() or np.abs(numbers).max() > 1e30:
+            raise UserError("expected finite numbers, up to 1e30, in columns of labels", key=("label",))
         return numbers, columns
 
 

@@ -115,7 +115,7 @@ class Split:
 
 def _whole(pool: Pool, labels: Any) -> Split:
     labels = np.asarray(labels)
-    return Split(pool, labels if labels.dtype == np.float32 else labels.astype(np.int64), np.arange(len(labels)))
+    return Split(pool, labels if labels.dtype.kind == "f" else labels.astype(np.int64), np.arange(len(labels)))
 
 
 @define
@@ -174,7 +174,28 @@ def read(options: Pictures, channels: int, size: int, rng: np.random.Generator) 
     pieces = cut(classes, {name: n for name, n in amounts.items() if name not in splits}, rng)
     splits |= {name: splits["train"].part(chosen) for name, chosen in pieces.items()}
     splits = {name: splits[name] for name in ("train", "valid", "test")}
+    notes += _lacking(splits, found.names, ready)
     return Ready(splits, found.names, notes, _how_cut(splits, ready, digests, notes))
+
+
+def _lacking(splits: Mapping[str, Split], names: Sequence[str], ready: Sequence[str]) -> list[str]:
+    """Which classes or labels a split has no image of, in words."""
+    notes = []
+    for split, part in splits.items():
+        labels = part.labels
+        if len(labels) < len(names) and split not in ready:  # too few images for all
+            continue
+        if labels.ndim == 1:
+            there = np.bincount(labels, minlength=len(names)) > 0
+        elif labels.dtype == np.float64:  # numbers
+            continue
+        else:
+            there = labels.any(0)
+        lacking = [name for name, is_there in zip(names, there, strict=False) if not is_there]
+        if lacking:
+            more = f" and {len(lacking) - 10:,} more" if len(lacking) > 10 else ""
+            notes.append(f"no {split} image is of {', '.join(map(repr, lacking[:10]))}{more}")
+    return notes
 
 
 def _checked(options: Pictures, found: Read, channels: int, size: int, notes: list[str]) -> Mapping[str, bytes]:
@@ -245,7 +266,8 @@ def look(data: Data) -> Look | None:
     try:
         if data.type == "csv":
             rows, (image, *_) = _rows(data)
-            return look_at_headers([str(_root(data) / row[image]) for row in rows])
+            some = rows[:: max(1, len(rows) // 64)]
+            return look_at_headers([path for row in some if (path := _found(data, row[image])) is not None])
         if data.type != "folder":
             return None
         folder = ready_splits(data)["train"]
@@ -364,17 +386,19 @@ def ready_splits(data: Data) -> dict[str, Path]:
     root = Path(data.root or "")
     if not root.is_dir():
         raise UserError(f"no folder {root.absolute()}", key=("root",), hint="expected images in root/class/*.jpg")
-    ready = (root / "train").is_dir() and any(entry.is_dir() for entry in (root / "train").iterdir())
-    if not ready:  # a folder `train` of images is a class like any other
+    own = {entry.name.lower(): entry for entry in root.iterdir() if entry.is_dir()}
+    train = next((own[name] for name in USUAL["train"] if name in own), None)
+    ready = train is not None and any(entry.is_dir() for entry in train.iterdir())
+    if train is None or not ready:  # a folder `train` of images is a class like any other
         for name in ("valid", "test"):
             if getattr(data, name) is not None:
                 text = f"there is no {root / 'train'} with classes, so that {root} has no ready splits"
                 raise UserError(text, key=(name,), hint="leave it out: images are then cut off")
         return {"train": root}
-    found = {"train": root / "train"}
-    for split, usual in (("test", ("test",)), ("valid", ("valid", "val"))):
+    found = {"train": train}
+    for split in ("test", "valid"):
         name = getattr(data, split)
-        places = [root / (name or other) for other in ((name,) if name else usual)]
+        places = [root / name] if name else [own[other] for other in USUAL[split] if other in own]
         if name and not places[0].is_dir():
             raise UserError(f"no folder {places[0].absolute()}", key=(split,))
         if name and places[0].resolve() in {folder.resolve() for folder in found.values()}:
@@ -385,6 +409,14 @@ def ready_splits(data: Data) -> dict[str, Path]:
                 found[split] = place
                 break
     return found
+
+
+USUAL = {
+    "train": ("train", "training"),
+    "valid": ("valid", "val", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""What splits are called, in small letters."""
 
 
 def class_names(folder: Path) -> list[str]:
@@ -407,16 +439,25 @@ def _rows(data: Data) -> tuple[list[dict[str, str]], tuple[str, Sequence[str]]]:
         raise UserError(f"cannot read {path.absolute()}: this is no file", key=("file",))
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, strict=True)
+            first = file.readline()
+            file.seek(0)
+            # Spreadsheets write semicolons where a comma is what comes before decimals.
+            table = csv.DictReader(file, strict=True, delimiter=max(",;\t", key=first.count), skipinitialspace=True)
             columns = [*(table.fieldnames or ())]
             rows = [*table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"cannot read {path.absolute()}: {reason}", key=("file",)) from None
+        hint = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else None
+        raise UserError(f"cannot read {path.absolute()}: {reason}", key=("file",), hint=hint) from None
+    text = "expected a first line of names, a column of images and one of labels"
     if not rows or len(columns) < 2:
-        text = "expected a first line of names, a column of images and one of labels"
         raise UserError(f"{path} is no table of labels", key=("file",), hint=text)
-    image = data.image or columns[0]
+    if len({*columns}) < len(columns):
+        twice = next(name for i, name in enumerate(columns) if name in columns[:i])
+        raise UserError(f"{path} has two columns {twice!r}", key=("file",))
+    if named := next((name for name in columns if _is_image(data, name)), None):
+        raise UserError(f"the first line of {path} has an image, {named}", key=("file",), hint=text)
+    image = data.image or next((name for name in columns if _is_image(data, rows[0][name])), columns[0])
     wanted = [data.label] if isinstance(data.label, str) else data.label
     labels = [*(wanted or [name for name in columns if name not in (image, data.split)])]
     for key, names in (("image", [image]), ("label", labels), ("split", [data.split] if data.split else [])):
@@ -431,16 +472,55 @@ def _rows(data: Data) -> tuple[list[dict[str, str]], tuple[str, Sequence[str]]]:
     return rows, (image, labels)
 
 
-def _csv(data: Data, options: Pictures, channels: int, size: int) -> Read:
+def _is_image(data: Data, name: str | None) -> bool:
+    return bool(name) and name.lower().endswith(SUFFIXES) and _found(data, name) is not None  # type: ignore[union-attr]
+
+
+def _found(data: Data, name: str) -> str | None:
+    """The file that a table names, as Windows would, or without its suffix; None if it is not there."""
+    for way in dict.fromkeys((name.strip(), name.strip().replace("\\", "/"))):
+        path = os.path.normpath(_root(data) / way) if way else ""
+        for suffix in ("", *SUFFIXES):
+            if os.path.isfile(path + suffix):
+                return path + suffix
+    return None
+
+
+def _listed(data: Data, options: Pictures) -> tuple[list[dict[str, str]], list[str], Sequence[str], list[str]]:
+    """The rows of a table, the file of each, its columns of labels, and what to know of it.
+
+    Raises UserError for files that are not there, unless they may be left out, and for one with several rows that
+    differ.
+    """
     rows, (image, columns) = _rows(data)
-    labels, names = options.read_labels([[row[column].strip() for column in columns] for row in rows], columns)
-    root, of_split = _root(data), np.array([(row[data.split].strip() if data.split else "train") for row in rows])
-    paths = [str(root / row[image]) for row in rows]
-    lost = [path for path in paths if not os.path.isfile(path)]
+    paths, notes = [_found(data, row[image]) for row in rows], []
+    lost = [row[image] for row, path in zip(rows, paths, strict=True) if path is None]
+    if lost and (not options.skip_broken or len(lost) == len(rows)):
+        hint = "paths are relative to `root`; `skip_broken = true` in [task] leaves such rows out"
+        faults = [Fault(f"no file {_root(data) / name}", ("image",), hint=hint) for name in lost[:_MOST_TOLD]]
+        more = len(lost) - len(faults)
+        raise UserError(faults=[*faults, *([Fault(f"and {more:,} more are not there", ("image",))] if more else [])])
     if lost:
-        more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
-        raise UserError(f"no file {lost[0]}{more}", key=("image",), hint="paths are relative to `root`")
-    alias = {"val": "valid", "validation": "valid"}
+        notes.append(f"{len(lost):,} files are not there, and their rows left out: {', '.join(lost)}")
+    first: dict[str, dict[str, str]] = {}
+    for row, path in zip(rows, paths, strict=True):
+        if path is None:
+            continue
+        before = first.setdefault(path, row)
+        if differ := [name for name in (*columns, data.split) if name and before[name].strip() != row[name].strip()]:
+            text = f"{path} is in two rows that differ: {differ[0]} is {before[differ[0]]!r} and {row[differ[0]]!r}"
+            raise UserError(text, key=("file",))
+    again = len(rows) - len(lost) - len(first)
+    if again:
+        notes.append(f"{again:,} rows are of a file that another row is of, and count once")
+    return [*first.values()], [*first], columns, notes
+
+
+def _csv(data: Data, options: Pictures, channels: int, size: int) -> Read:
+    rows, paths, columns, notes = _listed(data, options)
+    labels, names = options.read_labels([[row[column].strip() for column in columns] for row in rows], columns)
+    of_split = np.array([(row[data.split].strip().lower() if data.split else "train") for row in rows])
+    alias = {name: split for split, names in USUAL.items() for name in names}
     of_split = np.array([alias.get(name, name) for name in of_split])
     if alien := sorted({*of_split.tolist()} - {"train", "valid", "test"}):
         raise UserError(f"expected train, valid and test in this column, found {', '.join(alien)}", key=("split",))
@@ -448,11 +528,12 @@ def _csv(data: Data, options: Pictures, channels: int, size: int) -> Read:
         raise UserError("no row of this column is train", key=("split",))
     whole = _whole(Files(paths, channels, size, options.bits, options.max_pixels), labels)
     separator = getattr(options, "separator", "|")
-    notes = [f"task.separator = {separator!r} does nothing: there are several columns of labels"]
+    if len(columns) > 1 and separator != "|":
+        notes.append(f"task.separator = {separator!r} does nothing: there are several columns of labels")
     return Read(
         {name: whole.part(np.flatnonzero(of_split == name)) for name in dict.fromkeys(of_split.tolist())},
         names,
-        notes=notes if len(columns) > 1 and separator != "|" else (),
+        notes=notes,
     )
 
 

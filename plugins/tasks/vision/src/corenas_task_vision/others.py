@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from attrs import evolve
 from torch import Tensor
 
 from corenas.contracts import Metric
@@ -94,14 +95,14 @@ class Errors(_Kept):
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.mean, self.std = mean.double().numpy(), std.double().numpy()
+        self.mean, self.std = mean.numpy(), std.numpy()
 
     def compute(self) -> dict[str, float]:
         """Of numbers as they are in the table; R2 is the mean over targets."""
         outputs, labels = self.all()
         if not len(labels):
             return dict.fromkeys(("mae", "rmse", "r2"), float("nan"))
-        off = outputs * self.std + self.mean - labels
+        off, labels = (outputs - labels) * self.std, labels * self.std + self.mean
         spread = np.maximum(((labels - labels.mean(0)) ** 2).mean(0), 1e-12)
         return {
             "mae": float(np.abs(off).mean()),
@@ -122,9 +123,17 @@ class LiveRegression(LiveImages):
         super().__init__(options, rng, data)
         self.options = options
         self.count = _count(options, "targets", self._splits)
-        numbers = self._splits["train"].labels if self._splits else np.zeros((1, self.count), np.float32)
-        self.mean = torch.from_numpy(numbers.mean(0))
-        self.std = torch.from_numpy(np.maximum(numbers.std(0), 1e-6))
+        numbers = self._splits["train"].labels if self._splits else np.zeros((1, self.count))
+        mean, std = numbers.mean(0), numbers.std(0)
+        same = [name for name, spread, size in zip(self.names, std, abs(mean), strict=False) if spread <= 1e-12 * size]
+        if same and self._splits:
+            self.notes.append(f"{', '.join(same)} is the same number for all images to train on")
+        self.mean, self.std = torch.from_numpy(mean), torch.from_numpy(np.where(std > 1e-12 * abs(mean), std, 1.0))
+        # Single precision has room for what numbers differ by, not for all digits of a date.
+        self._splits = {
+            name: evolve(split, labels=((split.labels - mean) / self.std.numpy()).astype(np.float32))
+            for name, split in self._splits.items()
+        }
         self.preprocessing = {
             **self.preprocessing,
             "targets": [*self.names] or self.count,
@@ -138,9 +147,8 @@ class LiveRegression(LiveImages):
         return Head(feat_dims[-1], self.count, self.options.dropout)
 
     def loss(self, outputs: Tensor, batch: Any) -> Tensor:
-        """What the options say, of numbers with the mean 0 and the deviation 1."""
-        wanted = (batch[1].to(outputs) - self.mean.to(outputs)) / self.std.to(outputs)
-        return _LOSSES[self.options.loss](outputs, wanted)
+        """What the options say, of numbers with the mean 0 and the deviation 1, as batches have them."""
+        return _LOSSES[self.options.loss](outputs, batch[1].to(outputs))
 
     def logits(self, outputs: Tensor) -> None:
         """None: numbers are of no distribution."""

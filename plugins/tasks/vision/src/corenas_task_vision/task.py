@@ -300,15 +300,17 @@ class LiveClassification(LiveImages):
     def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         weights = None if self.weights is None else self.weights.to(logits)
         smoothing, focal = self.options.label_smoothing, self.options.focal
-        if not focal:
+        mixed = labels.dim() > 1
+        if not focal and not (mixed and weights is not None):  # of mixed images torch would not weigh the mean
             return F.cross_entropy(logits, labels, weights, label_smoothing=smoothing)
-        each = F.cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="none")
-        sure = logits.softmax(1)  # of the right class; of mixed images the mean over both
-        sure = (sure * labels).sum(1) if labels.dim() > 1 else sure.gather(1, labels[:, None])[:, 0]
-        loss = (1 - sure) ** focal * each
+        loss = F.cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="none")
+        if focal:
+            sure = logits.softmax(1)  # of the right class; of mixed images the mean over both
+            sure = (sure * labels).sum(1) if mixed else sure.gather(1, labels[:, None])[:, 0]
+            loss = (1 - sure) ** focal * loss
         if weights is None:
             return loss.mean()
-        own = labels.to(weights) @ weights if labels.dim() > 1 else weights[labels]
+        own = labels.to(weights) @ weights if mixed else weights[labels]
         return loss.sum() / own.sum()
 
     def logits(self, outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
