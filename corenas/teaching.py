@@ -41,7 +41,11 @@ def distil_in_place(
     with apply(model, step.archs[0]):
         seen = observe(model, task, batch, distiller.taps)
         if seen.logits is None and not distiller.taps:
-            raise UserError("this algorithm needs a task whose outputs can be distilled", key=("task",))
+            text = "this algorithm needs a task whose outputs can be distilled"
+            hint = (
+                'distiller = { type = "features", answers = 0 } compares no outputs, algorithm = "spos" has no teacher'
+            )
+            raise UserError(text, key=("task",), hint=hint)
         teacher = detached(seen)
         figures["loss"] = step.backward(task.loss(seen.outputs, batch))
     del seen
