@@ -122,10 +122,12 @@ class Metric:
 
     unit: as it is printed, "%" for instance
     direction: whether more is better
+    share: whether it is the percentage of a split's samples that are right: it is then told with a binomial error
     """
 
     unit: str = ""
     direction: Literal["max", "min"] = "max"
+    share: bool = False
 
 
 class Meter(Protocol):
@@ -279,6 +281,7 @@ class InMemory(Protocol):
 class MutatorContext:
     """What a sampler draws from; `space` may be narrower than the supernet's.
 
+    cost: of the codes of this space
     paths: how many archs the phase wants at each step; None leaves it to the mutator's options
     """
 
@@ -537,7 +540,8 @@ class Distiller(Protocol):
 class Region(Protocol):
     """What draws archs: a space, or the part of one that obeys constraints. Many at a time they are codes.
 
-    Codes are a matrix (archs, variables) of the index of each choice; `encode` and `decode` go there and back.
+    Codes are a matrix (archs, variables) of the index of each choice, of a `continuous` variable where it lies between
+    its bounds, 0..1; `encode` and `decode` go there and back.
     """
 
     variables: tuple[Variable, ...]
@@ -608,7 +612,10 @@ class Search(Protocol):
     """A live searcher."""
 
     def ask(self, n: int) -> Sequence[Arch | Proposal]:
-        """Return up to n archs to be measured next; none ends the search. Archs known already come back at once."""
+        """Return up to n archs to be measured next, each once (`corenas.space.unseen`); none ends the search.
+
+        Archs that the run knows already come back at once.
+        """
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Take in the results of the last `ask`, in its order, in all states."""
@@ -806,7 +813,8 @@ class Exporter(Protocol):
     def write(self, network: nn.Module, folder: Path, context: ExportContext) -> Path:
         """Write a plain network, on the CPU and in evaluation mode, into a folder; returns the file.
 
-        Raises UserError for a network that the format cannot hold.
+        Raises UserError for a network that the format cannot hold, OSError where nothing can be written there (a full
+        disk, no such folder), which is told as such: `torch.save` raises it if it is given a file that is open.
         """
 
 

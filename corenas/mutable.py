@@ -58,7 +58,11 @@ class Mutable(Protocol):
 
 @runtime_checkable
 class Exportable(Protocol):
-    """A mutable that is replaced as a whole on export. One without `export` is traced through instead."""
+    """A mutable that is replaced as a whole on export. One without `export` is traced through instead.
+
+    What is traced keeps its own parameters whole: those that it cuts are layers in it (`ParameterSlice` of
+    corenas-mutable-attention), which then state their cost as well.
+    """
 
     def export(self) -> nn.Module | nn.Parameter:
         """Return the chosen part as a module of torch.nn, with a copy of its weights, or as a mere parameter."""

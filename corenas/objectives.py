@@ -117,7 +117,10 @@ class Objectives:
     bin_width: float = 0.0
 
     def score(self, trial: Trial) -> float:
-        """Return the weighted sum of gains; minus infinity for a trial that does not count."""
+        """Return the weighted sum of gains; minus infinity for a trial that does not count.
+
+        It is not finite either where a metric is not, as of a network that has diverged.
+        """
         if not trial.ok:
             return -math.inf
         return sum(objective.weight * objective.gain(trial.metrics) for objective in self.objectives)

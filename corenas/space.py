@@ -127,6 +127,7 @@ class SearchSpace:
         return not any(variable.continuous for variable in self.variables)
 
     def __getitem__(self, key: str) -> Variable:
+        """Return a variable by its key. Raises UserError for one that there is not, with those that are close."""
         if key not in self._variables:
             raise UserError(f"no variable {key!r}", hint=did_you_mean(key, self.keys, "variables"))
         return self._variables[key]

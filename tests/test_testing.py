@@ -398,6 +398,14 @@ def of_other_dimensions(body):
     body.feat_dims = [Dimension.of(8)]
 
 
+def with_images_mixed(body):
+    class Mixed(type(body.stem)):
+        def forward(self, x):
+            return super().forward(x - x.mean(0))
+
+    body.stem.__class__ = Mixed
+
+
 def with_idle_weights(body):
     body.idle = nn.Linear(2, 2)
 
@@ -436,6 +444,7 @@ def touching_all_weights(body):
 
 @pytest.mark.parametrize(("change", "check"), [
     (of_other_dimensions, backbones.gives_the_features_that_it_states),
+    (with_images_mixed, backbones.gives_the_features_that_it_states),
     (with_idle_weights, backbones.has_no_weight_that_no_arch_uses),
     (drawn_by_numpy, backbones.draws_its_weights_from_torchs_generator),
     (with_a_cheap_width, backbones.more_of_a_variable_never_costs_less),
@@ -700,7 +709,13 @@ class Ungated(small.Depth):
         return [block(x) for block in self.blocks][self.elastic.choice["depth"] - 1]
 
 
+class Mixing(small.Conv):
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
 @pytest.mark.parametrize(("cls", "check"), [
+    (Mixing, mutables.takes_any_arch_for_a_while),
     (Off, mutables.costs_what_its_export_costs),
     (Whole, mutables.trains_the_active_part_alone),
     (Stale, mutables.states_its_values_and_begins_with_the_largest),

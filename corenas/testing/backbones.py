@@ -105,7 +105,10 @@ def states_the_layout_of_its_spaces(backbone: Backbone, space: SearchSpace, imag
 
 
 def gives_the_features_that_it_states(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
-    """`features`, and a mere call, give as many tensors as `feat_dims` has, each of so many channels; all finite."""
+    """`features`, and a mere call, give as many tensors as `feat_dims` has, each of so many channels; all finite.
+
+    In evaluation mode those of an image hang on no other of its batch.
+    """
     model = used_network(backbone, space, image)
     dims = model.backbone.feat_dims
     for arch in some_archs(space, 6):
@@ -115,7 +118,11 @@ def gives_the_features_that_it_states(backbone: Backbone, space: SearchSpace, im
         assert all(f.isfinite().all() for f in features), arch
     with torch.no_grad():
         called, features = model.backbone(noise(image)), model.backbone.features(noise(image))
+        alone = model.backbone.features(noise(image)[1:])
     assert all(map(torch.equal, called, features)), "`forward` gives something else than `features`"
+    text = "the features of an image hang on the others of its batch"
+    for one, both in zip(alone, features, strict=True):
+        torch.testing.assert_close(one, both[1:], rtol=1e-2, atol=1e-3 * float(both.abs().max()), msg=text)
 
 
 def begins_with_its_largest_arch(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:

@@ -54,7 +54,7 @@ def events(folder: Path, resumed: bool = False) -> list[Event]:
         StageDone("search", 7.0, {"top1": 70.0}),
         StageStarted("export", 0, "files"),
         StageDone("export", 0.5),
-        RunDone(folder, RESULT, {"train": 9, "valid": 5, "test": 4}, {"top1": Metric("%")}),
+        RunDone(folder, RESULT, {"train": 9, "valid": 5, "test": 4}, {"top1": Metric("%", share=True)}),
     ]
 
 

@@ -87,7 +87,8 @@ def _in_double() -> Iterator[None]:
 def states_its_values_and_begins_with_the_largest(make: Make, shape: Shape = None) -> None:
     """Its values say what its shape follows from; its choice has the same names and is, at first, the largest."""
     made = layer(make)
-    assert isinstance(made, Mutable)
+    text = "it is no mutable: it has no `elastic`; of what is built of mutables alone, these checks are for the parts"
+    assert isinstance(made, Mutable), text
     assert all(isinstance(value, Value | Dimension) for value in made.elastic.values.values())
     assert dict(made.elastic.choice) == largest_choice(made.elastic.values)
     if isinstance(made, Resizing):
@@ -95,14 +96,21 @@ def states_its_values_and_begins_with_the_largest(make: Make, shape: Shape = Non
 
 
 def takes_any_arch_for_a_while(make: Make, shape: Shape = None) -> None:
-    """Under an arch it computes something finite of the size that `outputs` says; then all is as before."""
+    """Under an arch it computes something finite of the size that `outputs` says; then all is as before.
+
+    In evaluation mode what it makes of a sample hangs on no other of its batch.
+    """
     made = layer(make)
     before = condition(made)
     for arch in archs_of(made):
+        x = noise(made, arch, shape)
         with torch.no_grad(), apply(made, arch):
             assert dict(made.elastic.choice) == {name: value(arch) for name, value in made.elastic.values.items()}
-            out = made(noise(made, arch, shape))
+            out, alone = made(x), made(x[-1:])
         assert out.isfinite().all(), arch
+        if len(out) == len(x):
+            text = f"what it makes of a sample hangs on the others: {arch}"
+            torch.testing.assert_close(alone, out[-1:], rtol=1e-3, atol=1e-4, msg=text)
         if "outputs" in made.elastic.values:
             outputs = made.elastic.values["outputs"](arch)
             assert sum(outputs) if isinstance(outputs, tuple) else outputs in out.shape, arch

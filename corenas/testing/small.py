@@ -323,7 +323,7 @@ class Task:
     asked: the splits that were asked for, in order
     """
 
-    metrics: Mapping[str, Metric] = MappingProxyType({"top1": Metric("%", "max")})
+    metrics: Mapping[str, Metric] = MappingProxyType({"top1": Metric("%", "max", share=True)})
 
     def __init__(self, dropout: float = 0.0, **sizes: int) -> None:
         self.splits: Mapping[str, int] = {"train": 96, "valid": 48, "test": 30} | sizes

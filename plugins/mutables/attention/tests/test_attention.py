@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import corenas_mutable_attention
 from corenas.cost import Cost
 from corenas.export import export_subnet
 from corenas.mutable import Elastic, apply
@@ -259,3 +260,7 @@ def test_patches_do_not_overlap():
         one = torch.einsum("nchw,ochw->no", x[:, :, 4:8, 8:12], weight) + bias
     assert out.shape == (2, 6, 2, 3)
     torch.testing.assert_close(out[:, :, 1, 2], one)
+
+
+def test_a_person_finds_its_layers_by_dir():
+    assert {"LayerNormSlice", *corenas_mutable_attention._MODULES["layers"]} <= {*dir(corenas_mutable_attention)}

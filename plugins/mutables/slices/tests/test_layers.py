@@ -11,6 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+import corenas_mutable_slices
 from corenas.cost import Cost
 from corenas.errors import UserError
 from corenas.mutable import apply
@@ -624,3 +625,7 @@ def test_the_entry_module_imports_no_torch_until_a_layer_is_wanted():
 
     with pytest.raises(AttributeError, match="no attribute 'Conv4dSlice'"):
         _ = corenas_mutable_slices.Conv4dSlice
+
+
+def test_a_person_finds_its_layers_by_dir():
+    assert {"Conv2dSlice", *corenas_mutable_slices._MODULES["layers"]} <= {*dir(corenas_mutable_slices)}

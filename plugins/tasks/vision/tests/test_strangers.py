@@ -375,6 +375,7 @@ def test_balanced_accuracy_and_that_of_each_class_are_scikit_learns():
         meter.update(torch.tensor(scores[part]), (None, torch.tensor(labels[part])))
     found, guesses = meter.compute(), scores.argmax(1)
     assert found.keys() == task.metrics.keys()
+    assert [name for name, metric in task.metrics.items() if metric.share] == ["top1", "top5"]  # of all images
     assert found["balanced"] == pytest.approx(100 * sklearn.metrics.balanced_accuracy_score(labels, guesses))
     recalls = sklearn.metrics.recall_score(labels, guesses, average=None)
     assert [found[f"top1 of {name}"] for name in range(10)] == pytest.approx(100 * recalls)

@@ -200,6 +200,25 @@ def test_the_page_shows_each_method_and_needs_nothing_else(compared):
     assert (compared / "out/compare.csv").read_text().startswith("method,seed,inherited,test,retrained,flops")
 
 
+def test_random_archs_alone_obey_a_constraint_on_what_another_evaluator_measures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    memory = 'evaluators = ["accuracy", "memory"]'
+    text = SPEC.replace('evaluators = ["accuracy"]', memory).replace(
+        "trials = 3", "trials = 3, constraints = { weight_memory = 1e9 }"
+    )
+    (tmp_path / "base.toml").write_text(text)
+    (tmp_path / "compare.toml").write_text(COMPARE)
+    spec, _, catalogue = open_spec(tmp_path / "base.toml", ())
+    first = running.Opened("bignas", spec, catalogue, str(tmp_path / "base.toml"), ())
+    assert [row["type"] for row in running._constraining(first)] == ["memory"]
+    (tmp_path / "out").mkdir()
+    compare = read_compare([tmp_path / "compare.toml"])
+    row = running._baseline(running.RANDOM, first, 0, compare, tmp_path / "out", "top1", 1.0, 1.0)
+    (trial,) = Store(next((tmp_path / "out").glob("*/run.sqlite")), readonly=True).trials()
+    assert 0 < trial.metrics["weight_memory"] < 1e9
+    assert row["inherited"] == trial.metrics["top1"]
+
+
 def test_training_flops_agree_with_the_cost_of_the_archs(tmp_path):
     """One path a step: three forwards an image, but for the first layer's gradient of its input."""
     (tmp_path / "base.toml").write_text(SPEC)

@@ -127,6 +127,16 @@ def test_options_within_lists_and_tables_are_shown(capsys):
     assert '{"type": "SGD", "lr": 0.1, "momentum": 0.9}' in capsys.readouterr().out
 
 
+def test_a_table_of_a_spec_is_named_where_it_stands_in_another(capsys):
+    assert main(["show", "retrain"]) == 0
+    shown = capsys.readouterr().out
+    assert "its options: corenas show train" in shown
+    assert "batch_size" not in shown
+    assert main(["show", "retrain", "--json"]) == 0
+    (train,) = [row for row in json.loads(capsys.readouterr().out)["retrain"] if row["option"] == "train"]
+    assert "batch_size" in {row["option"] for row in train["options"]}
+
+
 def test_json_has_no_nan(capsys):
     print_json({"a": [math.nan, math.inf, 1.5], "b": "NaN"})
     assert capsys.readouterr().out == '{"a": [null, null, 1.5], "b": "NaN"}\n'

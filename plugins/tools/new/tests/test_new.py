@@ -131,6 +131,22 @@ def test_a_name_that_is_none_is_refused(tmp_path, name):
     assert not (tmp_path / "it").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "holder"),
+    [
+        ("searcher", "random", "corenas-searcher-random"),  # both the distribution and what it offers
+        ("distiller", "knowledge", "corenas-distiller-knowledge"),  # a distribution that offers other names
+        ("evaluator", "synflow", "corenas-evaluator-zerocost"),  # a name that another distribution offers
+        ("tool", "trials", "corenas-tool-inspect"),
+        ("tool", "run", "corenas"),
+    ],
+)
+def test_a_name_that_is_taken_is_refused(kind, name, holder, tmp_path):
+    with pytest.raises(UserError, match=rf"'{name}' is taken by {holder} {corenas.__version__}"):
+        new(kind, name, tmp_path / "it")
+    assert not (tmp_path / "it").exists()
+
+
 def test_a_kind_that_there_is_not_is_answered_with_those_that_there_are(tmp_path):
     with pytest.raises(UserError, match="did you mean 'searcher'") as caught:
         new("searchers", "mine", tmp_path / "it")

@@ -17,11 +17,11 @@ from corenas.plugins import load_catalogue
 from corenas.space import Arch
 from corenas.testing.distributions import distribution_checks
 from corenas.testing.listeners import RESULT, listener_checks
-from corenas_tool_progress.closing import closing_lines
+from corenas_tool_progress.closing import closing_lines, figure_text
 from corenas_tool_progress.display import Bars, Lines
 from corenas_tool_progress.listener import Listener, Stage, duration
 
-METRICS = {"top1": Metric("%"), "flops": Metric("", "min")}
+METRICS = {"top1": Metric("%", share=True), "flops": Metric("", "min")}
 HIDDEN, VISIBLE = "\x1b[?25l", "\x1b[?25h"
 
 
@@ -78,6 +78,11 @@ RUN = [
     StageDone("search", 7.0, {"top1": 70.125}),
     RunDone(Path("runs/none"), RESULT, {"train": 3500, "valid": 500, "test": 1000}, METRICS),
 ]
+
+
+def test_a_percentage_that_is_no_share_of_images_has_no_binomial_error():
+    figures, metrics = {"top1": 50.0, "map": 50.0}, {"top1": Metric("%", share=True), "map": Metric("%")}
+    assert figure_text(figures, metrics, 100) == "top1 50.0 ± 5.0 %, map 50.0 %"  # sqrt(.5 * .5 / 100) = 0.05
 
 
 def test_a_run_is_told_from_its_first_line_to_its_last(watching):

@@ -16,8 +16,8 @@ UNITS = {
     "flops": {"unit": "", "direction": "min"},
     "params": {"unit": "", "direction": "min"},
     "activations": {"unit": "", "direction": "min"},
-    "top1": {"unit": "%", "direction": "max"},
-    "top5": {"unit": "%", "direction": "max"},
+    "top1": {"unit": "%", "direction": "max", "share": True},
+    "top5": {"unit": "%", "direction": "max", "share": True},
 }
 
 

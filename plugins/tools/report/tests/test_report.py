@@ -258,6 +258,16 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     assert not page.plots
 
 
+def test_a_percentage_that_is_no_share_of_images_has_no_binomial_error(run_writer):
+    folder = run_writer("precision")
+    store = Store(folder / "run.sqlite")
+    store.set("metrics", {name: {**told, "share": False} for name, told in store.get("metrics").items()})
+    store.close()
+    page = page_of(folder)
+    assert page.rows("what was measured")[1][1].endswith(" %")
+    assert "±" not in page.text
+
+
 def test_a_run_of_an_older_version_has_a_page_without_what_it_did_not_note(run_writer):
     page = page_of(run_writer("old", noted=False))
     assert "±" not in page.text.replace("What stands behind ±", "")

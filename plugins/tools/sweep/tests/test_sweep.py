@@ -69,7 +69,7 @@ def write_run(folder, trials, space, searcher="random"):
     folder.mkdir(parents=True)
     store = Store(folder / "run.sqlite")
     store.set("spec", {"space": space.to_table(), "searcher": {"type": searcher}, "evaluators": [{"type": "accuracy"}]})
-    store.set("metrics", {"top1": {"unit": "%", "direction": "max"}})
+    store.set("metrics", {"top1": {"unit": "%", "direction": "max", "share": True}})
     store.set("objectives", {"objectives": [{"metric": "top1", "direction": "max", "weight": 1.0}]})
     store.set("splits", {"train": 1000, "valid": 359, "test": 100})
     for trial in trials:

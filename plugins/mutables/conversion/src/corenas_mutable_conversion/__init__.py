@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,10 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(importlib.import_module(f"corenas_mutable_conversion.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *itertools.chain(*_MODULES.values())})
 
 
 def add_convert(parser: ArgumentParser) -> Callable[[Namespace], int]:

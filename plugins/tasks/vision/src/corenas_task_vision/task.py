@@ -272,10 +272,10 @@ class LiveClassification(LiveImages):
         self.tops = (1, 5) if self.classes > 5 else (1,)
         named = self.names or [*map(str, range(self.classes))]
         self.measured = [*named][: self.classes] if options.per_class else ()
-        metrics = [f"top{top}" for top in self.tops]
-        if self.measured:
-            metrics += ["balanced", *_of_classes(self.measured)]
-        self.metrics: Mapping[str, Metric] = dict.fromkeys(metrics, Metric("%", "max"))
+        metrics = {f"top{top}": Metric("%", "max", share=True) for top in self.tops}
+        if self.measured:  # each class has fewer images than the split
+            metrics |= dict.fromkeys(["balanced", *_of_classes(self.measured)], Metric("%", "max"))
+        self.metrics: Mapping[str, Metric] = metrics
         self.preprocessing = {**self.preprocessing, "classes": [*self.names] or self.classes}
         self.mix = _mixture(options, self.classes)
         self.weights = _class_weights(options, self.classes, self._splits)

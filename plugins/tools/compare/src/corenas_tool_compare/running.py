@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import tomli_w
 from attrs import frozen
 
@@ -298,6 +299,17 @@ def _measured(
     return gains, own.metrics.get(metric)
 
 
+def _constraining(first: Opened) -> list[dict[str, Any]]:
+    """Return the evaluators of what a search constrains that training alone does not measure: a latency, an energy."""
+    table, task = first.spec.to_table(first.catalogue), first.spec.task.start(np.random.default_rng(0), data=False)
+    asked = table["search"]["constraints"]
+    names = {name for window in (asked if isinstance(asked, list) else [asked]) for name in window}
+    given = [{*evaluator.provides(task)} for evaluator in first.spec.evaluators]
+    return [
+        row for row, own in zip(table["evaluators"], given, strict=True) if own & names and not own & {*task.metrics}
+    ]
+
+
 def _baseline(
     name: str, first: Opened, seed: int, compare: Compare, out: Path, metric: str, budget: float, one: float
 ) -> dict[str, Any]:
@@ -309,7 +321,7 @@ def _baseline(
         changes = {
             "algorithm": {"type": "alone"},
             "searcher": {"type": "random"},
-            "evaluators": [{"type": "stand_alone"}],
+            "evaluators": [*_constraining(first), {"type": "stand_alone"}],
             "search": {"trials": trials, "objectives": [metric], "constraints": search["constraints"]},
         }
     else:

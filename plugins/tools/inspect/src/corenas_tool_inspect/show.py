@@ -44,7 +44,7 @@ def show(catalogue: Catalogue, kind: str | None, name: str | None) -> tuple[Any,
     Raises UserError for a kind, a table or a name that is not there.
     """
     kinds = [*COMPONENTS]
-    tables = {f.name: type(f.default) for f in attrs.fields(Spec) if attrs.has(type(f.default))} | {"spec": Spec}
+    tables = {**_tables(), "spec": Spec}
     if kind is None:
         found = {each: catalogue.names(each) for each in kinds}
         lines = [f"{each:<12} {', '.join(names) or 'none installed'}" for each, names in found.items()]
@@ -90,10 +90,15 @@ def _sources(file: str) -> Sources:
     return sources
 
 
+def _tables() -> dict[str, type]:
+    """The classes of a spec's tables, by their names."""
+    return {f.name: type(f.default) for f in attrs.fields(Spec) if attrs.has(type(f.default))}
+
+
 def _options(cls: type) -> list[dict[str, Any]]:
-    """The options of a class, those of classes inside it under `options`."""
+    """The options of a class, those of classes inside it under `options`; `table` says which table of a spec it is."""
     attrs.resolve_types(cls)
-    texts = explanations(cls)
+    texts, tables = explanations(cls), {table: name for name, table in _tables().items()}
     rows = []
     for attribute in attrs.fields(cls):
         default: Any = attribute.default
@@ -108,6 +113,7 @@ def _options(cls: type) -> list[dict[str, Any]]:
         inner = next(_classes(attribute.type), None)
         if inner is not None:
             row["options"] = _options(inner)
+            row |= {"table": tables[inner]} if inner in tables else {}
         rows.append(row)
     return rows
 
@@ -132,4 +138,7 @@ def _option_lines(rows: Sequence[dict[str, Any]], indent: str) -> Iterator[str]:
         default = "none" if row.get("default") is None else json.dumps(row["default"])
         yield f"{indent}{row['option']}: {row['meaning']}"
         yield f"{indent}  {row['expects']}, {'required' if row['required'] else f'default {default}'}"
-        yield from _option_lines(row.get("options", []), f"{indent}    ")
+        if "table" in row:
+            yield f"{indent}    its options: corenas show {row['table']}"
+        else:
+            yield from _option_lines(row.get("options", []), f"{indent}    ")

@@ -7,12 +7,13 @@ import keyword
 import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from corenas.errors import UserError, did_you_mean
 from corenas.hookspecs import hookimpl
+from corenas.plugins import load_catalogue
 from corenas.run.spec import SPECS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -37,13 +38,16 @@ def new(kind: str, name: str, folder: Path | None = None) -> tuple[Path, list[Pa
     """Write a plugin of a kind. Returns its folder and files.
 
     folder: where it goes; without it `corenas-KIND-NAME` in the working directory
-    Raises UserError for a kind that there is not, a name that is none, and a folder that is not empty.
+    Raises UserError for a kind that there is not, a name that is none or taken, and a folder that is not empty.
     """
     if kind not in KINDS:
         raise UserError(f"no kind {kind!r}", key=("KIND",), hint=did_you_mean(kind, [*KINDS, "spec"], "kinds"))
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name.lower()):
         hint = 'letters, digits and single hyphens between them, a letter first: "my-search2"'
         raise UserError(f"{name!r} is no name for a plugin", key=("NAME",), hint=hint)
+    if taken := _offered(kind, name.lower()):
+        hint = "another name: installed, this plugin would stand in its place or make the name unusable"
+        raise UserError(f"{name!r} is taken by {taken}", key=("NAME",), hint=hint)
     folder = folder or Path(f"corenas-{kind}-{name.lower()}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError("this is no empty folder", file=str(folder), hint="another one: --to DIR")
@@ -55,6 +59,18 @@ def new(kind: str, name: str, folder: Path | None = None) -> tuple[Path, list[Pa
     except OSError as error:
         raise UserError(f"cannot write: {error.strerror}", file=str(folder), hint="another folder: --to DIR") from error
     return folder, [folder / path for path in sorted(contents)]
+
+
+def _offered(kind: str, name: str) -> str:
+    """The distribution that is installed under the name of a plugin, or offers what it is to offer; "" if none does."""
+    try:
+        return f"corenas-{kind}-{name} {version(f'corenas-{kind}-{name}')}"
+    except PackageNotFoundError:
+        pass
+    hook = {"tool": "commands"}.get(kind, f"{kind}s")
+    if (found := load_catalogue().components.get((hook, name))) is not None:
+        return f"{found.distribution} {found.version}"
+    return f"corenas {version('corenas')}" if (kind, name) == ("tool", "run") else ""
 
 
 def new_spec(name: str = "quickstart", folder: Path | None = None) -> Path:

@@ -72,10 +72,10 @@ def _quoted(path: Path) -> str:
 
 
 def figure_text(figures: Mapping[str, float], metrics: Mapping[str, Metric], n: int) -> str:
-    """Metrics as people read them, accuracies with the noise that n images leave."""
+    """Metrics as people read them, shares of images with the noise that n of them leave."""
     parts = []
     for name in filter(metrics.__contains__, figures):
-        number, unit = figures[name], metrics[name].unit
-        noise = f" ± {math.sqrt(max(number * (100 - number), 0.0) / n):.1f}" if unit == "%" and n else ""
+        number, unit, share = figures[name], metrics[name].unit, metrics[name].share
+        noise = f" ± {math.sqrt(max(number * (100 - number), 0.0) / n):.1f}" if share and n else ""
         parts.append(f"{name} {f'{number:.1f}' if unit == '%' else amount(number)}{noise}{unit and ' ' + unit}")
     return ", ".join(parts)

@@ -90,10 +90,10 @@ def _tiles(run: Run) -> Html:
         found, y = run.founds[0], run.objective
         if y is not None and y in found.metrics:
             text = "in the search" if run.finished else "best so far"
-            tiles.append((y, measured(found.metrics[y], run.unit(y), run.samples(_split(run))), text))
+            tiles.append((y, measured(found.metrics[y], run.unit(y), run.noisy(y, _split(run))), text))
         first = y if y in found.test else next(iter(found.test), None)
         if first is not None:
-            text = measured(found.test[first], run.unit(first), run.samples("test"))
+            text = measured(found.test[first], run.unit(first), run.noisy(first, "test"))
             tiles.append((f"{first} on test data", text, _touched(run)))
         costs = _costs(found)
         tiles += [(name, exact(costs[name]), "of the best arch") for name in COSTS[:2] if name in costs]
@@ -150,10 +150,11 @@ def _searches(run: Run) -> Html:
 
 def _figures(run: Run, found: Found, names: Sequence[str]) -> list[Any]:
     """Metrics of the search, then those on test data."""
-    valid, test = run.samples(_split(run)), run.samples("test")
+    sides = ((found.metrics, _split(run)), (found.test, "test"))
     return [
-        *(measured(found.metrics[n], run.unit(n), valid) if n in found.metrics else "–" for n in names),
-        *(measured(found.test[n], run.unit(n), test) if n in found.test else "–" for n in names),
+        measured(figures[n], run.unit(n), run.noisy(n, split)) if n in figures else "–"
+        for figures, split in sides
+        for n in names
     ]
 
 
@@ -265,7 +266,7 @@ def _on_what(run: Run) -> str:
                 )
     elif not run.finished:
         words.append(f"Test {kind} were not touched so far.")
-    if (valid or test) and any(run.unit(name) == "%" for name in _measured_names(run.founds)):
+    if any(run.noisy(name, split) for name in _measured_names(run.founds) for split in ("test", _split(run))):
         formula = "√(p\u00a0(100\u00a0−\u00a0p)\u00a0/\u00a0n)"
         words.append(f"What stands behind ± is one binomial standard error, the noise of so few {kind}: {formula}.")
     return " ".join(words)

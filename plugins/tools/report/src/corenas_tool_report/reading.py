@@ -105,6 +105,10 @@ class Run:
         wanted = {objective.metric: objective.direction for objective in self.objectives.objectives}
         return self.units.get(metric, {}).get("direction") or wanted.get(metric, "min" if metric in COSTS else "max")
 
+    def noisy(self, metric: str, split: str) -> int:
+        """How many samples leave their binomial noise in a metric; 0 if it is no share of them."""
+        return self.samples(split) if self.units.get(metric, {}).get("share") else 0
+
     def samples(self, split: str) -> int:
         """How many samples a split has; 0 if that is not known."""
         return int(self.splits.get(split, 0))

@@ -255,7 +255,7 @@ def _of_run(folder: Path, sweep: Sweep) -> Population:
         unit,
         (spec.get("searcher") or {}).get("type") in ("random", "stratified"),
         _how(spec, folder),
-        images if unit == "%" else None,
+        images if told.get("share") else None,
         space,
         {word: count for word, count in counts.items() if count},
         curves=_curves(trials, [*distinct.values()], metric, direction, unit),
