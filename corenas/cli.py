@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if "CORENAS_TRACEBACK" in os.environ:
             traceback.print_exc()
-        if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun one complains for all
+        if _speaks(error):
             _complain(error, "--json" in given, given[:1])
         return MISTAKE
     except KeyboardInterrupt as error:
@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         terminated = isinstance(error, _Terminated)
         word = "terminated" if terminated else "interrupted"
-        print(f"{word}; the same command goes on from here", file=sys.stderr)
+        if _speaks(error):
+            print(f"{word}; the same command goes on from here", file=sys.stderr)
         return TERMINATED if terminated else INTERRUPTED
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):  # torch tells of it wherever the program is at that moment
@@ -87,6 +88,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fault = Fault(error.strerror or str(error), file=str(error.filename or "output"))
         _complain(UserError(faults=[fault]), "--json" in given, given[:1])
         return MISTAKE
+
+
+def _speaks(error: BaseException) -> bool:
+    """Return whether this one of several processes under torchrun is to tell of an error.
+
+    Once they are joined, they have found out who; before, one of each machine tells.
+    """
+    found: BaseException | None = error
+    while found is not None:  # a message that was given its place is a new one
+        if hasattr(found, "speaks"):
+            return found.speaks
+        found = found.__context__
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 @contextmanager
@@ -126,7 +140,7 @@ def _last_object(text: str) -> str:
 def _complain(error: UserError, as_json: bool, command: list[str]) -> None:
     for fault in error.faults:
         print(fault, file=sys.stderr)
-    if as_json:
+    if as_json and os.environ.get("RANK", "0") == "0":
         errors = [{"file": f.file, "line": f.line, "key": f.dotted, "message": f.message} for f in error.faults]
         print(json.dumps({"ok": False, "errors": errors} if command == ["check"] else {"errors": errors}))
 
