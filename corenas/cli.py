@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import io
 import json
@@ -55,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     given = [re.sub(r"^(--[\w-]+=)?~(?=/)", lambda m: f"{m[1] or ''}{Path.home()}", word) for word in given]
-    options = None
     try:
         with _ending_cleanly_on_sigterm():
+            _refuse_empty(given)
             options = _parser(given).parse_args(given)
             with _stdout_for_json() if options.json else nullcontext():
                 return options.command(options) or DONE
@@ -76,18 +77,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{word}; the same command goes on from here", file=sys.stderr)
         return TERMINATED if terminated else INTERRUPTED
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # torch tells of it wherever the program is at that moment
-            raise
         hint = "has it had too little memory? train.workers = 0 reads data here; the same command goes on from here"
-        _complain(UserError("a process that reads data has died", hint=hint), "--json" in given, given[:1])
+        if str(error).startswith("DataLoader worker"):  # torch tells of it wherever the program is at that moment
+            found = UserError("a process that reads data has died", hint=hint)
+        elif str(error).startswith("Symlink loop from "):
+            found = UserError(f"links lead round in a circle: {str(error).removeprefix('Symlink loop from ')}")
+        else:
+            raise
+        _complain(found, "--json" in given, given[:1])
         return MISTAKE
     except BrokenPipeError:  # `corenas trials … | head`
         sys.stderr.close()
         return DONE
     except OSError as error:  # a full disk, a folder that is gone
-        fault = Fault(error.strerror or str(error), file=str(error.filename or "output"))
+        hint = "free some space, then run the same command again" if error.errno == errno.ENOSPC else None
+        fault = Fault(error.strerror or str(error), file=str(error.filename or "output"), hint=hint)
         _complain(UserError(faults=[fault]), "--json" in given, given[:1])
         return MISTAKE
+
+
+def _refuse_empty(given: Sequence[str]) -> None:
+    """Raise UserError for a word of nothing: as a path it would be the working directory."""
+    for before, word in zip(["corenas", *given], given, strict=False):
+        option = re.fullmatch(r"(--[\w-]+)=", word)
+        if option or not word:
+            text = f"nothing is said after {option[1] if option else before}"
+            raise UserError(text, hint="is a variable of the shell not set?")
 
 
 def _speaks(error: BaseException) -> bool:

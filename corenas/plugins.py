@@ -122,7 +122,8 @@ class Catalogue:
                 with staying_here():
                     hook.function(event=event) if "event" in hook.argnames else hook.function()
             except (Exception, SystemExit) as error:
-                complaints.append(shown(f"{hook.plugin_name} failed at {type(event).__name__}: {told(error)}"))
+                who = f"{hook.plugin_name} failed at {type(event).__name__}: "
+                complaints.append(f"{who}{error}" if isinstance(error, UserError) else shown(who + told(error)))
         return complaints
 
 

@@ -14,6 +14,7 @@ from corenas.objectives import State, Trial
 
 _VERSION = 3
 _SCHEMA = f"""
+BEGIN;
 CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS trials (
     id INTEGER PRIMARY KEY, search INTEGER NOT NULL, arch TEXT NOT NULL, fidelity REAL NOT NULL, metrics TEXT NOT NULL,
@@ -23,6 +24,7 @@ CREATE TABLE IF NOT EXISTS curves (
     stage TEXT NOT NULL, done INTEGER NOT NULL, figures TEXT NOT NULL, PRIMARY KEY (stage, done)
 );
 PRAGMA user_version = {_VERSION};
+COMMIT;
 """
 _COLUMNS = "arch, metrics, state, seconds, error, fidelity, extra"
 _NUMBER, _NONE = (int, float), type(None)

@@ -426,6 +426,22 @@ def test_a_users_mistake_is_a_message_and_status_2(arguments, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_words_of_nothing_and_links_that_lead_round_in_a_circle_are_messages(tmp_path, capsys):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for arguments, message in (
+        (["run", QUICKSTART, "--out", ""], "nothing is said after --out"),
+        (["run", QUICKSTART, "--out="], "nothing is said after --out"),
+        (["trials", ""], "nothing is said after trials"),
+        (["export", QUICKSTART, "--to", tmp_path / "a"], "links lead round in a circle"),
+        (["run", tmp_path / "a"], "cannot read this spec file"),
+        (["trials", tmp_path / "a"], "no such run"),
+        (["run", QUICKSTART, "--plugin", tmp_path / "a"], "links lead round in a circle"),
+    ):
+        assert main([*map(str, arguments)]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_key_of_the_spec_that_is_said_as_an_option_is_answered_with_set(tmp_path):
     for given, meant in {
         ("--epochs", "3"): "train.epochs=3",

@@ -602,6 +602,48 @@ def test_a_network_that_cannot_be_written_leaves_nothing(tmp_path):
     assert not [*tmp_path.glob("*net*")]
 
 
+@frozen
+class Heavy(toys.BackboneOptions):
+    """The toy network with 200 kB beside its weights."""
+
+    def build(self, space):
+        body = super().build(space)
+        body.register_buffer("ballast", torch.zeros(50_000))
+        return body
+
+
+@frozen
+class Long:
+    """Writes 400 kB."""
+
+    def write(self, network, folder, context):
+        (folder / "long").write_bytes(bytes(400_000))
+        return folder / "long"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits there")
+def test_wherever_a_disk_is_full_it_is_a_message_and_the_run_goes_on_when_there_is_space(tmp_path):
+    import resource
+
+    catalogue, met = toys.make_catalogue(backbones=Heavy, exporters=Long), set()
+    spec = toys.make_spec(tmp_path, catalogue)
+    expected = run_spec(spec, catalogue, tmp_path / "whole", lambda event: None)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (0, 150, 600, 4_000, 12_000, 20_000, 30_000, 50_000, 100_000, 180_000, 300_000):  # of a file
+        folder = tmp_path / str(size)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            with pytest.raises(UserError, match=r"cannot write|cannot use this database") as raised:
+                run_spec(spec, catalogue, folder, lambda event: None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert raised.value.faults[0].hint
+        met.add(Path(raised.value.faults[0].file).name)
+        assert {**run_spec(spec, catalogue, folder, lambda event: None), "run": "", "seconds": 0} == {
+            **expected, "run": "", "seconds": 0}  # fmt: skip
+    assert met >= {"run.sqlite", "supernet.pt", "best"}
+
+
 def test_another_number_of_threads_is_told(tmp_path, monkeypatch):
     catalogue, events = toys.make_catalogue(), []
     spec = begun(tmp_path, catalogue)

@@ -117,6 +117,7 @@ def write_folder(
                 folder.rmdir()
             temporary.rename(folder)
     except OSError as error:
-        raise UserError(f"cannot write: {error.strerror or error}", file=str(folder)) from error
+        hint = "free some space, or take another folder, then run again"
+        raise UserError(f"cannot write: {error.strerror or error}", file=str(folder), hint=hint) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,7 +103,9 @@ def _write(folder: Path, made: Converted, found: dict[str, Any], weights: bool) 
             state = {key: tensor.contiguous().clone() for key, tensor in made.supernet.state_dict().items()}
             save_file(state, folder / "weights.safetensors")
     except OSError as error:
-        raise UserError(f"cannot write: {error.strerror or error}", file=str(folder)) from error
+        shutil.rmtree(folder, ignore_errors=True)  # half of it would be in the way of the next try
+        hint = "free some space, or another folder: --to DIR"
+        raise UserError(f"cannot write: {error.strerror or error}", file=str(folder), hint=hint) from error
 
 
 def _print(options: Namespace, made: Converted, found: dict[str, Any], folder: Path) -> None:

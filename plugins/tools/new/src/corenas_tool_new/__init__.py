@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import keyword
 import re
+import shutil
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -53,6 +54,7 @@ def new(kind: str, name: str, folder: Path | None = None) -> tuple[Path, list[Pa
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text, encoding="utf-8")
     except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)  # half of it would be in the way of the next try
         raise UserError(f"cannot write: {error.strerror}", file=str(folder), hint="another folder: --to DIR") from error
     return folder, [folder / path for path in sorted(contents)]
 
