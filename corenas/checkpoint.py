@@ -94,7 +94,8 @@ def load_states(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
             if isinstance(part, Stateful):
                 part.load_state_dict(states[name])
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{name}: {type(error).__name__}: {_first_line(error)}") from error
+            kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "  # torch's say it in words
+            raise ValueError(f"{name}: {kind}{_first_line(error)}") from error
 
 
 def load_weights(model: nn.Module, path: Path, raw: bool = False) -> None:
@@ -116,4 +117,5 @@ def load_weights(model: nn.Module, path: Path, raw: bool = False) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return more[0].strip() if more and first.startswith("Error(s) in loading state_dict") else first

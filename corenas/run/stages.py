@@ -142,6 +142,8 @@ class _Run:
         store.set("searches", [str(target) for target in prepared.targets])
         store.set("device", str(prepared.device))
         store.set("cut", getattr(prepared.task, "cut", ""))
+        goals = [goal.metric for goal in prepared.objectives.objectives]
+        distributed.on_rank_zero(lambda: store.check_trials(self.spec.space, goals))
         resumed = bool(store.get("seconds") or store.curve("train"))
         self.tell(RunStarted(self.spec.name or self.folder.name, self.folder, resumed))
         for note in prepared.notes:
@@ -320,7 +322,8 @@ class _Run:
         store.close()
         now = json.loads(json.dumps(self.spec.to_table(self.catalogue)))
         alike = all(then.get(key) == now.get(key) for key in ("evaluators", "calibration", "backbone", "seed"))
-        return trials if alike else ()
+        goals = {goal.metric for goal in self.prepared.objectives.objectives}
+        return [trial for trial in trials if goals <= trial.metrics.keys()] if alike else ()
 
     def _costly(self, number: int, supernet: nn.Module | None) -> TrialRunner | WorkerRunner:
         """Return what measures an arch that has passed the cheap evaluators, here or in a worker."""

@@ -221,6 +221,8 @@ def _of_run(folder: Path, sweep: Sweep) -> Population:
     try:
         spec, metrics, objectives = store.get("spec") or {}, store.get("metrics") or {}, store.get("objectives") or {}
         images = (store.get("splits") or {}).get("valid")
+        space = SearchSpace.from_table(spec.get("space", {}))
+        store.check_trials(space)
         distinct = {(trial.arch, trial.fidelity): trial for trial in store.trials()}
     finally:
         store.close()
@@ -237,7 +239,6 @@ def _of_run(folder: Path, sweep: Sweep) -> Population:
     direction, unit = told.get("direction", "max"), told.get("unit", "")
     failed = np.array([not trial.ok for trial in trials])
     found = np.array([trial.metrics.get(metric, np.nan) if trial.ok else np.nan for trial in trials], float)
-    space = SearchSpace.from_table(spec["space"])
     inclusion = np.array([float(trial.extra.get("inclusion", 1.0)) for trial in trials])
     counts = {
         "of a lower fidelity": len(distinct) - len(whole),
