@@ -13,7 +13,7 @@ from torch import nn
 
 from corenas import distributed
 from corenas.contracts import Stateful
-from corenas.errors import UserError
+from corenas.errors import UserError, regular
 
 
 class Checkpoint:
@@ -31,7 +31,7 @@ class Checkpoint:
         if path is None or not path.exists():
             return
         try:
-            self.found = torch.load(path, map_location="cpu", weights_only=True)
+            self.found = torch.load(regular(path), map_location="cpu", weights_only=True)
         except Exception as error:
             raise self.unusable(f"cannot be read: {type(error).__name__}") from error
         if not isinstance(self.found, dict) or not self.found.keys() >= {"model", "place", "figures", "done"}:

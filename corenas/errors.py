@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TypeAlias
 
 from attrs import evolve, frozen
@@ -122,6 +124,13 @@ def told(error: BaseException) -> str:
     except Exception:
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def regular(path: Path) -> Path:
+    """Return the path of a file that is to be read. Raises OSError for one that might never end: a pipe, a device."""
+    if path.exists() and not path.is_file() and not path.is_dir():  # of a folder, the system says what it is
+        raise OSError(errno.EINVAL, "this is no file", str(path))
+    return path
 
 
 @contextmanager

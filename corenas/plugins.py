@@ -26,7 +26,7 @@ from attrs import field, frozen
 import corenas
 from corenas import hookspecs
 from corenas.contracts import COMPONENTS, Event, members_of
-from corenas.errors import UserError, did_you_mean, shown, staying_here, told
+from corenas.errors import UserError, did_you_mean, regular, shown, staying_here, told
 from corenas.options import structure
 
 GROUP = "corenas"
@@ -195,7 +195,7 @@ def _place() -> _Place:
 def file_digest(file: Path) -> str:
     """Return 16 hexadecimal digits of a file's content; of one that cannot be read "?"."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(regular(file).read_bytes()).hexdigest()[:16]
     except OSError:
         return "?"
 

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -440,6 +441,36 @@ def test_words_of_nothing_and_links_that_lead_round_in_a_circle_are_messages(tmp
     ):
         assert main([*map(str, arguments)]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files there")
+def test_a_pipe_where_a_file_is_expected_is_a_message_and_is_not_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.toml", "x.pt", "x.py", "x.csv", "x.json", "x.db", "x.safetensors"):
+        os.mkfifo(name)
+    spec, message = (
+        ("check", str(QUICKSTART), "--no-data", *SHORT),
+        re.compile(r"this is no file|no such|is no network|expected a|no run|is no run"),
+    )
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    for command in (
+        ["check", "x.toml"], ["run", "x.toml"], ["sweep", "x.csv"], ["compare", "x.toml"], ["report", "x.toml"],
+        ["trials", "x.toml"], ["evaluate", "x.toml"], ["export", "x.toml", "--to", "y"],
+        ["plugins", "--plugin", "x.py"], ["cost", str(QUICKSTART), "--arch", "x.toml"],
+        ["show", "backbones", "mobilenetv3", "--space", "x.toml"], ["convert", "x.py:net", "--to", "y"],
+        ["convert", "torchvision:squeezenet1_1", "--weights", "x.pt", "--to", "y"],
+        ["convert", "torchvision:squeezenet1_1", "--weights", "x.safetensors", "--to", "y"],
+        ["convert", "torchvision:squeezenet1_1", "--rules", "x.toml", "--to", "y"],
+        [*spec, "--set=space=x.toml"], [*spec, "--set=supernet.from=x.toml"],
+        ["check", str(ROOT / "spec/spos.toml"), "--no-data", "--set=retrain.distiller=kl",
+         "--set=retrain.teacher.from=x.pt"],
+    ):  # fmt: skip
+        signal.alarm(20)
+        status, told = main(command), "".join(capsys.readouterr())
+        signal.alarm(0)
+        assert "Traceback" not in told
+        assert status == (0 if command[0] == "plugins" else 2), (command, told)
+        assert message.search(told), (command, told)
 
 
 def test_a_key_of_the_spec_that_is_said_as_an_option_is_answered_with_set(tmp_path):

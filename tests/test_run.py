@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from concurrent import futures
@@ -642,6 +643,22 @@ def test_wherever_a_disk_is_full_it_is_a_message_and_the_run_goes_on_when_there_
         assert {**run_spec(spec, catalogue, folder, lambda event: None), "run": "", "seconds": 0} == {
             **expected, "run": "", "seconds": 0}  # fmt: skip
     assert met >= {"run.sqlite", "supernet.pt", "best"}
+
+
+@pytest.mark.parametrize("change", [
+    "arch = '{}'", """arch = json_insert(arch, '$.other', 1)""", """arch = json_replace(arch, '$.op', 'sing')""",
+    "metrics = '{}'", "metrics = '{\"letters\": 3}'",
+])  # fmt: skip
+def test_trials_that_are_none_of_the_space_or_the_objectives_are_damage(tmp_path, change):
+    catalogue, folder = toys.make_catalogue(), tmp_path / "run"
+    spec = toys.make_spec(tmp_path, catalogue)
+    run_spec(spec, catalogue, folder, lambda event: None)
+    with sqlite3.connect(folder / "run.sqlite") as database:
+        database.execute(f"UPDATE trials SET {change} WHERE id = 2")
+        database.execute("DELETE FROM notes WHERE key = 'result'")
+    database.close()
+    with pytest.raises(UserError, match="this database is damaged: of its trials not all can be read"):
+        run_spec(spec, catalogue, folder, lambda event: None)
 
 
 def test_another_number_of_threads_is_told(tmp_path, monkeypatch):

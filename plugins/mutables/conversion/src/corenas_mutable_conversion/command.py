@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from corenas.constrained import extremes
-from corenas.errors import UserError
+from corenas.errors import UserError, regular
 from corenas.options import structure
 from corenas.store import strict_json
 from corenas_mutable_conversion.conversion import Converted, convert
@@ -70,7 +70,7 @@ def _rules(file: Path | None) -> Rules:
     if file is None:
         return Rules()
     try:
-        return structure(tomli.loads(file.read_text(encoding="utf-8")), Rules)
+        return structure(tomli.loads(regular(file).read_text(encoding="utf-8")), Rules)
     except OSError as error:
         raise UserError(f"cannot read this file: {error.strerror}", file=str(file)) from None
     except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:

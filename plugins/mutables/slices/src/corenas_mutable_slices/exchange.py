@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from corenas.errors import UserError
+from corenas.errors import UserError, regular
 from corenas.export import flat_name
 from corenas.mutable import Exportable, Gated, apply, elastic_of
 from corenas.regularisation import DropPath
@@ -244,8 +245,8 @@ def _state_in(file: str) -> dict[str, Tensor]:
         if file.endswith(".safetensors"):
             import safetensors.torch
 
-            return safetensors.torch.load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
+            return safetensors.torch.load_file(regular(Path(file)))
+        found = torch.load(regular(Path(file)), map_location="cpu", weights_only=True)
     except Exception as error:  # of torch and safetensors, whatever the file is
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
         raise UserError(f"cannot read {file}: {reason}", key=("backbone", "weights")) from error

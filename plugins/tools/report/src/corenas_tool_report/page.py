@@ -48,7 +48,9 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise UserError(f"cannot write this page: {error.strerror}", file=str(path), hint="corenas report RUN --out FILE") from error
+        raise UserError(
+            f"cannot write this page: {error.strerror}", file=str(path), hint="corenas report RUN --out FILE"
+        ) from error
     return path
 
 

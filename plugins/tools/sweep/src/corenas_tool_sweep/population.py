@@ -16,7 +16,7 @@ import numpy as np
 import tomli
 from attrs import field, frozen
 
-from corenas.errors import Fault, UserError, collecting, did_you_mean, raise_if_any
+from corenas.errors import Fault, UserError, collecting, did_you_mean, raise_if_any, regular
 from corenas.objectives import Trial
 from corenas.space import Arch, SearchSpace, flatten
 from corenas.store import Store
@@ -346,7 +346,7 @@ def _of_file(path: Path, sweep: Sweep) -> Population:
         raise UserError("no row has a result", file=str(path))
     space = None
     if sweep.space is not None:
-        space = SearchSpace.from_table(tomli.loads(Path(sweep.space).read_text(encoding="utf-8")))
+        space = SearchSpace.from_table(tomli.loads(regular(Path(sweep.space)).read_text(encoding="utf-8")))
         known = [{key: row[key] for key in space.keys if row.get(key) not in (None, "")} for row in rows]
         archs = [space.arch({key: _read(item) for key, item in row.items()}) for row in known]
         columns = _columns_of_space(space, archs)
@@ -374,10 +374,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a file. Raises UserError if there are none."""
     try:
         if path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(regular(path).read_text(encoding="utf-8"))
             rows = [flatten(row, lists=False) for row in content if isinstance(row, dict)]
         else:
-            with path.open(newline="", encoding="utf-8-sig") as file:
+            with regular(path).open(newline="", encoding="utf-8-sig") as file:
                 rows = [*csv.DictReader(file)]
     except OSError as error:
         raise UserError(error.strerror or str(error), file=str(path)) from None
