@@ -39,7 +39,7 @@ def command(options: Namespace) -> None:
             {"ok": True, "errors": [], "space": space, "cost": costs, "estimate": told, "notes": [*prepared.notes]}
         )
         return
-    print(f"{shown(options.spec)} is fine: {spec.name}, stages {', '.join([*prepared.stages, 'export'])}")
+    print(shown(f"{options.spec} is fine: {spec.name}, stages {', '.join([*prepared.stages, 'export'])}"))
     number = "archs without number" if size is None else "1 arch" if size == 1 else f"{size:,} archs ({size:.2e})"
     print(f"space      {number}, {len(spec.space.variables)} variables")
     if prepared.task.splits:
