@@ -22,6 +22,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+import attrs
 import tomli
 import tomli_w
 
@@ -55,7 +56,9 @@ VALUES = [
     {"type": "categorical", "choices": []}, {"type": "categorical", "choices": [1, "a"]}, {"a": {"b": [1, {"e": 2}]}},
     *tomli.loads("a = 2020-01-01\nb = 12:00:00").values(), [3, 5, 7, 9], "mobilenetv3", "bignas", "spos", "uniform",
     "x" * 5000, [*range(2000)], [2.5], ["1", "2"], "\u202e", "../..", "~/x", "cuda", "/etc/passwd", "/dev/zero", "20m",
-    "-1s",     "\x1b[2J\n" * 300, functools.reduce(lambda x, i: [x], range(200), 1),
+    "-1s", "\x1b[2J\n" * 300, functools.reduce(lambda x, i: [x], range(200), 1), "a\x00b",
+    "/proc/self/mem", "\u0442op1",
+    *tomli.loads("a = 1979-05-27T07:32:00-08:00\nb = 0xff\nc = -nan").values(), "9" * 5000, 1.0, -0.0, 5e-324,
 ]  # fmt: skip
 KEYS = [
     "type", "width", "depth", "kernel", "expand", "fix", "narrow", "file", "blocks", "block", "resolution", "\xfc",
@@ -64,7 +67,48 @@ KEYS = [
     "trust", "racing", "teacher", "begin", "front", "plugins", "weights", "search", "train", "task", "workers",
     "amp", "ema",
 ]  # fmt: skip
-JUNK = ["\u0000", "]", "}", '"', "'''", " = ", "\xe9", "[[["]
+PLACES = {
+    "algorithms": "algorithm", "mutators": "mutator", "searchers": "searcher", "distillers": "distiller",
+    "backbones": "backbone", "tasks": "task", "evaluators": "evaluators", "exporters": "export",
+    "executors": "executor",
+}  # fmt: skip
+"""Where components stand in a spec, by their kinds."""
+NETS = Path(__file__).parent.parent / "plugins/mutables/conversion/tests/nets.py"
+CONVERTED = {
+    "seed": 1, "space": {}, "algorithm": "bignas", "mutator": {"type": "sandwich", "paths": 3}, "searcher": "random",
+    "backbone": {"type": "converted", "model": f"{NETS}:tiny", "image": [3, 8, 8]}, "evaluators": ["accuracy"],
+    "train": {"epochs": 1, "batch_size": 64},
+}  # fmt: skip
+SWEEP = {
+    "input": ["archs.csv"], "error": "top1", "direction": "max", "unit": "%", "complexity": ["flops"], "seed": 0,
+    "normalise": {"by": "flops", "bins": 4, "min_per_bin": 2}, "bootstrap": {"fraction": 0.5}, "narrow": {"alpha": 0.1},
+}  # fmt: skip
+LOOKALIKES = str.maketrans("aeopcx", "\u0430\u0435\u043e\u0440\u0441\u0445")
+JUNK = [
+    "\u0000",
+    "]",
+    "}",
+    '"',
+    "'''",
+    " = ",
+    "\xe9",
+    "[[[",
+    "\ntrain.epochs = 3",
+    "\n[train]",
+    "\n[[train]]",
+    "\n[space.space]",
+    "\nx = " + "[" * 5000 + "]" * 5000,
+    "\nx = " + "{a=" * 3000 + "1" + "}" * 3000,
+    "\n" + "a." * 3000 + "b = 1",
+    "\n[" + "a." * 500 + "b]",
+    "\nx = 0b" + "1" * 20_000,
+    "\nx = 1e" + "9" * 5000,
+    "\nseed = 1\nseed = 2",
+    "\r",
+    "\ufeff",
+    '\n"" = 1',
+    '\n"a\\u0000b" = 1',
+]
 
 
 def places(table):
@@ -97,6 +141,50 @@ def mutate(table, rng):
         container[key] = rng.choice([-value, value * 1000, value + 0.5, str(value), value * 10**9, 0])
 
 
+def component(rng):
+    """The table of a component that is installed, whichever, with some of its options, and its place in a spec."""
+    components = load_catalogue().components
+    kind, name = rng.choice(sorted(key for key in components if key[0] in PLACES))
+    table = {"type": name}
+    for option in attrs.fields(components[kind, name].cls):
+        if option.init and rng.random() < 0.4:
+            usual = option.default
+            usual = getattr(usual, "factory", lambda usual=usual: usual)() if usual is not attrs.NOTHING else 1
+            plain = isinstance(usual, bool | int | float | str)
+            near = (
+                [usual, -usual, usual * 2, usual / 3, 0, 10**6, str(usual)]
+                if isinstance(usual, int | float)
+                else [usual]
+            )
+            found = rng.choice(near if plain and rng.random() < 0.6 else VALUES)
+            table[option.name.rstrip("_")] = copy.deepcopy(found)
+    place = PLACES[kind]
+    return place, {"evaluators": ["accuracy", table], "export": {"formats": [table]}}.get(place, table)
+
+
+def disguised(text, rng):
+    """A text as another program might have saved it: bytes."""
+    how = rng.randrange(8)
+    if how < 3:
+        return ("# caf\xe9\n" + text).encode(["utf-16", "latin-1", "utf-32"][how], "replace")
+    content = text.encode("utf-8", "surrogatepass")
+    if how == 3:
+        return b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n")
+    if how == 4:
+        return content.replace(b"\n", b"\r")
+    if how == 5:
+        return content[: rng.randrange(len(content) + 1)]
+    if how == 6:
+        lines = text.split("\n")
+        at = rng.randrange(len(lines))
+        lines[at] = lines[at].translate(LOOKALIKES)
+        return "\n".join(lines).encode("utf-8", "surrogatepass")
+    found = bytearray(content or b"x")
+    for _ in range(rng.choice([1, 3, 30])):
+        found[rng.randrange(len(found))] ^= 1 << rng.randrange(8)
+    return bytes(found)
+
+
 def scramble(text, rng):
     """Change some lines, so that it may be no TOML any more."""
     lines = text.split("\n")
@@ -121,6 +209,7 @@ def bases():
     for backbone, space in SPACES.items():
         mine = copy.deepcopy(written[0]) | {"space": f"space/{space}.toml"}
         written.append(mine | {"backbone": {"type": backbone, "in_channels": 1}, "search": {"trials": 2}})
+    written.append(copy.deepcopy(CONVERTED))
     found, catalogue = [], load_catalogue()
     for spec in map(_small, written):
         space = spec["space"]
@@ -151,11 +240,14 @@ def _small(spec):
 
 
 def broken(rng):
-    """The texts of a spec and of its space, one of them changed."""
+    """The contents of a spec and of its space, one of them changed."""
     spec, space = map(copy.deepcopy, rng.choice(bases()))
     if rng.random() < 0.3:
         table = rng.choice([*MORE])
         spec[table] = copy.deepcopy(MORE[table])
+    if rng.random() < 0.25:
+        place, table = component(rng)
+        spec[place] = table
     how, spec["space"] = rng.random(), "space.toml"
     if how < 0.1:
         spec["space"] = space
@@ -163,7 +255,19 @@ def broken(rng):
         for _ in range(rng.choice([1, 1, 2, 3])):
             mutate(spec if how < 0.45 else space, rng)
     texts = [tomli_w.dumps(spec), tomli_w.dumps(space)]
-    return [scramble(text, rng) if how > bound else text for text, bound in zip(texts, (0.8, 0.9), strict=True)]
+    if how < 0.03:
+        return [disguised(text, rng) for text in texts]
+    texts = [scramble(text, rng) if how > bound else text for text, bound in zip(texts, (0.8, 0.9), strict=True)]
+    return [text.encode("utf-8", "surrogatepass") for text in texts]
+
+
+def broken_sweep(rng):
+    """The content of a table [sweep] that has been changed."""
+    sweep = {"sweep": copy.deepcopy(SWEEP)}
+    for _ in range(rng.choice([1, 1, 2])):
+        mutate(sweep, rng)
+    text = tomli_w.dumps(sweep)
+    return scramble(text, rng).encode("utf-8", "surrogatepass") if rng.random() < 0.2 else text.encode()
 
 
 class TooLongError(BaseException):
@@ -237,7 +341,7 @@ def run(n, seed, folder, ways=(["--no-data"], ["--no-data", "--json"]), runs=0):
                 continue
             break
         for name, text in zip(("spec.toml", "space.toml"), texts, strict=True):
-            (folder / name).write_text(text, errors="surrogatepass")
+            (folder / name).write_bytes(text)
         how = rng.choice(ways)
         status, out, err, seconds = command("check", "spec.toml", *how)
         found = faults(status, out, err, seconds, "--json" in how)
