@@ -200,7 +200,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         from corenas.plugins import load_catalogue
 
         catalogue = load_catalogue()
-        for name in catalogue.names("commands"):
+        for name in (name for name in catalogue.names("commands") if name != "run"):  # ours stays ours
             command(name, catalogue.find("commands", name).cls)
         if ("commands", str(word)) in catalogue.conflicts:
             catalogue.find("commands", str(word))

@@ -121,7 +121,7 @@ def told(error: BaseException) -> str:
     """Return an exception's name and text, whatever a plugin's own exception does when it is printed."""
     try:
         text = str(error).strip()
-    except Exception:
+    except BaseException:  # whatever it raises, which may be no Exception either
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
