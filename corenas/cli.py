@@ -166,7 +166,8 @@ class _Parser(argparse.ArgumentParser):
     given: Sequence[str] = ()
 
     def error(self, message: str) -> Any:
-        raise UserError(message, hint=_key_meant(self.given) or f"{self.prog} --help")
+        prog = self.prog if " " in self.prog or not self.given else f"{self.prog} {self.given[0]}"
+        raise UserError(message, hint=_key_meant(self.given) or f"{prog} --help")
 
 
 def _key_meant(given: Sequence[str]) -> str | None:

@@ -103,7 +103,9 @@ def raise_if_any(faults: Iterable[Fault]) -> None:
 def did_you_mean(name: str, known: Iterable[str], noun: str = "known") -> str:
     """Return the closest names to one that is unknown, then all that would have been right."""
     names = sorted(known)
-    listed = [*names[:20], f"and {len(names) - 20} more"] if len(names) > 20 else names
+    room = [sum(map(len, names[: n + 1])) + 2 * n for n in range(len(names))]
+    most = max(1, min(20, sum(length <= 300 for length in room)))  # so that the line is not cut
+    listed = [*names[:most], f"and {len(names) - most} more"] if len(names) > most else names
     same_letters = [known for known in names if known.casefold() == name.casefold()]
     close = same_letters or difflib.get_close_matches(name, names, n=2)
     meant = f"did you mean {' or '.join(map(repr, close))}? {_foreign(name, close)}" if close else ""

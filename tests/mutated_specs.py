@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import copy
 import functools
+import importlib
 import io
 import json
 import os
@@ -28,6 +29,7 @@ import tomli_w
 
 from corenas import load_catalogue
 from corenas.cli import main
+from corenas.errors import UserError
 from corenas.run.spec import load_spec
 
 SPECS = Path(__file__).parent.parent / "spec"
@@ -82,6 +84,11 @@ CONVERTED = {
 SWEEP = {
     "input": ["archs.csv"], "error": "top1", "direction": "max", "unit": "%", "complexity": ["flops"], "seed": 0,
     "normalise": {"by": "flops", "bins": 4, "min_per_bin": 2}, "bootstrap": {"fraction": 0.5}, "narrow": {"alpha": 0.1},
+}  # fmt: skip
+COMPARE = {
+    "spec": str(SPECS / "quickstart.toml"), "seeds": 1, "set": ["task.data=digits", "train.epochs=1"], "budget": 1e12,
+    "reference": {"archs": 4, "seeds": 1, "kept": "kept.json"}, "train": ["train.epochs=1"], "baselines": False,
+    "apart": {"darts": "no"}, "methods": {"a": {}, "b": {"set": ['mutator="uniform"']}},
 }  # fmt: skip
 LOOKALIKES = str.maketrans("aeopcx", "\u0430\u0435\u043e\u0440\u0441\u0445")
 JUNK = [
@@ -261,12 +268,12 @@ def broken(rng):
     return [text.encode("utf-8", "surrogatepass") for text in texts]
 
 
-def broken_sweep(rng):
-    """The content of a table [sweep] that has been changed."""
-    sweep = {"sweep": copy.deepcopy(SWEEP)}
+def broken_table(word, table, rng):
+    """The content of a file of one table that has been changed."""
+    whole = {word: copy.deepcopy(table)}
     for _ in range(rng.choice([1, 1, 2])):
-        mutate(sweep, rng)
-    text = tomli_w.dumps(sweep)
+        mutate(whole, rng)
+    text = tomli_w.dumps(whole)
     return scramble(text, rng).encode("utf-8", "surrogatepass") if rng.random() < 0.2 else text.encode()
 
 
@@ -359,16 +366,45 @@ def run(n, seed, folder, ways=(["--no-data"], ["--no-data", "--json"]), runs=0):
     return counts, slowest, wrong
 
 
+def run_tables(n, seed, folder):
+    """The same for tables [sweep] and [compare]; nothing is trained."""
+    rng, counts, wrong = random.Random(f"tables {seed}"), Counter(), []
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    rows = [f"{a},{b},{1000 * a * b},{rng.uniform(60, 90)}" for a in range(1, 9) for b in range(1, 9)]
+    (folder / "archs.csv").write_text("\n".join(["width,depth,flops,top1", *rows]))
+    running = importlib.import_module("corenas_tool_compare.running")
+    running._run = lambda *given: (_ for _ in ()).throw(UserError("this would run"))
+    for i in range(n):
+        word, table = rng.choice([("sweep", SWEEP), ("compare", COMPARE)])
+        try:
+            (folder / "table.toml").write_bytes(broken_table(word, table, rng))
+        except Exception:  # a writer of TOML cannot write it
+            continue
+        status, out, err, seconds = command(word, "table.toml", "--out", "out", "--json")
+        found = faults(status, out, err, 0 if status == 0 else seconds, True)  # pictures take their time
+        counts[word, status if status in (0, 2) else "other"] += 1
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        if found:
+            shutil.copy(folder / "table.toml", folder / f"wrong-{word}-{seed}-{i}.toml")
+            wrong.append(f"wrong-{word}-{seed}-{i}: {'; '.join(found)}\n{err[-300:]}")
+            print(wrong[-1], flush=True)
+    return counts, 0.0, wrong
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--try", dest="tries", action="store_true", help="try steps, as `check` does by itself")
     parser.add_argument("--run", type=int, default=0, help="how many run of those that are fine")
+    parser.add_argument("--tables", action="store_true", help="tables of sweeps and comparisons instead")
     parser.add_argument("--to", type=Path, default=None, help="the folder for those that are answered wrongly")
     given = parser.parse_args()
     ways = [["--no-data"], ["--no-data", "--json"]]
     ways += [[], ["--json"]] if given.tries else []
+    if given.tables:
+        run = lambda n, seed, place, *_: run_tables(n, seed, place)  # noqa: E731
     start, place = time.process_time(), given.to or Path(tempfile.mkdtemp())
     counts, slowest, wrong = run(given.n, given.seed, place, ways, given.run)
     print(dict(counts), f"slowest {slowest:.1f} s, in all {time.process_time() - start:.0f} s; {len(wrong)} in {place}")

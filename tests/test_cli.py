@@ -427,6 +427,30 @@ def test_a_users_mistake_is_a_message_and_status_2(arguments, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_asked_in_vain_is_refused_and_the_answer_says_what_to_do(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text("")
+    folder, _ = finished
+    for arguments, message in (
+        (["cost", QUICKSTART, "--n", "5"], "--n 5: there is nothing to draw\n  it is for --arch random:SEED"),
+        (["cost", QUICKSTART, "--arch", "random:\u00b2", "--n", "2"], "expected a whole number as seed"),
+        (["trials", folder, "--top", "0"], "--top 0: expected at least 1"),
+        (
+            ["run", "quickstart"],
+            "no such spec file\n  corenas new spec quickstart writes the one that corenas comes with",
+        ),
+        (["run", "."], "Is a directory\n  TOML files in it: mine.toml"),
+        (["run", QUICKSTART, "-o", "x"], "unrecognized arguments: -o x\n  corenas run --help"),
+        (["sweep", QUICKSTART], "quickstart.toml: expected a table [sweep]\n"),
+        (["convert", "torchvision:none", "--to", "x"], "more\n"),  # a list that is cut by itself, not in a word
+    ):
+        assert main([*map(str, arguments)]) == 2
+        told = capsys.readouterr().err
+        assert message in told, told
+        assert max(map(len, told.splitlines())) <= 400
+        assert "\u2026" not in told
+
+
 def test_words_of_nothing_and_links_that_lead_round_in_a_circle_are_messages(tmp_path, capsys):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")

@@ -784,6 +784,9 @@ def test_what_may_be_meant_otherwise_is_told_and_the_run_says_it_too(spec, catal
     (long,) = told(spec(train={"epochs": 2, "batch_size": 16, "ema": 0.9998}))
     assert f"remembers 5,000 steps, more than the {2 * (images // 16)} of this training" in long
     assert told(spec(train={"epochs": 2, "batch_size": 16, "ema": 0.5})) == []
+    (slow,) = told(spec(train={"epochs": 2, "batch_size": 16, "schedule": {"type": "cosine", "warmup": 2}}))
+    assert "warmup = 2 of 2 epochs: the learning rate only grows" in slow
+    assert told(spec(train={"epochs": 2, "batch_size": 16, "schedule": {"type": "cosine", "warmup": 1}})) == []
     search = {"trials": 4, "objectives": ["top1"], "constraints": {"top1": 0.6}}
     catalogue = toys.make_catalogue()
     wrong = toys.make_spec(tmp_path, catalogue, search=search)

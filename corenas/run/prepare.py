@@ -323,6 +323,9 @@ def _notes(spec: Spec, task: LiveTask, metrics: Mapping[str, Metric], targets: S
         if 0 < images < settings.batch_size:
             text = f"{key}.batch_size = {settings.batch_size:,}, but there are {images:,} images: each step sees all"
             notes.append(f"{text} of them")
+        if 0 < settings.epochs <= settings.schedule.warmup:
+            text = f"{key}.schedule.warmup = {settings.schedule.warmup:g} of {settings.epochs} epochs"
+            notes.append(f"{text}: the learning rate only grows, and never reaches that of the optimizer")
         steps = settings.epochs * max(1, images // settings.batch_size)
         if settings.ema is not None and images and (settings.ema == 1 or 1 / (1 - settings.ema) > steps):
             memory = "all" if settings.ema == 1 else f"{1 / (1 - settings.ema):,.0f}"

@@ -15,14 +15,13 @@ import attrs
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, lt, optional
 
-import corenas
 from corenas.contracts import LaidOut, SpaceGiving
 from corenas.errors import Fault, KeyPath, UserError, collecting, did_you_mean, raise_if_any
 from corenas.objectives import parse_amount
 from corenas.options import explanations, structure, to_table
 from corenas.plugins import Catalogue, load_catalogue
 from corenas.ranking import FEWEST
-from corenas.run.toml import Sources, read_toml, with_home
+from corenas.run.toml import SPECS, Sources, read_toml, with_home
 from corenas.settings import Calibration, Racing, Train
 from corenas.space import Arch, Choice, SearchSpace, flatten
 from corenas.variables import OVERRIDE
@@ -710,10 +709,6 @@ def _read_arch(name: str, space: SearchSpace, folder: Path, sources: Sources) ->
     text, table = read_toml(file, "arch")
     sources.add(str(file), text, "space", "fix")
     return space.arch(table)
-
-
-SPECS = Path(corenas.__file__).parent / "spec"
-"""Where the specs are that corenas comes with; in `space/` are its spaces."""
 
 
 def space_file(name: str, folder: Path = Path()) -> Path:

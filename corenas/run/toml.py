@@ -13,7 +13,11 @@ import attrs
 import tomli
 from attrs import field, frozen
 
+import corenas
 from corenas.errors import Fault, KeyPath, UserError, did_you_mean, dotted_key, regular
+
+SPECS = Path(corenas.__file__).parent / "spec"
+"""Where the specs are that corenas comes with; in `space/` are its spaces."""
 
 
 @frozen
@@ -131,7 +135,10 @@ def read_toml(path: Path, noun: str, **where: Any) -> tuple[str, dict[str, Any]]
         if path.is_symlink():
             text = f"cannot read this {noun} file: it is a link to {os.readlink(path)}, which is not there"
             raise UserError(text, **where) from None
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")], f"TOML files in {path.parent}")
+        near = did_you_mean(path.name, _beside(path.parent), f"TOML files in {path.parent}")
+        shipped = path.with_suffix("").name
+        if noun == "spec" and (SPECS / f"{shipped}.toml").exists():
+            near = f"corenas new spec {shipped} writes the one that corenas comes with; {near}"
         raise UserError(f"no such {noun} file", hint=near, **where) from None
     except tomli.TOMLDecodeError as error:
         raise UserError(f"this is no TOML: {error.msg}", file=str(path), line=error.lineno) from None
@@ -139,9 +146,19 @@ def read_toml(path: Path, noun: str, **where: Any) -> tuple[str, dict[str, Any]]
         line = error.object[: error.start].count(b"\n") + 1
         text = f"cannot read this {noun} file: line {line} is not in UTF-8, in which TOML is written"
         raise UserError(text, **where, hint="save it as UTF-8") from None
+    except IsADirectoryError:
+        files = ", ".join(_beside(path)[:20]) or "none"
+        raise UserError(
+            f"cannot read this {noun} file: Is a directory", **where, hint=f"TOML files in it: {files}"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition(":")[0]
         raise UserError(f"cannot read this {noun} file: {reason}", **where) from None
+
+
+def _beside(folder: Path) -> list[str]:
+    """Return the TOML files of a folder."""
+    return sorted(file.name for file in folder.glob("*.toml"))
 
 
 _TOKEN = re.compile(

@@ -14,7 +14,7 @@ from typing import Any
 
 from corenas.errors import UserError, did_you_mean
 from corenas.hookspecs import hookimpl
-from corenas.run.spec import SPECS
+from corenas.run.toml import SPECS
 
 TEMPLATES = Path(__file__).parent / "templates"
 ATTRS, NUMPY, TORCH = "attrs>=24.1", "numpy>=1.26", "torch>=2.6"
