@@ -49,6 +49,20 @@ def _ending_cleanly_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _interrupts_as_such() -> Iterator[None]:
+    """Raise an interrupt where another exception came of one: C code in which it falls answers with a SystemError."""
+    try:
+        yield
+    except Exception as error:
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, KeyboardInterrupt):
+            behind = behind.__cause__ or behind.__context__
+        if behind is None:
+            raise
+        raise behind from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status.
 
@@ -57,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     given = [re.sub(r"^(--[\w-]+=)?~(?=/)", lambda m: f"{m[1] or ''}{Path.home()}", word) for word in given]
     try:
-        with _ending_cleanly_on_sigterm():
+        with _ending_cleanly_on_sigterm(), _interrupts_as_such():
             _refuse_empty(given)
             options = _parser(given).parse_args(given)
             with _stdout_for_json() if options.json else nullcontext():

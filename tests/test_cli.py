@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import io
@@ -14,12 +15,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomli
 import tomli_w
 
+from corenas import cli
 from corenas.cli import main
+from corenas.errors import UserError
 from corenas.objectives import amount
 from corenas.store import Store
 
@@ -449,6 +453,20 @@ def test_what_is_asked_in_vain_is_refused_and_the_answer_says_what_to_do(finishe
         assert message in told, told
         assert max(map(len, told.splitlines())) <= 400
         assert "\u2026" not in told
+
+
+@pytest.mark.parametrize("other", [SystemError, UserError, RuntimeError])
+def test_whatever_an_interrupt_has_become_on_its_way_it_is_one(other, monkeypatch, capsys):
+    def interrupted(options):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise other("a function returned a result with an exception set") from error
+
+    options = argparse.Namespace(json=False, command=interrupted)
+    monkeypatch.setattr(cli, "_parser", lambda given: SimpleNamespace(parse_args=lambda given: options))
+    assert main(["run"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
 
 
 def test_words_of_nothing_and_links_that_lead_round_in_a_circle_are_messages(tmp_path, capsys):
