@@ -75,8 +75,8 @@ class Checkpoint:
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError for a full disk
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            known = isinstance(error, OSError) and error.strerror
-            reason = error.strerror if known else f"the disk may be full (torch: {_first_line(error)})"
+            reason = error.strerror if isinstance(error, OSError) else None
+            reason = reason or f"the disk may be full (torch: {_first_line(error)})"
             raise UserError(
                 f"cannot write: {reason}", file=str(self.path), hint="free some space, then run again"
             ) from error

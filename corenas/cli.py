@@ -126,8 +126,8 @@ def _speaks(error: BaseException) -> bool:
     """
     found: BaseException | None = error
     while found is not None:  # a message that was given its place is a new one
-        if hasattr(found, "speaks"):
-            return found.speaks
+        if (speaks := getattr(found, "speaks", None)) is not None:
+            return speaks
         found = found.__context__
     return os.environ.get("LOCAL_RANK", "0") == "0"
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 from torch.overrides import TorchFunctionMode
 
 from corenas.errors import UserError, told
@@ -61,7 +62,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     with _with_the_others():
-        store, own, size = next(iter(distributed.rendezvous("env://", timeout=timedelta(minutes=5))))
+        store, own, size = next(iter(rendezvous("env://", timeout=timedelta(minutes=5))))
         # The others wait while the first one tests on large data; one that has died is noticed at once all the same.
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=timedelta(days=1), store=store, rank=own, world_size=size)
