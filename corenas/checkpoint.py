@@ -13,7 +13,7 @@ from torch import nn
 
 from corenas import distributed
 from corenas.contracts import Stateful
-from corenas.errors import UserError
+from corenas.errors import UserError, regular
 
 
 class Checkpoint:
@@ -31,7 +31,7 @@ class Checkpoint:
         if path is None or not path.exists():
             return
         try:
-            self.found = torch.load(path, map_location="cpu", weights_only=True)
+            self.found = torch.load(regular(path), map_location="cpu", weights_only=True)
         except Exception as error:
             raise self.unusable(f"cannot be read: {type(error).__name__}") from error
         if not isinstance(self.found, dict) or not self.found.keys() >= {"model", "place", "figures", "done"}:
@@ -82,7 +82,8 @@ class Checkpoint:
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError for a full disk
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
+            reason = error.strerror if isinstance(error, OSError) else None
+            reason = reason or f"the disk may be full (torch: {_first_line(error)})"
             raise UserError(
                 f"cannot write: {reason}", file=str(path), hint="free some space, then run again"
             ) from error
@@ -100,7 +101,8 @@ def load_states(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
             if isinstance(part, Stateful):
                 part.load_state_dict(states[name])
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{name}: {type(error).__name__}: {_first_line(error)}") from error
+            kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "  # torch's say it in words
+            raise ValueError(f"{name}: {kind}{_first_line(error)}") from error
 
 
 def load_weights(model: nn.Module, path: Path, raw: bool = False) -> None:
@@ -122,4 +124,5 @@ def load_weights(model: nn.Module, path: Path, raw: bool = False) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return more[0].strip() if more and first.startswith("Error(s) in loading state_dict") else first

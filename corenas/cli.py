@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import io
 import json
@@ -48,6 +49,20 @@ def _ending_cleanly_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _interrupts_as_such() -> Iterator[None]:
+    """Raise an interrupt where another exception came of one: C code in which it falls answers with a SystemError."""
+    try:
+        yield
+    except Exception as error:
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, KeyboardInterrupt):
+            behind = behind.__cause__ or behind.__context__
+        if behind is None:
+            raise
+        raise behind from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status.
 
@@ -55,16 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     given = [re.sub(r"^(--[\w-]+=)?~(?=/)", lambda m: f"{m[1] or ''}{Path.home()}", word) for word in given]
-    options = None
     try:
-        with _ending_cleanly_on_sigterm():
+        with _ending_cleanly_on_sigterm(), _interrupts_as_such():
+            _refuse_empty(given)
             options = _parser(given).parse_args(given)
             with _stdout_for_json() if options.json else nullcontext():
                 return options.command(options) or DONE
     except UserError as error:
         if "CORENAS_TRACEBACK" in os.environ:
             traceback.print_exc()
-        if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun one complains for all
+        if _speaks(error):
             _complain(error, "--json" in given, given[:1])
         return MISTAKE
     except KeyboardInterrupt as error:
@@ -72,21 +87,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         terminated = isinstance(error, _Terminated)
         word = "terminated" if terminated else "interrupted"
-        print(f"{word}; the same command goes on from here", file=sys.stderr)
+        if _speaks(error):
+            print(f"{word}; the same command goes on from here", file=sys.stderr)
         return TERMINATED if terminated else INTERRUPTED
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # torch tells of it wherever the program is at that moment
-            raise
         hint = "has it had too little memory? train.workers = 0 reads data here; the same command goes on from here"
-        _complain(UserError("a process that reads data has died", hint=hint), "--json" in given, given[:1])
+        if str(error).startswith("DataLoader worker"):  # torch tells of it wherever the program is at that moment
+            found = UserError("a process that reads data has died", hint=hint)
+        elif str(error).startswith("Symlink loop from "):
+            found = UserError(f"links lead round in a circle: {str(error).removeprefix('Symlink loop from ')}")
+        else:
+            raise
+        _complain(found, "--json" in given, given[:1])
         return MISTAKE
     except BrokenPipeError:  # `corenas trials … | head`
         sys.stderr.close()
         return DONE
     except OSError as error:  # a full disk, a folder that is gone
-        fault = Fault(error.strerror or str(error), file=str(error.filename or "output"))
+        hint = "free some space, then run the same command again" if error.errno == errno.ENOSPC else None
+        fault = Fault(error.strerror or str(error), file=str(error.filename or "output"), hint=hint)
         _complain(UserError(faults=[fault]), "--json" in given, given[:1])
         return MISTAKE
+
+
+def _refuse_empty(given: Sequence[str]) -> None:
+    """Raise UserError for a word of nothing: as a path it would be the working directory."""
+    for before, word in zip(["corenas", *given], given, strict=False):
+        option = re.fullmatch(r"(--[\w-]+)=", word)
+        if option or not word:
+            text = f"nothing is said after {option[1] if option else before}"
+            raise UserError(text, hint="is a variable of the shell not set?")
+
+
+def _speaks(error: BaseException) -> bool:
+    """Return whether this one of several processes under torchrun is to tell of an error.
+
+    Once they are joined, they have found out who; before, one of each machine tells.
+    """
+    found: BaseException | None = error
+    while found is not None:  # a message that was given its place is a new one
+        if (speaks := getattr(found, "speaks", None)) is not None:
+            return speaks
+        found = found.__context__
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 @contextmanager
@@ -126,7 +169,7 @@ def _last_object(text: str) -> str:
 def _complain(error: UserError, as_json: bool, command: list[str]) -> None:
     for fault in error.faults:
         print(fault, file=sys.stderr)
-    if as_json:
+    if as_json and os.environ.get("RANK", "0") == "0":
         errors = [{"file": f.file, "line": f.line, "key": f.dotted, "message": f.message} for f in error.faults]
         print(json.dumps({"ok": False, "errors": errors} if command == ["check"] else {"errors": errors}))
 
@@ -137,7 +180,8 @@ class _Parser(argparse.ArgumentParser):
     given: Sequence[str] = ()
 
     def error(self, message: str) -> Any:
-        raise UserError(message, hint=_key_meant(self.given) or f"{self.prog} --help")
+        prog = self.prog if " " in self.prog or not self.given else f"{self.prog} {self.given[0]}"
+        raise UserError(message, hint=_key_meant(self.given) or f"{prog} --help")
 
 
 def _key_meant(given: Sequence[str]) -> str | None:
@@ -171,7 +215,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         from corenas.plugins import load_catalogue
 
         catalogue = load_catalogue()
-        for name in catalogue.names("commands"):
+        for name in (name for name in catalogue.names("commands") if name != "run"):  # ours stays ours
             command(name, catalogue.find("commands", name).cls)
         if ("commands", str(word)) in catalogue.conflicts:
             catalogue.find("commands", str(word))

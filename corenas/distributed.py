@@ -7,19 +7,25 @@ first process alone.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 from torch.overrides import TorchFunctionMode
+
+from corenas.errors import UserError, told
 
 T = TypeVar("T")
 _alone = ContextVar("alone", default=False)
+_GONE = "another process of this run has ended, and this one cannot go on without it"
 
 
 def rank() -> int:
@@ -45,20 +51,69 @@ def single_process() -> Iterator[None]:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did, for a while. Gives the device of this one."""
+    """Join the processes that torchrun started, if it did, for a while. Gives the device of this one.
+
+    What ends the block gets an attribute `speaks`: whether this process is to tell of it, since the first does not.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    with _with_the_others():
+        store, own, size = next(iter(rendezvous("env://", timeout=timedelta(minutes=5))))
+        # The others wait while the first one tests on large data; one that has died is noticed at once all the same.
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(days=1), store=store, rank=own, world_size=size)
     try:
         yield device
+    except BaseException as error:
+        error.speaks = not _first_tells(store, error)  # type: ignore[attr-defined]
+        raise
     finally:
         distributed.destroy_process_group()
         # Its threads still let go of Python objects; one that does so while Python ends aborts the process (2 of 15).
         time.sleep(0.2)
+
+
+def _first_tells(store: Any, error: BaseException) -> bool:
+    """Return whether the first process tells of what ends this one: it ends by the same, or this one only follows."""
+    with suppress(RuntimeError), _silent_torch():  # the first one has died, and the store with it
+        if distributed.get_rank() == 0:
+            store.set("ended", told(error))
+            return False
+        for _ in range(20):
+            if store.check(["ended"]):
+                follows = isinstance(error, KeyboardInterrupt) or _GONE in str(error)
+                return follows or store.get("ended").decode() == told(error)
+            time.sleep(0.05)
+    return False
+
+
+@contextmanager
+def _silent_torch() -> Iterator[None]:
+    """Keep torch, which writes past Python, from telling of a store that is gone with a stack of C++."""
+    own = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
+
+
+@contextmanager
+def _with_the_others() -> Iterator[None]:
+    """Raise UserError where another process of the run, for which this one would wait, has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search(r"peer|connect|timed out|socket|broken pipe", str(error), re.IGNORECASE):
+            raise
+        hint = "its own message, if it had the time for one, says why; the same command goes on from here"
+        raise UserError(_GONE, hint=hint) from error
 
 
 def on_rank_zero(make: Callable[[], T]) -> T:
@@ -82,7 +137,8 @@ def all_gather(own: T) -> list[T]:
     """Return what every process gives, in their order; objects travel pickled."""
     found: list[Any] = [own] * world()
     if len(found) > 1:
-        distributed.all_gather_object(found, own)
+        with _with_the_others():
+            distributed.all_gather_object(found, own)
     return found
 
 
@@ -96,7 +152,8 @@ def all_reduce_(tensors: Iterable[Tensor]) -> None:
         by_type.setdefault(tensor.dtype, []).append(tensor)
     for same in by_type.values():
         flat = torch.cat([tensor.reshape(-1) for tensor in same])
-        distributed.all_reduce(flat)
+        with _with_the_others():
+            distributed.all_reduce(flat)
         for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -129,7 +186,8 @@ class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         summed = tensor.clone()
-        distributed.all_reduce(summed)
+        with _with_the_others():
+            distributed.all_reduce(summed)
         return summed
 
     @staticmethod

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TypeAlias
 
 from attrs import evolve, frozen
@@ -101,7 +103,9 @@ def raise_if_any(faults: Iterable[Fault]) -> None:
 def did_you_mean(name: str, known: Iterable[str], noun: str = "known") -> str:
     """Return the closest names to one that is unknown, then all that would have been right."""
     names = sorted(known)
-    listed = [*names[:20], f"and {len(names) - 20} more"] if len(names) > 20 else names
+    room = [sum(map(len, names[: n + 1])) + 2 * n for n in range(len(names))]
+    most = max(1, min(20, sum(length <= 300 for length in room)))  # so that the line is not cut
+    listed = [*names[:most], f"and {len(names) - most} more"] if len(names) > most else names
     same_letters = [known for known in names if known.casefold() == name.casefold()]
     close = same_letters or difflib.get_close_matches(name, names, n=2)
     meant = f"did you mean {' or '.join(map(repr, close))}? {_foreign(name, close)}" if close else ""
@@ -119,9 +123,16 @@ def told(error: BaseException) -> str:
     """Return an exception's name and text, whatever a plugin's own exception does when it is printed."""
     try:
         text = str(error).strip()
-    except Exception:
+    except BaseException:  # whatever it raises, which may be no Exception either
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def regular(path: Path) -> Path:
+    """Return the path of a file that is to be read. Raises OSError for one that might never end: a pipe, a device."""
+    if path.exists() and not path.is_file() and not path.is_dir():  # of a folder, the system says what it is
+        raise OSError(errno.EINVAL, "this is no file", str(path))
+    return path
 
 
 @contextmanager

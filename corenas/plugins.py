@@ -26,7 +26,7 @@ from attrs import field, frozen
 import corenas
 from corenas import hookspecs
 from corenas.contracts import COMPONENTS, Event, members_of
-from corenas.errors import UserError, did_you_mean, shown, staying_here, told
+from corenas.errors import UserError, did_you_mean, regular, shown, staying_here, told
 from corenas.options import structure
 
 GROUP = "corenas"
@@ -81,7 +81,7 @@ class Catalogue:
             return self.components[kind, name]
         if (kind, name) in self.conflicts:
             text = f"{kind.removesuffix('s')} {name!r} is offered by {' and '.join(self.conflicts[kind, name])}"
-            raise UserError(text, key=("type",), hint="uninstall one of them")
+            raise UserError(text, key=("type",), hint="leave one out: uninstall it, or do not name its file")
         noun = "formats" if kind == "exporters" else kind  # as a spec calls them
         hint = did_you_mean(name, self.names(kind), f"installed {noun}") + self.not_installed(kind)
         if broken := [f"{p.distribution} ({p.error})" for p in self.plugins if p.error]:
@@ -92,8 +92,8 @@ class Catalogue:
         """Return which distributions of a kind `corenas[all]` has and are not here, as the end of a hint."""
         prefix = f"corenas-{'tool' if kind == 'commands' else kind.removesuffix('s')}-"
         known = {re.split(r"[^\w.-]", requirement)[0] for requirement in requires("corenas") or ()}
-        lacking = sorted(known - {plugin.distribution for plugin in self.plugins})
-        names = " ".join(name for name in lacking if name.startswith(prefix))
+        here = {_normal(plugin.distribution) for plugin in self.plugins}
+        names = " ".join(name for name in sorted(known) if name.startswith(prefix) and _normal(name) not in here)
         return f"; more can be installed: pip install {names}" if names else ""
 
     def options(self, kind: str, table: Any) -> Any:
@@ -122,7 +122,8 @@ class Catalogue:
                 with staying_here():
                     hook.function(event=event) if "event" in hook.argnames else hook.function()
             except (Exception, SystemExit) as error:
-                complaints.append(shown(f"{hook.plugin_name} failed at {type(event).__name__}: {told(error)}"))
+                who = f"{hook.plugin_name} failed at {type(event).__name__}: "
+                complaints.append(f"{who}{error}" if isinstance(error, UserError) else shown(who + told(error)))
         return complaints
 
 
@@ -181,6 +182,11 @@ def load_catalogue(
     return catalogue
 
 
+def _normal(distribution: str) -> str:
+    """Return the name of a distribution as all its spellings have it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
 _Place = tuple[tuple[str, int], ...]
 _whole: dict[_Place | None, Catalogue] = {}
 """What is installed, under the state that the folders of modules had when it was looked through."""
@@ -194,7 +200,7 @@ def _place() -> _Place:
 def file_digest(file: Path) -> str:
     """Return 16 hexadecimal digits of a file's content; of one that cannot be read "?"."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(regular(file).read_bytes()).hexdigest()[:16]
     except OSError:
         return "?"
 

@@ -25,7 +25,7 @@ from corenas.contracts import (
     StageStarted,
     TrialDone,
 )
-from corenas.errors import UserError, blaming_plugin, told
+from corenas.errors import UserError, blaming_plugin, staying_here, told
 from corenas.measure import plain
 from corenas.objectives import Objectives, Trial
 from corenas.settings import Racing
@@ -213,7 +213,7 @@ class _Ledger:
         told: set[Key] = set()
         started = time.perf_counter()
         if saved is not None:
-            asking.restore(saved["state"])
+            asking.restore(saved["state"], store)
             told = {*[*trials][: saved["told"]]}  # trials are told of in the order in which they were made
             started -= saved["seconds"]
         return cls(budget, seconds, objectives, trials, told, started)
@@ -315,10 +315,15 @@ class _Asking:
         with blaming_plugin(self.name):
             return self.searcher.state_dict()
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Give the searcher a state that it had."""
-        with blaming_plugin(self.name):
-            self.searcher.load_state_dict(state)
+    def restore(self, state: Mapping[str, Any], store: Store) -> None:
+        """Give the searcher a state that it had, as a store has kept it. Raises UserError if it cannot use it."""
+        try:
+            with staying_here():
+                self.searcher.load_state_dict(state)
+        except Exception as error:
+            text = f"{self.name} cannot use the state that is kept of it: {told(error)}"
+            hint = "is this database damaged, or of another version? put back a copy, or begin anew: --fresh"
+            raise UserError(text, file=store.path and str(store.path), hint=hint) from error
 
 
 @frozen

@@ -17,6 +17,8 @@ from corenas.contracts import Segmented
 from corenas.mutable import Gated, elastic_of, keys_used
 from corenas.value import Value
 
+_BESIDE = 4096
+"""About how many bytes what is kept takes beside the outputs: objects, keys, statistics."""
 Key: TypeAlias = Hashable
 """What is run, and the leading segments with the choices that their outputs hang on."""
 
@@ -152,7 +154,8 @@ class LeadingSegments:
     def _recorder(self, new: dict[int, _Kept], n: int, batches: int) -> Callable[..., None]:
         def record(segment: nn.Module, args: Any, output: Any) -> None:
             if n not in new:
-                new[n] = _Kept(batches * sum(tensor.untyped_storage().nbytes() for tensor in _tensors(output)))
+                outputs = batches * sum(tensor.untyped_storage().nbytes() for tensor in _tensors(output))
+                new[n] = _Kept(outputs + _BESIDE)
                 self._make_room(sum(kept.size for kept in new.values() if kept.size <= self._budget // 4))
             if new[n].size <= self._budget // 4:
                 new[n].keep(output)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 from corenas.errors import UserError
 from corenas.objectives import State, Trial
+from corenas.space import SearchSpace
 
 _VERSION = 3
 _SCHEMA = f"""
+BEGIN;
 CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS trials (
     id INTEGER PRIMARY KEY, search INTEGER NOT NULL, arch TEXT NOT NULL, fidelity REAL NOT NULL, metrics TEXT NOT NULL,
@@ -23,6 +25,7 @@ CREATE TABLE IF NOT EXISTS curves (
     stage TEXT NOT NULL, done INTEGER NOT NULL, figures TEXT NOT NULL, PRIMARY KEY (stage, done)
 );
 PRAGMA user_version = {_VERSION};
+COMMIT;
 """
 _COLUMNS = "arch, metrics, state, seconds, error, fidelity, extra"
 _NUMBER, _NONE = (int, float), type(None)
@@ -40,6 +43,8 @@ _SHAPES: Mapping[str, Any] = {
     "objectives": {"objectives": [{"metric": str, "direction": str, "weight": _NUMBER}]},
     "device": str,
     "cut": str,
+    "searcher": {"state": {str: Any}, "told": int, "seconds": _NUMBER},
+    "trust": _FIGURES,
     "result": ({"best": _FOUND, "front": [_FOUND], "table": [_FOUND], "trials": int}, _NONE),
 }
 """What notes have to be, by their names: a type, several, [of each item], {key: of its value}, {str: of all values}."""
@@ -144,7 +149,8 @@ class Store:
     def get(self, key: str, default: Any = None) -> Any:
         """Return what was kept under a name."""
         rows = self._read("SELECT value FROM notes WHERE key = ?", key, part=f"notes `{key}`")
-        return self._loaded(f"notes `{key}`", _SHAPES.get(key, Any), rows[0][0]) if rows else default
+        shape = _SHAPES.get(key.partition(":")[0], Any)  # "searcher:1" is the state of the second search
+        return self._loaded(f"notes `{key}`", shape, rows[0][0]) if rows else default
 
     def add(self, trial: Trial, search: int = 0) -> None:
         """Store a trial of one of a run's searches."""
@@ -167,6 +173,16 @@ class Store:
         if not _fits(data, _TRIAL) or state not in get_args(State) or not 0 < fidelity <= 1:
             raise self._damaged("trials")
         return Trial.from_json(data)
+
+    def check_trials(self, space: SearchSpace, metrics: Iterable[str] = ()) -> None:
+        """Raise UserError if a trial is of no arch of a space, or one that is done lacks one of some metrics."""
+        trials, needed = self.trials(), {*metrics}
+        try:
+            space.encode([trial.arch for trial in trials])
+        except (KeyError, ValueError, TypeError):
+            raise self._damaged("trials") from None
+        if any(len(t.arch) != len(space.keys) or (t.ok and not needed <= t.metrics.keys()) for t in trials):
+            raise self._damaged("trials")
 
     def forget_trials(self) -> None:
         """Delete all trials, and what searches and the checks of their rankings have kept."""

@@ -92,15 +92,9 @@ def outcome(folder):
     trials = [(t.arch, dict(t.metrics), t.state, t.error, t.fidelity) for t in store.trials()]
     result = {key: store.get("result")[key] for key in ("best", "front", "table")}
     saved = torch.load(folder / "supernet.pt", weights_only=True)
-    network = (folder / "best" / "network.safetensors").read_bytes()
-    return (
-        trials,
-        result,
-        saved,
-        network,
-        tomli.loads((folder / "best" / "arch.toml").read_text()),
-        store.curve("train"),
-    )
+    networks = {path.name: path.read_bytes() for path in sorted((folder / "best").glob("network.*"))}
+    arch = tomli.loads((folder / "best" / "arch.toml").read_text())
+    return trials, result, saved, networks, arch, store.curve("train")
 
 
 def gone(group, seconds=60):

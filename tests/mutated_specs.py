@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import copy
 import functools
+import importlib
 import io
 import json
 import os
@@ -22,11 +23,13 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+import attrs
 import tomli
 import tomli_w
 
 from corenas import load_catalogue
 from corenas.cli import main
+from corenas.errors import UserError
 from corenas.run.spec import load_spec
 
 SPECS = Path(__file__).parent.parent / "spec"
@@ -55,7 +58,9 @@ VALUES = [
     {"type": "categorical", "choices": []}, {"type": "categorical", "choices": [1, "a"]}, {"a": {"b": [1, {"e": 2}]}},
     *tomli.loads("a = 2020-01-01\nb = 12:00:00").values(), [3, 5, 7, 9], "mobilenetv3", "bignas", "spos", "uniform",
     "x" * 5000, [*range(2000)], [2.5], ["1", "2"], "\u202e", "../..", "~/x", "cuda", "/etc/passwd", "/dev/zero", "20m",
-    "-1s",     "\x1b[2J\n" * 300, functools.reduce(lambda x, i: [x], range(200), 1),
+    "-1s", "\x1b[2J\n" * 300, functools.reduce(lambda x, i: [x], range(200), 1), "a\x00b",
+    "/proc/self/mem", "\u0442op1",
+    *tomli.loads("a = 1979-05-27T07:32:00-08:00\nb = 0xff\nc = -nan").values(), "9" * 5000, 1.0, -0.0, 5e-324,
 ]  # fmt: skip
 KEYS = [
     "type", "width", "depth", "kernel", "expand", "fix", "narrow", "file", "blocks", "block", "resolution", "\xfc",
@@ -64,7 +69,53 @@ KEYS = [
     "trust", "racing", "teacher", "begin", "front", "plugins", "weights", "search", "train", "task", "workers",
     "amp", "ema",
 ]  # fmt: skip
-JUNK = ["\u0000", "]", "}", '"', "'''", " = ", "\xe9", "[[["]
+PLACES = {
+    "algorithms": "algorithm", "mutators": "mutator", "searchers": "searcher", "distillers": "distiller",
+    "backbones": "backbone", "tasks": "task", "evaluators": "evaluators", "exporters": "export",
+    "executors": "executor",
+}  # fmt: skip
+"""Where components stand in a spec, by their kinds."""
+NETS = Path(__file__).parent.parent / "plugins/mutables/conversion/tests/nets.py"
+CONVERTED = {
+    "seed": 1, "space": {}, "algorithm": "bignas", "mutator": {"type": "sandwich", "paths": 3}, "searcher": "random",
+    "backbone": {"type": "converted", "model": f"{NETS}:tiny", "image": [3, 8, 8]}, "evaluators": ["accuracy"],
+    "train": {"epochs": 1, "batch_size": 64},
+}  # fmt: skip
+SWEEP = {
+    "input": ["archs.csv"], "error": "top1", "direction": "max", "unit": "%", "complexity": ["flops"], "seed": 0,
+    "normalise": {"by": "flops", "bins": 4, "min_per_bin": 2}, "bootstrap": {"fraction": 0.5}, "narrow": {"alpha": 0.1},
+}  # fmt: skip
+COMPARE = {
+    "spec": str(SPECS / "quickstart.toml"), "seeds": 1, "set": ["task.data=digits", "train.epochs=1"], "budget": 1e12,
+    "reference": {"archs": 4, "seeds": 1, "kept": "kept.json"}, "train": ["train.epochs=1"], "baselines": False,
+    "apart": {"darts": "no"}, "methods": {"a": {}, "b": {"set": ['mutator="uniform"']}},
+}  # fmt: skip
+LOOKALIKES = str.maketrans("aeopcx", "\u0430\u0435\u043e\u0440\u0441\u0445")
+JUNK = [
+    "\u0000",
+    "]",
+    "}",
+    '"',
+    "'''",
+    " = ",
+    "\xe9",
+    "[[[",
+    "\ntrain.epochs = 3",
+    "\n[train]",
+    "\n[[train]]",
+    "\n[space.space]",
+    "\nx = " + "[" * 5000 + "]" * 5000,
+    "\nx = " + "{a=" * 3000 + "1" + "}" * 3000,
+    "\n" + "a." * 3000 + "b = 1",
+    "\n[" + "a." * 500 + "b]",
+    "\nx = 0b" + "1" * 20_000,
+    "\nx = 1e" + "9" * 5000,
+    "\nseed = 1\nseed = 2",
+    "\r",
+    "\ufeff",
+    '\n"" = 1',
+    '\n"a\\u0000b" = 1',
+]
 
 
 def places(table):
@@ -97,6 +148,50 @@ def mutate(table, rng):
         container[key] = rng.choice([-value, value * 1000, value + 0.5, str(value), value * 10**9, 0])
 
 
+def component(rng):
+    """The table of a component that is installed, whichever, with some of its options, and its place in a spec."""
+    components = load_catalogue().components
+    kind, name = rng.choice(sorted(key for key in components if key[0] in PLACES))
+    table = {"type": name}
+    for option in attrs.fields(components[kind, name].cls):
+        if option.init and rng.random() < 0.4:
+            usual = option.default
+            usual = getattr(usual, "factory", lambda usual=usual: usual)() if usual is not attrs.NOTHING else 1
+            plain = isinstance(usual, bool | int | float | str)
+            near = (
+                [usual, -usual, usual * 2, usual / 3, 0, 10**6, str(usual)]
+                if isinstance(usual, int | float)
+                else [usual]
+            )
+            found = rng.choice(near if plain and rng.random() < 0.6 else VALUES)
+            table[option.name.rstrip("_")] = copy.deepcopy(found)
+    place = PLACES[kind]
+    return place, {"evaluators": ["accuracy", table], "export": {"formats": [table]}}.get(place, table)
+
+
+def disguised(text, rng):
+    """A text as another program might have saved it: bytes."""
+    how = rng.randrange(8)
+    if how < 3:
+        return ("# caf\xe9\n" + text).encode(["utf-16", "latin-1", "utf-32"][how], "replace")
+    content = text.encode("utf-8", "surrogatepass")
+    if how == 3:
+        return b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n")
+    if how == 4:
+        return content.replace(b"\n", b"\r")
+    if how == 5:
+        return content[: rng.randrange(len(content) + 1)]
+    if how == 6:
+        lines = text.split("\n")
+        at = rng.randrange(len(lines))
+        lines[at] = lines[at].translate(LOOKALIKES)
+        return "\n".join(lines).encode("utf-8", "surrogatepass")
+    found = bytearray(content or b"x")
+    for _ in range(rng.choice([1, 3, 30])):
+        found[rng.randrange(len(found))] ^= 1 << rng.randrange(8)
+    return bytes(found)
+
+
 def scramble(text, rng):
     """Change some lines, so that it may be no TOML any more."""
     lines = text.split("\n")
@@ -121,6 +216,7 @@ def bases():
     for backbone, space in SPACES.items():
         mine = copy.deepcopy(written[0]) | {"space": f"space/{space}.toml"}
         written.append(mine | {"backbone": {"type": backbone, "in_channels": 1}, "search": {"trials": 2}})
+    written.append(copy.deepcopy(CONVERTED))
     found, catalogue = [], load_catalogue()
     for spec in map(_small, written):
         space = spec["space"]
@@ -151,11 +247,14 @@ def _small(spec):
 
 
 def broken(rng):
-    """The texts of a spec and of its space, one of them changed."""
+    """The contents of a spec and of its space, one of them changed."""
     spec, space = map(copy.deepcopy, rng.choice(bases()))
     if rng.random() < 0.3:
         table = rng.choice([*MORE])
         spec[table] = copy.deepcopy(MORE[table])
+    if rng.random() < 0.25:
+        place, table = component(rng)
+        spec[place] = table
     how, spec["space"] = rng.random(), "space.toml"
     if how < 0.1:
         spec["space"] = space
@@ -163,7 +262,19 @@ def broken(rng):
         for _ in range(rng.choice([1, 1, 2, 3])):
             mutate(spec if how < 0.45 else space, rng)
     texts = [tomli_w.dumps(spec), tomli_w.dumps(space)]
-    return [scramble(text, rng) if how > bound else text for text, bound in zip(texts, (0.8, 0.9), strict=True)]
+    if how < 0.03:
+        return [disguised(text, rng) for text in texts]
+    texts = [scramble(text, rng) if how > bound else text for text, bound in zip(texts, (0.8, 0.9), strict=True)]
+    return [text.encode("utf-8", "surrogatepass") for text in texts]
+
+
+def broken_table(word, table, rng):
+    """The content of a file of one table that has been changed."""
+    whole = {word: copy.deepcopy(table)}
+    for _ in range(rng.choice([1, 1, 2])):
+        mutate(whole, rng)
+    text = tomli_w.dumps(whole)
+    return scramble(text, rng).encode("utf-8", "surrogatepass") if rng.random() < 0.2 else text.encode()
 
 
 class TooLongError(BaseException):
@@ -237,7 +348,7 @@ def run(n, seed, folder, ways=(["--no-data"], ["--no-data", "--json"]), runs=0):
                 continue
             break
         for name, text in zip(("spec.toml", "space.toml"), texts, strict=True):
-            (folder / name).write_text(text, errors="surrogatepass")
+            (folder / name).write_bytes(text)
         how = rng.choice(ways)
         status, out, err, seconds = command("check", "spec.toml", *how)
         found = faults(status, out, err, seconds, "--json" in how)
@@ -255,16 +366,45 @@ def run(n, seed, folder, ways=(["--no-data"], ["--no-data", "--json"]), runs=0):
     return counts, slowest, wrong
 
 
+def run_tables(n, seed, folder):
+    """The same for tables [sweep] and [compare]; nothing is trained."""
+    rng, counts, wrong = random.Random(f"tables {seed}"), Counter(), []
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    rows = [f"{a},{b},{1000 * a * b},{rng.uniform(60, 90)}" for a in range(1, 9) for b in range(1, 9)]
+    (folder / "archs.csv").write_text("\n".join(["width,depth,flops,top1", *rows]))
+    running = importlib.import_module("corenas_tool_compare.running")
+    running._run = lambda *given: (_ for _ in ()).throw(UserError("this would run"))
+    for i in range(n):
+        word, table = rng.choice([("sweep", SWEEP), ("compare", COMPARE)])
+        try:
+            (folder / "table.toml").write_bytes(broken_table(word, table, rng))
+        except Exception:  # a writer of TOML cannot write it
+            continue
+        status, out, err, seconds = command(word, "table.toml", "--out", "out", "--json")
+        found = faults(status, out, err, 0 if status == 0 else seconds, True)  # pictures take their time
+        counts[word, status if status in (0, 2) else "other"] += 1
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        if found:
+            shutil.copy(folder / "table.toml", folder / f"wrong-{word}-{seed}-{i}.toml")
+            wrong.append(f"wrong-{word}-{seed}-{i}: {'; '.join(found)}\n{err[-300:]}")
+            print(wrong[-1], flush=True)
+    return counts, 0.0, wrong
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--try", dest="tries", action="store_true", help="try steps, as `check` does by itself")
     parser.add_argument("--run", type=int, default=0, help="how many run of those that are fine")
+    parser.add_argument("--tables", action="store_true", help="tables of sweeps and comparisons instead")
     parser.add_argument("--to", type=Path, default=None, help="the folder for those that are answered wrongly")
     given = parser.parse_args()
     ways = [["--no-data"], ["--no-data", "--json"]]
     ways += [[], ["--json"]] if given.tries else []
+    if given.tables:
+        run = lambda n, seed, place, *_: run_tables(n, seed, place)  # noqa: E731
     start, place = time.process_time(), given.to or Path(tempfile.mkdtemp())
     counts, slowest, wrong = run(given.n, given.seed, place, ways, given.run)
     print(dict(counts), f"slowest {slowest:.1f} s, in all {time.process_time() - start:.0f} s; {len(wrong)} in {place}")

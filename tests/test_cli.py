@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomli
 import tomli_w
 
+from corenas import cli
 from corenas.cli import main
+from corenas.errors import UserError
 from corenas.objectives import amount
 from corenas.store import Store
 
@@ -426,6 +431,90 @@ def test_a_users_mistake_is_a_message_and_status_2(arguments, tmp_path):
     assert "Traceback" not in done.stderr
     assert done.stderr.strip()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_asked_in_vain_is_refused_and_the_answer_says_what_to_do(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text("")
+    folder, _ = finished
+    for arguments, message in (
+        (["cost", QUICKSTART, "--n", "5"], "--n 5: there is nothing to draw\n  it is for --arch random:SEED"),
+        (["cost", QUICKSTART, "--arch", "random:\u00b2", "--n", "2"], "expected a whole number as seed"),
+        (["trials", folder, "--top", "0"], "--top 0: expected at least 1"),
+        (
+            ["run", "quickstart"],
+            "no such spec file\n  corenas new spec quickstart writes the one that corenas comes with",
+        ),
+        (["run", "."], "Is a directory\n  TOML files in it: mine.toml"),
+        (["run", QUICKSTART, "-o", "x"], "unrecognized arguments: -o x\n  corenas run --help"),
+        (["sweep", QUICKSTART], "quickstart.toml: expected a table [sweep]\n"),
+        (["convert", "torchvision:none", "--to", "x"], "more\n"),  # a list that is cut by itself, not in a word
+    ):
+        assert main([*map(str, arguments)]) == 2
+        told = capsys.readouterr().err
+        assert message in told, told
+        assert max(map(len, told.splitlines())) <= 400
+        assert "\u2026" not in told
+
+
+@pytest.mark.parametrize("other", [SystemError, UserError, RuntimeError])
+def test_whatever_an_interrupt_has_become_on_its_way_it_is_one(other, monkeypatch, capsys):
+    def interrupted(options):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise other("a function returned a result with an exception set") from error
+
+    options = argparse.Namespace(json=False, command=interrupted)
+    monkeypatch.setattr(cli, "_parser", lambda given: SimpleNamespace(parse_args=lambda given: options))
+    assert main(["run"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+
+
+def test_words_of_nothing_and_links_that_lead_round_in_a_circle_are_messages(tmp_path, capsys):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for arguments, message in (
+        (["run", QUICKSTART, "--out", ""], "nothing is said after --out"),
+        (["run", QUICKSTART, "--out="], "nothing is said after --out"),
+        (["trials", ""], "nothing is said after trials"),
+        (["export", QUICKSTART, "--to", tmp_path / "a"], "links lead round in a circle"),
+        (["run", tmp_path / "a"], "cannot read this spec file"),
+        (["trials", tmp_path / "a"], "no such run"),
+        (["run", QUICKSTART, "--plugin", tmp_path / "a"], "links lead round in a circle"),
+    ):
+        assert main([*map(str, arguments)]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files there")
+def test_a_pipe_where_a_file_is_expected_is_a_message_and_is_not_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.toml", "x.pt", "x.py", "x.csv", "x.json", "x.db", "x.safetensors"):
+        os.mkfifo(name)
+    spec, message = (
+        ("check", str(QUICKSTART), "--no-data", *SHORT),
+        re.compile(r"this is no file|no such|is no network|expected a|no run|is no run"),
+    )
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    for command in (
+        ["check", "x.toml"], ["run", "x.toml"], ["sweep", "x.csv"], ["compare", "x.toml"], ["report", "x.toml"],
+        ["trials", "x.toml"], ["evaluate", "x.toml"], ["export", "x.toml", "--to", "y"],
+        ["plugins", "--plugin", "x.py"], ["cost", str(QUICKSTART), "--arch", "x.toml"],
+        ["show", "backbones", "mobilenetv3", "--space", "x.toml"], ["convert", "x.py:net", "--to", "y"],
+        ["convert", "torchvision:squeezenet1_1", "--weights", "x.pt", "--to", "y"],
+        ["convert", "torchvision:squeezenet1_1", "--weights", "x.safetensors", "--to", "y"],
+        ["convert", "torchvision:squeezenet1_1", "--rules", "x.toml", "--to", "y"],
+        [*spec, "--set=space=x.toml"], [*spec, "--set=supernet.from=x.toml"],
+        ["check", str(ROOT / "spec/spos.toml"), "--no-data", "--set=retrain.distiller=kl",
+         "--set=retrain.teacher.from=x.pt"],
+    ):  # fmt: skip
+        signal.alarm(20)
+        status, told = main(command), "".join(capsys.readouterr())
+        signal.alarm(0)
+        assert "Traceback" not in told
+        assert status == (0 if command[0] == "plugins" else 2), (command, told)
+        assert message.search(told), (command, told)
 
 
 def test_a_key_of_the_spec_that_is_said_as_an_option_is_answered_with_set(tmp_path):

@@ -12,4 +12,4 @@ def test_mutated_specs_are_answered_with_a_message_or_are_fine(seed, tmp_path, m
     counts, _, wrong = mutated_specs.run(125, seed, tmp_path)
     assert not wrong, "\n".join(wrong)
     assert counts[2] > 70
-    assert counts[0] > 5
+    assert counts[0] >= 1

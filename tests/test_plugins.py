@@ -12,6 +12,7 @@ from attrs import field, frozen
 from torch import nn
 
 from corenas import CONTRACT, hookspecs
+from corenas.cli import main
 from corenas.contracts import Note
 from corenas.errors import UserError, blaming_plugin
 from corenas.hookspecs import hookimpl
@@ -176,7 +177,9 @@ def test_a_name_that_two_distributions_offer_is_usable_from_neither():
     assert catalogue.names("searchers") == ["evolution", "mine"]
     assert errors(catalogue) == {}
     assert catalogue.conflicts == {("searchers", "random"): ("dist-good", "dist-other")}
-    with pytest.raises(UserError, match="'random' is offered by dist-good and dist-other\n  uninstall one of them"):
+    with pytest.raises(
+        UserError, match="'random' is offered by dist-good and dist-other\n  leave one out: uninstall it"
+    ):
         catalogue.find("searchers", "random")
     assert catalogue.options("searchers", "mine") == Options()
 
@@ -190,13 +193,26 @@ def test_one_entry_name_of_two_distributions_hides_neither():
 
 class UnprintableError(Exception):
     def __str__(self):
-        raise RuntimeError("no text")
+        raise Stopped("no text")
 
     __repr__ = __str__
 
 
 class Stopped(BaseException):
     pass
+
+
+def test_a_command_of_a_plugins_called_run_leaves_run_and_all_others_as_they_are(monkeypatch, capsys):
+    catalogue = load_catalogue([entry("a", plugin(corenas_commands=lambda: dict.fromkeys(["run", "other"], _command)))])
+    monkeypatch.setattr("corenas.plugins.load_catalogue", lambda *args, **more: catalogue)
+    assert main(["other"]) == 0
+    assert main(["run"]) == 2
+    assert "the following arguments are required: SPEC" in capsys.readouterr().err
+
+
+def _command(parser):
+    """Do nothing."""
+    return lambda options: 0
 
 
 def test_an_exception_that_cannot_be_printed_is_told_by_its_name():
@@ -261,6 +277,12 @@ def test_an_unknown_name_is_answered_with_close_installed_broken_and_what_to_ins
     with pytest.raises(UserError) as raised:
         catalogue.find("mutators", "sandwich")
     assert "more can be installed: pip install corenas-mutator-sampling;" in str(raised.value)
+
+
+def test_what_is_installed_is_not_to_be_installed_however_its_name_is_spelled():
+    with pytest.raises(UserError) as raised:
+        load_catalogue().find("searchers", "none")
+    assert "more can be installed" not in str(raised.value)
 
 
 def test_options_are_read_from_a_table_or_a_name():

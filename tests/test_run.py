@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from concurrent import futures
@@ -602,6 +603,64 @@ def test_a_network_that_cannot_be_written_leaves_nothing(tmp_path):
     assert not [*tmp_path.glob("*net*")]
 
 
+@frozen
+class Heavy(toys.BackboneOptions):
+    """The toy network with 200 kB beside its weights."""
+
+    def build(self, space):
+        body = super().build(space)
+        body.register_buffer("ballast", torch.zeros(50_000))
+        return body
+
+
+@frozen
+class Long:
+    """Writes 400 kB."""
+
+    def write(self, network, folder, context):
+        (folder / "long").write_bytes(bytes(400_000))
+        return folder / "long"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits there")
+def test_wherever_a_disk_is_full_it_is_a_message_and_the_run_goes_on_when_there_is_space(tmp_path):
+    import resource
+
+    catalogue, met = toys.make_catalogue(backbones=Heavy, exporters=Long), set()
+    spec = toys.make_spec(tmp_path, catalogue)
+    expected = run_spec(spec, catalogue, tmp_path / "whole", lambda event: None)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (0, 150, 600, 4_000, 12_000, 20_000, 30_000, 50_000, 100_000, 180_000, 300_000):  # of a file
+        folder = tmp_path / str(size)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            with pytest.raises(UserError, match=r"cannot write|cannot use this database") as raised:
+                run_spec(spec, catalogue, folder, lambda event: None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert raised.value.faults[0].hint
+        met.add(Path(raised.value.faults[0].file).name)
+        assert {**run_spec(spec, catalogue, folder, lambda event: None), "run": "", "seconds": 0} == {
+            **expected, "run": "", "seconds": 0}  # fmt: skip
+    assert met >= {"run.sqlite", "supernet.pt", "best"}
+
+
+@pytest.mark.parametrize("change", [
+    "arch = '{}'", """arch = json_insert(arch, '$.other', 1)""", """arch = json_replace(arch, '$.op', 'sing')""",
+    "metrics = '{}'", "metrics = '{\"letters\": 3}'",
+])  # fmt: skip
+def test_trials_that_are_none_of_the_space_or_the_objectives_are_damage(tmp_path, change):
+    catalogue, folder = toys.make_catalogue(), tmp_path / "run"
+    spec = toys.make_spec(tmp_path, catalogue)
+    run_spec(spec, catalogue, folder, lambda event: None)
+    with sqlite3.connect(folder / "run.sqlite") as database:
+        database.execute(f"UPDATE trials SET {change} WHERE id = 2")
+        database.execute("DELETE FROM notes WHERE key = 'result'")
+    database.close()
+    with pytest.raises(UserError, match="this database is damaged: of its trials not all can be read"):
+        run_spec(spec, catalogue, folder, lambda event: None)
+
+
 def test_another_number_of_threads_is_told(tmp_path, monkeypatch):
     catalogue, events = toys.make_catalogue(), []
     spec = begun(tmp_path, catalogue)
@@ -725,6 +784,9 @@ def test_what_may_be_meant_otherwise_is_told_and_the_run_says_it_too(spec, catal
     (long,) = told(spec(train={"epochs": 2, "batch_size": 16, "ema": 0.9998}))
     assert f"remembers 5,000 steps, more than the {2 * (images // 16)} of this training" in long
     assert told(spec(train={"epochs": 2, "batch_size": 16, "ema": 0.5})) == []
+    (slow,) = told(spec(train={"epochs": 2, "batch_size": 16, "schedule": {"type": "cosine", "warmup": 2}}))
+    assert "warmup = 2 epochs are the whole training, of 2: the learning rate never comes to its own" in slow
+    assert told(spec(train={"epochs": 2, "batch_size": 16, "schedule": {"type": "cosine", "warmup": 1}})) == []
     search = {"trials": 4, "objectives": ["top1"], "constraints": {"top1": 0.6}}
     catalogue = toys.make_catalogue()
     wrong = toys.make_spec(tmp_path, catalogue, search=search)

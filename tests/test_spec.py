@@ -576,8 +576,17 @@ def test_a_missing_file_is_answered_with_those_that_are_there(write, tmp_path):
 def test_files_that_cannot_be_read_are_mistakes(write, tmp_path, monkeypatch):
     assert "Is a directory" in faults(tmp_path)[0][3]
     path = write()
-    path.write_bytes(b'name = "\xff"')
-    assert faults(path)[0][3] == "cannot read this spec file: 'utf-8' codec can't decode byte 0xff in position 8"
+    told = "cannot read this spec file: line {} is not in UTF-8, in which TOML is written"
+    for content, line in (
+        (b'name = "\xff"', 1),
+        ("a = 1\nb = 'é'\n".encode("latin-1"), 2),
+        ("a = 1".encode("utf-16"), 1),
+    ):
+        path.write_bytes(content)
+        assert faults(path)[0][3] == told.format(line)
+    (tmp_path / "link.toml").symlink_to("gone.toml")
+    text = "cannot read this spec file: it is a link to gone.toml, which is not there"
+    assert faults(tmp_path / "link.toml")[0][3] == text
     (write().parent / "space.toml").write_bytes(b'name = "\xff"')
     assert faults(path)[0][:3] == ("spec.toml", 5, "space.file")
     assert "Not a directory" in faults(path / "x")[0][3]
@@ -619,6 +628,8 @@ def test_the_home_folder_is_written_as_in_a_shell(write, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     spec, _ = load_spec(write(), CATALOGUE, ["task.data=~/images"])
     assert spec.task.data == f"{tmp_path}/home/images"
+    spec, _ = load_spec(write(), CATALOGUE, ['task={type="toy", data="~/pictures"}'])
+    assert spec.task.data == f"{tmp_path}/home/pictures"
     path = write()
     (tmp_path / "space.toml").rename((tmp_path / "home").mkdir() or tmp_path / "home" / "space.toml")
     path.write_text(SPEC.replace('"space.toml"', '"~/space.toml"'))

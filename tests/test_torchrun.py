@@ -1,5 +1,6 @@
 """Two processes under torchrun give what one gives: archs, weights, trials; and a run from beginning to end."""
 
+import ast
 import json
 import os
 import subprocess
@@ -95,3 +96,70 @@ def test_a_run_of_two_processes_goes_from_beginning_to_end_and_deals_out_its_tri
     launch(1, "-m", "corenas", "run", tmp_path / "one.toml", "--out", tmp_path / "one")
     alone = Store(tmp_path / "one" / "run.sqlite", readonly=True).trials()
     assert [(t.arch, t.metrics, t.state) for t in alone] == [(t.arch, t.metrics, t.state) for t in store.trials()]
+
+
+RANKS = """
+import os, signal, socket, sys, time
+import torch
+from corenas import cli, distributed
+from corenas.errors import UserError
+
+def fail(options):
+    with distributed.process_group(torch.device("cpu")):
+        rank, (who, how) = distributed.rank(), options.how
+        distributed.all_gather(rank)
+        if how == "killed" and rank == who:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "mistake" and who in (rank, "all"):
+            raise UserError("the data of this one is gone")
+        if how == "first":  # the first process says it to all
+            distributed.on_rank_zero(lambda: (_ for _ in ()).throw(UserError("the disk is full")))
+        distributed.all_reduce_([torch.ones(3)])
+        distributed.all_gather("one is missing")
+
+def run(how):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cli._parser = lambda given: type("P", (), {"parse_args": lambda self, given: type("O", (), {
+        "json": False, "how": how, "command": staticmethod(fail)})})()
+    start, children = time.monotonic(), []
+    for rank in range(2):
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.dup2(write, 2)
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port),
+                           "MASTER_ADDR": "127.0.0.1"}
+            os._exit(cli.main(["run"]))
+        os.close(write)
+        children.append((child, read))
+    ends = [(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), open(read).read()) for child, read in children]
+    print(repr((*how, ends, time.monotonic() - start)), flush=True)
+
+for how in ((1, "killed"), (0, "killed"), (1, "mistake"), (0, "mistake"), ("all", "mistake"), ("all", "first")):
+    run(how)
+"""
+
+
+def test_whoever_of_two_processes_is_left_says_why_and_ends():
+    command = [sys.executable, "-W", "ignore", "-c", RANKS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    ends = {(who, how): (told, seconds) for who, how, told, seconds in map(ast.literal_eval, done.stdout.splitlines())}
+    assert len(ends) == 6, done.stderr
+    assert all(seconds < 20 for _, seconds in ends.values())
+    gone = "another process of this run has ended, and this one cannot go on without it\n  its own message, if it had"
+    for killed in (0, 1):
+        told, _ = ends[killed, "killed"]
+        assert told[killed] == (-9, "")
+        status, text = told[1 - killed]
+        assert status == 2
+        assert text.startswith(gone), text
+        assert "Traceback" not in text
+    for who in (0, 1):
+        told, _ = ends[who, "mistake"]
+        assert told[who] == (2, "the data of this one is gone\n")
+        assert told[1 - who][0] == 2
+        assert told[1 - who][1].startswith(gone) or (who == 0 and not told[1][1])
+    for how, text in (("mistake", "the data of this one is gone\n"), ("first", "the disk is full\n")):
+        assert ends["all", how][0] == [(2, text), (2, "")], "one tells for all"

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class OwnFiles:
     Names are relative to the directory; one that ends in a slash is a folder with all that is in it.
     """
 
-    NAME = ".corenas"
+    NAME, PART = ".corenas", ".corenas.part"
     _TITLE = "# A run directory of corenas. What is listed here is its own; --fresh deletes that and nothing else."
 
     def __init__(self, folder: Path) -> None:
@@ -56,9 +56,18 @@ class OwnFiles:
         """Make an empty list. Raises UserError if a file of another kind has its name."""
         if self.path.exists() and not self.exists():
             raise UserError("this file is none of a run's", file=str(self.path), hint="another directory: --out DIR")
-        temporary = self.path.with_name(f"{self.NAME}.part")
-        temporary.write_text(f"{self._TITLE}\n", encoding="utf-8")
-        os.replace(temporary, self.path)
+        self._write([])
+
+    def _write(self, names: Sequence[str]) -> None:
+        """Replace the list, whole or not at all: half a name could be that of a file of the user's."""
+        temporary = self.path.with_name(self.PART)
+        try:
+            temporary.write_text("".join(f"{line}\n" for line in (self._TITLE, *names)), encoding="utf-8")
+            os.replace(temporary, self.path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
     def names(self) -> list[str]:
         """Return what is listed, the newest last."""
@@ -76,8 +85,7 @@ class OwnFiles:
         if not self.exists():
             self.begin()
         if new:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(f"{name}\n" for name in new)
+            self._write([*self.names(), *new])
 
     def delete(self, under: str = "") -> None:
         """Delete what is listed, or what of it is in one folder, and folders that are then empty.
@@ -117,7 +125,7 @@ class OwnFiles:
 
     def foreign(self) -> list[str]:
         """Return what else is in the directory."""
-        own = {*self.names(), self.NAME}
+        own = {*self.names(), self.NAME, self.PART}
         folders = tuple(name for name in own if name.endswith("/"))
         paths = (str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if not path.is_dir())
         return sorted(path for path in paths if path not in own and not path.startswith(folders))
@@ -125,7 +133,7 @@ class OwnFiles:
 
 def check_folder(folder: Path, fresh: bool) -> None:
     """Raise UserError for a folder that holds something else than a run, or a run that lost its database."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= {OwnFiles.PART}:
         return
     database = folder / "run.sqlite"
     if not OwnFiles(folder).exists():

@@ -27,7 +27,8 @@ def metrics_of(
         with blaming_plugin(f"evaluators[{i}] ({type(evaluator).__name__})"):
             given = dict(evaluator.provides(task))
         if twice := sorted(found.keys() & given.keys()):
-            text = f"{', '.join(twice)} is measured already, by the core or another evaluator"
+            measured = f"{'is' if len(twice) == 1 else 'are'} measured already"
+            text = f"{', '.join(twice)} {measured}, by the core or another evaluator"
             faults.append(Fault(text, ("evaluators", i)))
         found |= given
     raise_if_any(faults)

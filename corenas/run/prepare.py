@@ -48,7 +48,7 @@ from corenas.run.spec import Retrain, SearchSettings, Spec
 from corenas.settings import Calibration, Train
 from corenas.space import Arch, SearchSpace
 from corenas.supernet import build_supernet, pick_device, supernet_cost
-from corenas.teaching import show_example
+from corenas.teaching import network_file, show_example
 from corenas.variables import OVERRIDE
 
 
@@ -178,6 +178,25 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
             _try_weights(spec, supernet, whole, task)
     raise_if_any(faults)
     return evolve(prepared, notes=_notes(spec, supernet, task, metrics, targets))
+
+
+def files_of_other_runs(spec: Spec) -> dict[str, Path]:
+    """Return the files that a spec needs of what was trained before, by what they are.
+
+    Raises UserError, keys relative to the spec, with those that are not there.
+    """
+    found, faults = {}, []
+    if spec.supernet is not None:
+        found["supernet"] = file = Path(spec.supernet.from_) / "supernet.pt"
+        if not file.exists():
+            text = f"there is no {file}: this run has not trained its supernet"
+            faults.append(Fault(text, ("supernet", "from"), hint="the command that began it goes on with it"))
+    for name, key, teacher in (("teacher", (), spec.teacher), ("retrain teacher", ("retrain",), spec.retrain.teacher)):
+        if teacher is not None:
+            with collecting(faults, *key):
+                found[name] = network_file(Path(teacher.from_))
+    raise_if_any(faults)
+    return found
 
 
 def trained_since(spec: Spec) -> Spec:

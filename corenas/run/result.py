@@ -100,7 +100,9 @@ def write_folder(
     title = f"{prepared.spec.name}: the subnet {arch.digest}, exported by corenas {corenas.__version__}."
     try:
         if files is not None:
-            files.claim(f"{temporary.relative_to(files.folder)}/")
+            place = temporary.relative_to(files.folder)
+            files.delete(f"{place.with_name(f'.{folder.name}-')}")  # what a killed process has left
+            files.claim(f"{place}/")
         temporary.mkdir(parents=True)
         if plain is not None:
             inputs = partial(training_inputs, plain, prepared.task, prepared.spec.seed)
@@ -117,6 +119,7 @@ def write_folder(
                 folder.rmdir()
             temporary.rename(folder)
     except OSError as error:
-        raise UserError(f"cannot write: {error.strerror or error}", file=str(folder)) from error
+        hint = "free some space, or take another folder, then run again"
+        raise UserError(f"cannot write: {error.strerror or error}", file=str(folder), hint=hint) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -15,14 +15,13 @@ import attrs
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, lt, optional
 
-import corenas
 from corenas.contracts import LaidOut, SpaceGiving
 from corenas.errors import Fault, KeyPath, UserError, collecting, did_you_mean, raise_if_any
 from corenas.objectives import parse_amount
 from corenas.options import explanations, structure, to_table
 from corenas.plugins import Catalogue, load_catalogue
 from corenas.ranking import FEWEST
-from corenas.run.toml import Sources, read_toml
+from corenas.run.toml import SPECS, Sources, read_toml, with_home
 from corenas.settings import Calibration, Racing, Train
 from corenas.space import Arch, Choice, SearchSpace, flatten
 from corenas.variables import OVERRIDE
@@ -354,14 +353,14 @@ def open_spec(
     source = table.get("supernet")
     if isinstance(source, Mapping) and isinstance(source.get("from"), str):
         with suppress(UserError):  # `load_spec` tells of it, with its line
-            base = Path(_with_home(source["from"]))
+            base = Path(with_home(source["from"]))
             named += _named_plugins(read_toml(base / "spec.toml", "spec")[1], base)
     catalogue = load_catalogue(files=[*named, *plugins])
     return *load_spec(path, catalogue, overrides, plugins), catalogue
 
 
 def _named_plugins(table: Mapping[str, Any], folder: Path) -> list[Path]:
-    names = _with_home(table.get("plugins", ()))
+    names = with_home(table.get("plugins", ()))
     return [folder / name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
@@ -377,7 +376,7 @@ def load_spec(
     extra = [str(Path(plugin).resolve()) for plugin in plugins]
     raise_if_any(_plugin_faults(extra, catalogue, ("--plugin",)))
     text, table = read_toml(file, "spec", file=str(path))
-    table = _with_home(table)
+    table = with_home(table)
     sources = Sources()
     sources.add(str(path), text)
     with sources.locating():
@@ -387,19 +386,10 @@ def load_spec(
     return attrs.evolve(spec, name=spec.name or name, plugins=files), sources
 
 
-def _with_home(item: Any) -> Any:
-    """Return a spec's table, or what is in it, with paths that begin with `~` as they are on this machine."""
-    if isinstance(item, str):
-        return os.path.expanduser(item) if item.startswith("~/") else item
-    if isinstance(item, dict):
-        return {key: _with_home(inner) for key, inner in item.items()}
-    return [_with_home(inner) for inner in item] if isinstance(item, list) else item
-
-
 def _plugin_faults(files: Iterable[str], catalogue: Catalogue, key: KeyPath) -> list[Fault]:
     """Return which files with components cannot be used."""
     loaded = {plugin.name: plugin.error for plugin in catalogue.plugins}
-    hint = "it is read by `open_spec`, or by load_catalogue(files=[…])"
+    hint = "--plugin FILE loads it, or `plugins` in the spec's own file; in Python load_catalogue(files=[…])"
     faults = []
     for i, file in enumerate(files):
         where = (*key, i) if key == ("plugins",) else key
@@ -722,10 +712,6 @@ def _read_arch(name: str, space: SearchSpace, folder: Path, sources: Sources) ->
     text, table = read_toml(file, "arch")
     sources.add(str(file), text, "space", "fix")
     return space.arch(table)
-
-
-SPECS = Path(corenas.__file__).parent / "spec"
-"""Where the specs are that corenas comes with; in `space/` are its spaces."""
 
 
 def space_file(name: str, folder: Path = Path()) -> Path:

@@ -34,7 +34,7 @@ from corenas.contracts import (
     StageDone,
     StageStarted,
 )
-from corenas.errors import UserError, blaming_plugin
+from corenas.errors import UserError, blaming_plugin, regular
 from corenas.measure import TrialRunner, broken, is_costly, is_exclusive
 from corenas.objectives import Constraint, Trial
 from corenas.plugins import Catalogue, file_digest
@@ -42,7 +42,15 @@ from corenas.ranking import FEWEST
 from corenas.run import trust
 from corenas.run.alone import stand_alone
 from corenas.run.folder import OwnFiles, check_base, check_checkpoint, check_folder, opened
-from corenas.run.prepare import Prepared, load_supernet, prepare, start_trainer, start_trial_runner, trials_folder
+from corenas.run.prepare import (
+    Prepared,
+    files_of_other_runs,
+    load_supernet,
+    prepare,
+    start_trainer,
+    start_trial_runner,
+    trials_folder,
+)
 from corenas.run.result import cost_card, exported, front_folders, read_exporters, write_folder
 from corenas.run.spec import Spec, parse_duration
 from corenas.run.workers import WorkerRunner
@@ -51,7 +59,6 @@ from corenas.settings import Train
 from corenas.space import Arch
 from corenas.store import Store
 from corenas.supernet import pick_device, supernet_cost
-from corenas.teaching import network_file
 from corenas.train import run_training
 
 
@@ -73,10 +80,7 @@ def run_spec(spec: Spec, catalogue: Catalogue, folder: Path, emit: Emit, fresh: 
             data["backbone"] = spec.backbone.fingerprint
         if spec.supernet is not None:
             check_base(Path(spec.supernet.from_), data["data"])  # type: ignore[arg-type]
-            data["supernet"] = _digest(Path(spec.supernet.from_) / "supernet.pt")
-        for name, teacher in (("teacher", spec.teacher), ("retrain teacher", spec.retrain.teacher)):
-            if teacher is not None:
-                data[name] = _digest(network_file(Path(teacher.from_)))
+        data |= {name: _digest(file) for name, file in files_of_other_runs(spec).items()}
         with opened(folder, spec.to_table(catalogue), data, fresh, emit) as store:
             _tell_changed_plugins(store, spec, emit)
             return _Run(prepared, catalogue, folder, store, exporters, emit).execute()
@@ -100,7 +104,7 @@ def _tell_changed_plugins(store: Store, spec: Spec, emit: Emit) -> None:
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(regular(file).read_bytes()).hexdigest()
 
 
 @frozen
@@ -142,6 +146,8 @@ class _Run:
         store.set("searches", [str(target) for target in prepared.targets])
         store.set("device", str(prepared.device))
         store.set("cut", getattr(prepared.task, "cut", ""))
+        goals = [goal.metric for goal in prepared.objectives.objectives]
+        distributed.on_rank_zero(lambda: store.check_trials(self.spec.space, goals))
         resumed = bool(store.get("seconds") or store.curve("train"))
         self.tell(RunStarted(self.spec.name or self.folder.name, self.folder, resumed))
         for note in prepared.notes:
@@ -320,7 +326,8 @@ class _Run:
         store.close()
         now = json.loads(json.dumps(self.spec.to_table(self.catalogue)))
         alike = all(then.get(key) == now.get(key) for key in ("evaluators", "calibration", "backbone", "seed"))
-        return trials if alike else ()
+        goals = {goal.metric for goal in self.prepared.objectives.objectives}
+        return [trial for trial in trials if goals <= trial.metrics.keys()] if alike else ()
 
     def _costly(self, number: int, supernet: nn.Module | None) -> TrialRunner | WorkerRunner:
         """Return what measures an arch that has passed the cheap evaluators, here or in a worker."""

@@ -13,7 +13,11 @@ import attrs
 import tomli
 from attrs import field, frozen
 
-from corenas.errors import Fault, KeyPath, UserError, did_you_mean, dotted_key
+import corenas
+from corenas.errors import Fault, KeyPath, UserError, did_you_mean, dotted_key, regular
+
+SPECS = Path(corenas.__file__).parent / "spec"
+"""Where the specs are that corenas comes with; in `space/` are its spaces."""
 
 
 @frozen
@@ -53,10 +57,8 @@ class Sources:
             value = tomli.loads(f"x = {text}")["x"]
         except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
             value = text
-        if isinstance(value, str) and value.startswith("~/"):
-            value = os.path.expanduser(value)
         try:
-            _with(table, path, value)
+            _with(table, path, with_home(value))
         except (LookupError, TypeError, ValueError):
             raise UserError("no table to set this in", key=path) from None
 
@@ -96,6 +98,15 @@ def _with(item: Any, path: Sequence[str], value: Any) -> Any:
     return item
 
 
+def with_home(item: Any) -> Any:
+    """Return a spec's table, or what is in it, with paths that begin with `~` as they are on this machine."""
+    if isinstance(item, str):
+        return os.path.expanduser(item) if item.startswith("~/") else item
+    if isinstance(item, dict):
+        return {key: with_home(inner) for key, inner in item.items()}
+    return [with_home(inner) for inner in item] if isinstance(item, list) else item
+
+
 DEEPEST = 50
 """How deep tables and lists may stand in each other; those of a space are some ten deep."""
 
@@ -115,21 +126,39 @@ def read_toml(path: Path, noun: str, **where: Any) -> tuple[str, dict[str, Any]]
     Raises UserError if it cannot be read (its place is what `where` says) or is no TOML.
     """
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ValueError("this is no file")  # /dev/zero never ends
-        text = path.read_text(encoding="utf-8-sig")
+        text = regular(path).read_text(encoding="utf-8-sig")
         table = tomli.loads(text)
         if is_deep(table, DEEPEST):
             raise ValueError(f"tables and lists stand in each other more than {DEEPEST} deep")
         return text, table
     except FileNotFoundError:
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")], f"TOML files in {path.parent}")
+        if path.is_symlink():
+            text = f"cannot read this {noun} file: it is a link to {os.readlink(path)}, which is not there"
+            raise UserError(text, **where) from None
+        near = did_you_mean(path.name, _beside(path.parent), f"TOML files in {path.parent}")
+        shipped = path.with_suffix("").name
+        if noun == "spec" and (SPECS / f"{shipped}.toml").exists():
+            near = f"corenas new spec {shipped} writes the one that corenas comes with; {near}"
         raise UserError(f"no such {noun} file", hint=near, **where) from None
     except tomli.TOMLDecodeError as error:
         raise UserError(f"this is no TOML: {error.msg}", file=str(path), line=error.lineno) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        text = f"cannot read this {noun} file: line {line} is not in UTF-8, in which TOML is written"
+        raise UserError(text, **where, hint="save it as UTF-8") from None
+    except IsADirectoryError:
+        files = ", ".join(_beside(path)[:20]) or "none"
+        raise UserError(
+            f"cannot read this {noun} file: Is a directory", **where, hint=f"TOML files in it: {files}"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition(":")[0]
         raise UserError(f"cannot read this {noun} file: {reason}", **where) from None
+
+
+def _beside(folder: Path) -> list[str]:
+    """Return the TOML files of a folder."""
+    return sorted(file.name for file in folder.glob("*.toml"))
 
 
 _TOKEN = re.compile(

@@ -118,6 +118,15 @@ def test_the_files_load_without_corenas_and_compute_the_same(arch, tmp_path):
 
 
 @pytest.mark.parametrize("options", FORMATS, ids=lambda options: type(options).__name__)
+def test_the_same_network_is_the_same_file_bit_for_bit(options, tmp_path):
+    contents = []
+    for _ in range(2):  # the networks lie at other addresses
+        file = options.write(traced(Subnet(), ARCHS[0]), tmp_path, ExportContext(EXAMPLE, "t"))
+        contents.append(file.read_bytes())
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("options", FORMATS, ids=lambda options: type(options).__name__)
 def test_writing_leaves_the_network_as_it_was(options, tmp_path):
     plain = traced(Subnet(), ARCHS[0])
     code, state = plain.code, {name: tensor.clone() for name, tensor in plain.state_dict().items()}

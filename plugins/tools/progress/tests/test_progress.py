@@ -326,8 +326,12 @@ def test_colours_are_left_out_where_nobody_wants_them():
     assert "\x1b[3" not in in_a_terminal(NO_COLOR="1")[0]
 
 
-def test_a_dumb_terminal_gets_lines():
-    assert "\x1b" not in in_a_terminal(TERM="dumb")[0]
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"COLUMNS": "0"}, {"COLUMNS": "1"}])
+def test_a_dumb_terminal_and_one_without_columns_get_lines(environment):
+    text, _ = in_a_terminal(**environment)
+    assert "\x1b" not in text
+    assert "train: 0/2 steps" in text
+    assert "train: done in 0:01" in text
 
 
 def test_the_end_says_where_what_is_there_is_and_how_to_load_it(tmp_path):

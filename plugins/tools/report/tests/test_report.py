@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -336,6 +337,16 @@ def test_folders_without_a_run_are_all_named(run_writer, tmp_path):
 def test_a_page_that_cannot_be_written_is_a_mistake_of_the_users(run_writer, tmp_path):
     with pytest.raises(UserError, match="cannot write this page"):
         write_report([run_writer("a")], tmp_path / "nowhere" / "page.html")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files there")
+def test_a_page_takes_the_place_of_no_device_and_no_folder(run_writer, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    run = run_writer("a")
+    for place in ("pipe", ""):
+        with pytest.raises(UserError, match="this is no file"):
+            write_report([run], tmp_path / place)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_the_command_says_where_the_page_is(run_writer, capsys, tmp_path):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from attrs import field, frozen
 
@@ -15,6 +16,13 @@ from corenas_mutable_conversion.rules import Rules
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+Image = Annotated[
+    tuple[int, int, int],
+    "channels, height and width, each at least 1, of at most 2**28 numbers",
+    lambda image: min(image) >= 1 and math.prod(image) <= 1 << 28,
+]
 
 
 @frozen
@@ -36,7 +44,7 @@ class ConvertedModel:
     model: str
     options: Mapping[str, Any] = field(factory=dict, hash=False)
     weights: str | None = None
-    image: tuple[int, int, int] = field(default=(3, 224, 224), converter=tuple)
+    image: Image = field(default=(3, 224, 224), converter=tuple)
     rules: Rules = Rules()
     sort: str = ""
 

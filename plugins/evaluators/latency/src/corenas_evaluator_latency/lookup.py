@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from attrs import asdict, field, frozen
 
-from corenas.errors import UserError
+from corenas.errors import UserError, regular
 from corenas.options import structure
 from corenas.space import Arch, SearchSpace
 
@@ -66,7 +66,7 @@ class Table:
         """Return the table in a file. Raises UserError if it is none."""
         hint = "corenas latency-table writes one"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(regular(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is no JSON"
             raise UserError(f"cannot read this latency table: {reason}", file=str(path), hint=hint) from None

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from corenas.errors import UserError, did_you_mean
+from corenas.errors import UserError, did_you_mean, regular
 
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 Wanted: TypeAlias = Callable[[Sequence[str]], Sequence[str]]
@@ -24,7 +24,7 @@ def read_columns(file: Path, wanted: Wanted, table: str | None = None) -> Column
     if table is not None and reader is not _sqlite:
         raise UserError("`table` is for SQLite files", file=str(file), hint="leave it out")
     try:
-        with file.open("rb"):
+        with regular(file).open("rb"):
             pass
         return reader(file, wanted, table)
     except OSError as error:

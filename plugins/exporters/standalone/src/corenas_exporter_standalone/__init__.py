@@ -69,6 +69,8 @@ class Program:
         file = BytesIO()
         try:
             program = torch.export.export(network, arguments, by_keyword, dynamic_shapes=shapes)
+            for node in program.graph.nodes:  # addresses in memory, by which no two files would be the same
+                node.meta.pop("from_node", None)
             torch.export.save(program, file)
         except Exception as error:  # whatever a tracer meets
             raise _refusal("pt2", error) from error

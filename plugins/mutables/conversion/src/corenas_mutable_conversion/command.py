@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from corenas.constrained import extremes
-from corenas.errors import UserError
+from corenas.errors import UserError, regular
 from corenas.options import structure
 from corenas.store import strict_json
 from corenas_mutable_conversion.conversion import Converted, convert
@@ -69,7 +70,7 @@ def _rules(file: Path | None) -> Rules:
     if file is None:
         return Rules()
     try:
-        return structure(tomli.loads(file.read_text(encoding="utf-8")), Rules)
+        return structure(tomli.loads(regular(file).read_text(encoding="utf-8")), Rules)
     except OSError as error:
         raise UserError(f"cannot read this file: {error.strerror}", file=str(file)) from None
     except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -102,7 +103,9 @@ def _write(folder: Path, made: Converted, found: dict[str, Any], weights: bool) 
             state = {key: tensor.contiguous().clone() for key, tensor in made.supernet.state_dict().items()}
             save_file(state, folder / "weights.safetensors")
     except OSError as error:
-        raise UserError(f"cannot write: {error.strerror or error}", file=str(folder)) from error
+        shutil.rmtree(folder, ignore_errors=True)  # half of it would be in the way of the next try
+        hint = "free some space, or another folder: --to DIR"
+        raise UserError(f"cannot write: {error.strerror or error}", file=str(folder), hint=hint) from error
 
 
 def _print(options: Namespace, made: Converted, found: dict[str, Any], folder: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from corenas.checkpoint import Checkpoint
-from corenas.errors import UserError, did_you_mean
+from corenas.errors import UserError, did_you_mean, regular
 
 LIBRARIES = ("torchvision", "timm")
 SHAPE = (3, 224, 224)
@@ -112,7 +112,7 @@ def load_weights(model: nn.Module, source: Path) -> None:
 def weights_file(source: Path) -> Path:
     """Return the file that weights are in: of a run what it retrained, else its supernet. Raises UserError."""
     if not source.is_dir():
-        return source
+        return regular(source)
     for name in ("retrain.pt", "supernet.pt"):
         if (source / name).exists():
             return source / name
@@ -135,8 +135,8 @@ PREFIX = "backbone.model."
 def _state_of(file: Path) -> Mapping[str, Any]:
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
+            return load_file(regular(file))
+        state = torch.load(regular(file), map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read this file: {error.strerror or error}", file=str(file)) from None
     except Exception as error:  # a broken file breaks unpickling anywhere

@@ -7,13 +7,14 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from corenas.errors import UserError
+from corenas.errors import UserError, regular
 from corenas.export import flat_name
 from corenas.mutable import Exportable, Gated, apply, elastic_of
 from corenas.regularisation import DropPath
@@ -354,12 +355,12 @@ def _state_in(file: str, shapes: bool) -> dict[str, Tensor]:
         if file.endswith(".safetensors"):
             import safetensors
 
-            with safetensors.safe_open(file, "pt", device="cpu") as whole:
+            with safetensors.safe_open(regular(Path(file)), "pt", device="cpu") as whole:
                 names = whole.keys()
                 return {name: _shaped(whole.get_slice(name)) if shapes else whole.get_tensor(name) for name in names}
         # Weights that nobody looks at are not read.
-        mapped = shapes and zipfile.is_zipfile(file)
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        mapped = shapes and zipfile.is_zipfile(regular(Path(file)))
+        found = torch.load(regular(Path(file)), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         hint = f'if you trust it: torch.save(torch.load("{file}", weights_only=False)["state_dict"], NEW)'
         text = f"{file} holds more than tensors, or none: torch does not read it with weights_only=True"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corenas.contracts import Measured
-from corenas.errors import UserError
+from corenas.errors import UserError, regular
 from corenas.features import Features
 from corenas.space import Arch, SearchSpace
 from corenas.store import Store
@@ -65,7 +65,7 @@ def _rows(source: Path) -> Iterator[Mapping[str, Any]]:
                 if trial.fidelity == 1:
                     yield {**trial.arch, **trial.metrics}
         else:
-            with source.open(encoding="utf-8-sig", newline="") as lines:
+            with regular(source).open(encoding="utf-8-sig", newline="") as lines:
                 yield from csv.DictReader(lines)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read this: {error}", file=str(source)) from None

@@ -18,7 +18,7 @@ import numpy as np
 import tomli_w
 from attrs import frozen
 
-from corenas.errors import UserError
+from corenas.errors import UserError, regular
 from corenas.objectives import Objective, Trial
 from corenas.plugins import Catalogue
 from corenas.run.prepare import load_supernet, prepare, start_trial_runner
@@ -194,7 +194,7 @@ def _reference(first: Opened, compare: Compare, out: Path, metric: str) -> list[
     kept = compare.reference.kept and Path(compare.reference.kept)
     spec = _spec_of_reference(spec_file)
     if kept and kept.exists():
-        known = json.loads(kept.read_text(encoding="utf-8"))
+        known = json.loads(regular(kept).read_text(encoding="utf-8"))
         if _agrees(known["spec"], spec):
             return [Trial(Arch(row["arch"]), row["metrics"], extra=row["extra"]) for row in known["archs"]]
         print(f"{kept} is of another space, data or training: its archs are trained again", file=sys.stderr)

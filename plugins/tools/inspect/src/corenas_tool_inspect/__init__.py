@@ -39,7 +39,8 @@ def add_check(parser: ArgumentParser) -> Command:
 
 def add_cost(parser: ArgumentParser) -> Command:
     """Flops, params and activations of archs."""
-    _spec(parser)
+    parser.add_argument("spec", metavar="SPEC|RUN", help="a TOML file, or a run directory")
+    _set(parser)
     text = "a TOML file, min or max (of flops), default, or random:SEED; without one min, default and max"
     parser.add_argument("--arch", metavar="ARCH", action="append", default=[], help=text)
     parser.add_argument("--n", metavar="N", type=int, default=1, help="how many archs random:SEED draws")

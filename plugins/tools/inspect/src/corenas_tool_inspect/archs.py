@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
-import tomli
 
 from corenas import seeding
 from corenas.errors import UserError
 from corenas.objectives import Trial
+from corenas.run.toml import read_toml
 from corenas.space import Arch
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def named_arch(cost: Cost, name: str, trials: Sequence[Trial] = ()) -> Arch:
         return space.default()
     kind, colon, seed = name.partition(":")
     if kind == "random" and colon:
-        if not seed.isdigit():
+        if not re.fullmatch("[0-9]{1,18}", seed):
             raise UserError(f"random:{seed}: expected a whole number as seed", key=("--arch",))
         return space.sample(seeding.generator(int(seed), "arch"))
     if not Path(name).is_file():
@@ -52,10 +53,8 @@ def named_arch(cost: Cost, name: str, trials: Sequence[Trial] = ()) -> Arch:
 def from_file(name: str, make: Callable[[dict[str, Any]], T]) -> T:
     """What is made of the table in a TOML file. Raises UserError, with the file's name."""
     try:
-        return make(tomli.loads(Path(name).read_text(encoding="utf-8")))
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"this is no TOML: {error}", file=name) from None
-    except OSError as error:
-        raise UserError(f"cannot read this file: {error.strerror}", file=name) from None
+        return make(read_toml(Path(name), "TOML", file=name)[1])
     except UserError as error:
-        raise UserError(faults=[attrs.evolve(fault, file=name) for fault in error.faults]) from None
+        raise UserError(
+            faults=[fault if fault.file else attrs.evolve(fault, file=name) for fault in error.faults]
+        ) from None

@@ -22,11 +22,12 @@ _DRAWN = {
 def command(options: Namespace) -> None:
     """Print it."""
     spec, sources, _ = open_spec(options.spec, options.set, options.plugin)
-    from corenas.run.prepare import prepare
+    from corenas.run.prepare import files_of_other_runs, prepare
     from corenas_tool_inspect.archs import named_arch
     from corenas_tool_inspect.estimate import estimate
 
     with sources.locating(), redirect_stdout(sys.stderr):  # whatever a plugin prints
+        files_of_other_runs(spec)
         prepared = prepare(spec, data=not options.no_data, weights=False)
         needs = None if options.no_data or options.no_try else estimate(prepared, limit=5.0)
     named = ("min", "default", "max") if prepared.has_network else ()
@@ -40,7 +41,7 @@ def command(options: Namespace) -> None:
             {"ok": True, "errors": [], "space": space, "cost": costs, "estimate": told, "notes": [*prepared.notes]}
         )
         return
-    print(f"{shown(options.spec)} is fine: {spec.name}, stages {', '.join([*prepared.stages, 'export'])}")
+    print(shown(f"{options.spec} is fine: {spec.name}, stages {', '.join([*prepared.stages, 'export'])}"))
     number = "archs without number" if size is None else "1 arch" if size == 1 else f"{size:,} archs ({size:.2e})"
     print(f"space      {number}, {len(spec.space.variables)} variables")
     if prepared.task.splits:

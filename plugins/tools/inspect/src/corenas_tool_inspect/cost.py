@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def command(options: Namespace) -> None:
 
     if options.n < 1:
         raise UserError(f"--n {options.n}: expected at least 1")
+    if options.n > 1 and not any(name.startswith("random:") for name in options.arch):
+        raise UserError(f"--n {options.n}: there is nothing to draw", hint="it is for --arch random:SEED")
     with sources.locating():
         prepared = prepare(spec, data=False, weights=False)
     if not prepared.has_network:
@@ -27,7 +30,7 @@ def command(options: Namespace) -> None:
     archs = []
     for name in options.arch or ["min", "default", "max"]:
         kind, _, seed = name.partition(":")
-        if kind == "random" and seed.isdigit() and options.n > 1:
+        if kind == "random" and re.fullmatch("[0-9]{1,18}", seed) and options.n > 1:
             codes = spec.space.draw(seeding.generator(int(seed), "arch"), options.n)
             archs += [(f"{name}[{i}]", arch) for i, arch in enumerate(spec.space.decode(codes))]
         else:

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from corenas.contracts import COMPONENTS
-from corenas.errors import UserError, did_you_mean
+from corenas.errors import UserError, did_you_mean, regular
 from corenas.options import expectation, explanations, key_of, structure, to_table
 from corenas.plugins import Catalogue, load_catalogue
 from corenas.run.spec import Spec, space_file
@@ -86,7 +86,7 @@ def _drawing(cls: Any, options: Namespace) -> tuple[Any, list[str]]:
 def _sources(file: str) -> Sources:
     """Return where the keys of a space that is drawn from its file come from."""
     sources = Sources({"": KeySource(file, 1, ())})
-    sources.add(file, Path(file).read_text("utf-8"), "space")
+    sources.add(file, regular(Path(file)).read_text("utf-8"), "space")
     return sources
 
 

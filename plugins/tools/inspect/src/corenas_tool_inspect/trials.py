@@ -34,7 +34,9 @@ def command(options: Namespace) -> None:
     if options.sort is not None:
         listed = _sorted(listed, options.sort, store.get("metrics", {}))
     if options.top is not None:
-        listed = listed[: max(0, options.top)]
+        if options.top < 1:
+            raise UserError(f"--top {options.top}: expected at least 1")
+        listed = listed[: options.top]
     if options.json:
         keys = ["arch", "metrics", "state", "seconds"]
         keys += ["fidelity"] if any(t.fidelity < 1 for _, t in listed) else []

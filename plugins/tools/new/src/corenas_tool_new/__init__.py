@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import keyword
 import re
+import shutil
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +15,7 @@ from typing import Any
 from corenas.errors import UserError, did_you_mean
 from corenas.hookspecs import hookimpl
 from corenas.plugins import load_catalogue
-from corenas.run.spec import SPECS
+from corenas.run.toml import SPECS
 
 TEMPLATES = Path(__file__).parent / "templates"
 ATTRS, NUMPY, TORCH = "attrs>=24.1", "numpy>=1.26", "torch>=2.6"
@@ -57,6 +58,7 @@ def new(kind: str, name: str, folder: Path | None = None) -> tuple[Path, list[Pa
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text, encoding="utf-8")
     except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)  # half of it would be in the way of the next try
         raise UserError(f"cannot write: {error.strerror}", file=str(folder), hint="another folder: --to DIR") from error
     return folder, [folder / path for path in sorted(contents)]
 

@@ -17,12 +17,18 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
+NARROWEST = 12
+"""Columns that a bar and a name need; `COLUMNS=0`, which some systems set, would show nothing at all."""
+
+
 def on_stderr() -> Display:
     """Bars if stderr is a terminal that can move its cursor, else lines."""
     if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         from rich.console import Console
 
-        return Bars(Console(stderr=True))
+        console = Console(stderr=True)
+        if console.width >= NARROWEST:
+            return Bars(console)
     return Lines()
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -36,6 +37,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     runs = read_runs(folders)
     path = out or (runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html"))
     text = run_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
+    if path.exists() and not path.is_file():  # a folder; or a device, in whose place the page would be
+        raise UserError("this is no file", file=str(path), hint="corenas report RUN --out FILE")
     part = path.with_name(f"{path.name}.part")
     try:
         if out is None and len(runs) == 1:
@@ -43,8 +46,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"cannot write this page: {error.strerror}", file=str(path), hint="--out FILE") from error
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write this page: {error.strerror}", file=str(path), hint="corenas report RUN --out FILE"
+        ) from error
     return path
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import tomli
 from attrs import field, frozen
 
-from corenas.errors import Fault, UserError, collecting, did_you_mean, raise_if_any
+from corenas.errors import Fault, UserError, collecting, did_you_mean, raise_if_any, regular
 from corenas.objectives import Trial
 from corenas.space import Arch, SearchSpace, flatten
 from corenas.store import Store
@@ -221,6 +221,8 @@ def _of_run(folder: Path, sweep: Sweep) -> Population:
     try:
         spec, metrics, objectives = store.get("spec") or {}, store.get("metrics") or {}, store.get("objectives") or {}
         images = (store.get("splits") or {}).get("valid")
+        space = SearchSpace.from_table(spec.get("space", {}))
+        store.check_trials(space)
         distinct = {(trial.arch, trial.fidelity): trial for trial in store.trials()}
     finally:
         store.close()
@@ -237,7 +239,6 @@ def _of_run(folder: Path, sweep: Sweep) -> Population:
     direction, unit = told.get("direction", "max"), told.get("unit", "")
     failed = np.array([not trial.ok for trial in trials])
     found = np.array([trial.metrics.get(metric, np.nan) if trial.ok else np.nan for trial in trials], float)
-    space = SearchSpace.from_table(spec["space"])
     inclusion = np.array([float(trial.extra.get("inclusion", 1.0)) for trial in trials])
     counts = {
         "of a lower fidelity": len(distinct) - len(whole),
@@ -345,7 +346,7 @@ def _of_file(path: Path, sweep: Sweep) -> Population:
         raise UserError("no row has a result", file=str(path))
     space = None
     if sweep.space is not None:
-        space = SearchSpace.from_table(tomli.loads(Path(sweep.space).read_text(encoding="utf-8")))
+        space = SearchSpace.from_table(tomli.loads(regular(Path(sweep.space)).read_text(encoding="utf-8")))
         known = [{key: row[key] for key in space.keys if row.get(key) not in (None, "")} for row in rows]
         archs = [space.arch({key: _read(item) for key, item in row.items()}) for row in known]
         columns = _columns_of_space(space, archs)
@@ -373,10 +374,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a file. Raises UserError if there are none."""
     try:
         if path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(regular(path).read_text(encoding="utf-8"))
             rows = [flatten(row, lists=False) for row in content if isinstance(row, dict)]
         else:
-            with path.open(newline="", encoding="utf-8-sig") as file:
+            with regular(path).open(newline="", encoding="utf-8-sig") as file:
                 rows = [*csv.DictReader(file)]
     except OSError as error:
         raise UserError(error.strerror or str(error), file=str(path)) from None

@@ -184,6 +184,8 @@ def read_sweep(path: Path) -> Sweep:
     sources = Sources()
     sources.add(str(path), text)
     with sources.locating():
+        if "sweep" not in content:
+            raise UserError("expected a table [sweep]", file=str(path))
         unknown = content.keys() - {"sweep"}
         raise_if_any(Fault("unknown key", (key,), hint="a sweep is one table: [sweep]") for key in unknown)
         table = content.get("sweep")
