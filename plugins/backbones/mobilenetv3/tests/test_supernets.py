@@ -16,7 +16,7 @@ from torch import nn
 
 from corenas import SearchSpace, apply
 from corenas.errors import UserError
-from corenas.run.spec import SPECS
+from corenas.run.toml import SPECS
 from corenas.supernet import build_supernet
 from corenas_backbone_mobilenetv3 import MobileNetV3
 from corenas_backbone_mobilenetv3.weights import recognise

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from corenas.errors import UserError
 from corenas.mutable import apply
-from corenas.run.spec import SPECS
-from corenas.run.toml import read_toml
+from corenas.run.toml import SPECS, read_toml
 from corenas.space import SearchSpace
 from corenas_backbone_mobilenetv3 import MobileNetV3
 from corenas_mutable_slices.exchange import (
