@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -47,20 +48,25 @@ OPTIONS = {
 """What a run may have beside, each killed by itself."""
 
 
-def begin(arguments):
-    """A process of its own that runs a command. It is forked: torch is imported already, so it is at work at once."""
+def begin(arguments, log):
+    """A process of its own that runs a command. It is forked: torch is imported already, so it is at work at once.
+
+    log: a file for what it says
+    """
     child = os.fork()
     if child:
         return child
     status = 70
     try:
         os.setsid()
-        log = os.open("/dev/null", os.O_WRONLY)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
         status = main(arguments)
     except KeyboardInterrupt:
         status = 130  # it was killed before it began
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -116,14 +122,14 @@ def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
     Returns for each kill which files and how many trials there were; tells them as they come.
     """
     arguments = ["run", str(spec), *settings, "--out"]
-    start = time.monotonic()
-    assert ended(begin([*arguments, str(folder / "whole")]), 3600) == 0
+    start, log = time.monotonic(), folder / "said.txt"
+    assert ended(begin([*arguments, str(folder / "whole")], log), 3600) == 0, log.read_text()[-3000:]
     whole, length = outcome(folder / "whole"), time.monotonic() - start
     tell(f"left alone it takes {length:.0f} s")
     draw, moments, run = random.Random(seed), [], folder / "killed"
     while len(moments) < kills or run.exists():
         new, start, before = not run.exists(), time.monotonic(), trials(run)
-        child = begin([*arguments, str(run)])
+        child = begin([*arguments, str(run)], log)
         if len(moments) == kills:
             status = ended(child, 3600)
         elif len(moments) % 3 == 0:
@@ -137,13 +143,15 @@ def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
             os.kill(child, how)
             _, status = os.waitpid(child, 0)
             clean = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
-            assert os.waitstatus_to_exitcode(status) in (clean[how], 0), f"{how.name} ended it with {status}"
+            assert os.waitstatus_to_exitcode(status) in (clean[how], 0), (
+                f"{how.name}: {os.waitstatus_to_exitcode(status)}\n{log.read_text()[-3000:]}"
+            )
             assert gone(child), f"{how.name} left workers behind"
             names = sorted(path.name for path in run.iterdir()) if run.exists() else []
             moments.append((names, trials(run)))
             tell(f"kill {len(moments)}, {how.name}: {trials(run)} trials, {', '.join(names)}")
             continue
-        assert status == 0, f"ended with {status} after {len(moments)} kills"
+        assert status == 0, f"ended with {status} after {len(moments)} kills\n{log.read_text()[-3000:]}"
         assert all(map(same, outcome(run), whole)), f"another outcome after {len(moments)} kills"
         shutil.rmtree(run)
         if new:  # not killed: the machine has become quicker

@@ -12,6 +12,8 @@ from corenas_tool_inspect.table import print_json, print_table
 
 _FIRST = {"train": "steps", "search": "trial", "retrain": "steps"}
 """What is tried of each stage."""
+_NEARLY_ALL = 0.9995
+"""Share of archs that would be shown as 100%."""
 _DRAWN = {
     "rejection": "the others are drawn and thrown away",
     "tables": "they are drawn by the tables of the costs, distributed as if the others were thrown away",
@@ -53,7 +55,8 @@ def command(options: Namespace) -> None:
             print(shown(f"constraints {target}"))
         if cheap := target.region.constraints:
             share, wanted = target.region.share, " and ".join(map(str, cheap))
-            print(f"about {share:.1%} of drawn archs have {wanted}; {_DRAWN[target.region.method]}")
+            few = f"about {share:.1%} of drawn archs have {wanted}; {_DRAWN[target.region.method]}"
+            print(few if share < _NEARLY_ALL else f"nearly all drawn archs have {wanted}")
     for note in prepared.notes:
         print(f"note       {shown(note)}")
     if needs is not None:
