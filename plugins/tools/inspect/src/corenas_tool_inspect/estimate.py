@@ -111,8 +111,8 @@ def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
     seconds: dict[str, float] = {}
     tried: list[str] = []
     again, splits = spec.retrain.train or spec.train, prepared.retrain_task.splits
-    of_supernet = _Steps(spec.train, task.splits["train"])
-    alone = _Steps(again, sum(splits[name] for name in spec.retrain.data.split("+")))
+    of_supernet = _Steps(spec.train, task.splits.get("train", 0))
+    alone = _Steps(again, sum(splits.get(name, 0) for name in spec.retrain.data.split("+")))
     supernet, number = None, 0.0
     with _within(limit):
         if spec.supernet is not None:
