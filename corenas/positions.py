@@ -200,10 +200,8 @@ class _Recorder:
         self._arch, self._called = arch, {}
         apply(self._twin, arch)
         self._products.begin()
-        with (
-            torch.enable_grad(),
-            self._products,
-        ):  # without gradient layers may take short cuts; these weights want none
+        # Without gradient layers may take short cuts; these weights want none.
+        with torch.enable_grad(), self._products:
             call_model(self._twin, self._input)
         return self._called
 
@@ -255,9 +253,9 @@ class _Products(TorchFunctionMode):
         if isinstance(module, _ELEMENTWISE) or module in self._followed:
             return
         self._followed.add(module)
-        kinds = (Costed, WhollyCosted, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-        wholly = known or isinstance(module, WhollyCosted)
-        known = wholly or isinstance(module, kinds) or cost_of_call(module) is not None
+        wholly = known or offers(module, WhollyCosted)
+        plain = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+        known = wholly or plain or offers(module, Costed) or cost_of_call(module) is not None
         for child in module.children() if wholly or not known else ():
             self.follow(child, wholly)
         if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict | nn.Identity):  # which compute nothing
