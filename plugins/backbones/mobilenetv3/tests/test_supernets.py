@@ -246,6 +246,12 @@ def test_a_classifier_of_other_classes_is_left_out(tmp_path):
      {"transforms": True}, "it has 2 stages, this one 3"),
     (lambda state: [state.pop(name) for name in [*state] if name.startswith("blocks.4.")],
      {"transforms": True}, "its stage 2 has 1 blocks, this one up to 2"),
+    (lambda state: state.pop("blocks.1.mobile_inverted_conv.point_linear.bn.bn.weight"), {"transforms": True},
+     "it is not whole: .*blocks.1.point_linear.bn.weight"),
+    (lambda state: state.update({"blocks.1.mobile_inverted_conv.depth_conv.conv.7to5_matrix": torch.eye(3)}),
+     {"transforms": True}, r"\[3, 3\] under blocks.1.depth_conv.conv.7to5_matrix"),
+    (lambda state: state.update({"blocks.1.mobile_inverted_conv.point_linear.conv.conv.weight": torch.zeros(24)}),
+     {"transforms": True}, r"\[24\] under blocks.1.point_linear.conv.weight"),
 ])  # fmt: skip
 def test_weights_of_another_supernet_are_refused_with_the_reason(tmp_path, change, options, says):
     state = drawn(tensors(OFA))
@@ -255,6 +261,13 @@ def test_weights_of_another_supernet_are_refused_with_the_reason(tmp_path, chang
     (fault,) = caught.value.faults
     assert fault.dotted == "backbone.weights"
     assert re.search(says, fault.hint or ""), fault.hint
+
+
+def test_a_space_of_operations_by_name_has_no_place_for_shared_kernels(tmp_path):
+    space = SearchSpace.from_table({**OFA, "stages": [{"width": 16, "op": ["k3e3", "k5e6"]}] * 3})
+    with pytest.raises(UserError) as caught:
+        built(tmp_path, drawn(tensors(OFA)), space)
+    assert "operations by name" in (caught.value.faults[0].hint or "")
 
 
 @pytest.mark.parametrize(("name", "mult", "matrices"), [

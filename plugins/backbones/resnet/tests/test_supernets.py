@@ -121,3 +121,10 @@ def test_weights_of_another_supernet_are_refused_with_the_reason(tmp_path):
     with pytest.raises(UserError, match="Once-for-All's ResNets") as caught:
         built(tmp_path, state, SearchSpace.from_table(TABLE))
     assert "nothing under blocks.4.conv2.bn.bias for stages.1" in (caught.value.faults[0].hint or "")
+
+
+def test_a_space_without_bottleneck_blocks_has_no_place_for_them(tmp_path):
+    stages = [{"basic": {"width": 32, "ratio": 1}}, TABLE["stages"][1]]
+    with pytest.raises(UserError) as caught:
+        built(tmp_path, drawn(), SearchSpace.from_table({**TABLE, "stages": stages}))
+    assert "bottleneck blocks" in (caught.value.faults[0].hint or "")

@@ -19,6 +19,7 @@ from corenas_backbone_mobilenetv3 import MobileNetV3
 from corenas_mutable_slices.exchange import (
     Published,
     PublishedSupernet,
+    drop,
     fits,
     once_for_all_blocks,
     once_for_all_name,
@@ -153,7 +154,8 @@ _LAYERS = {
 def _supernet_names(model: nn.Module, state: dict[str, Tensor]) -> Callable[[str], str]:
     """Gives the name in a supernet of Once-for-All's family, of which the state keeps what a model has room for.
 
-    Raises UserError for one of other stages, and for matrices between kernels where the model's are mere centres.
+    Raises UserError for one of other stages, for matrices between kernels where the model's are mere centres, and for a
+    model of operations by name.
     """
     backbone: Any = model
     for name in [*state]:
@@ -161,21 +163,18 @@ def _supernet_names(model: nn.Module, state: dict[str, Tensor]) -> Callable[[str
         if "bn_tracking" not in name:  # statistics of AttentiveNAS's smallest and largest subnet
             own = once_for_all_name(name).removeprefix("last_conv.")
             state[re.sub(r"^(?=(conv|bn)\.)", "feature_mix_layer.", own)] = tensor
-    blocks = once_for_all_blocks(state, "point_linear.bn", backbone.stages)
-    numbers = {place: number for number, place in blocks.items()}
-    for number, (i, j) in blocks.items():
-        own, path = backbone.stages[i].blocks, f"blocks.{number}."
-        if j < len(own):
-            _narrow_kernel(state, f"{path}depth_conv.conv.", own[j].body.depthwise.conv)
-        if j >= len(own):
-            _drop(state, path)
-        elif not getattr(own[j], "shortcut", nn.Identity()).state_dict():
-            _drop(state, f"{path}shortcut.")  # AttentiveNAS's code has it where it is never used, too
+    if any(not hasattr(block, "body") for stage in backbone.stages for block in stage.blocks):
+        raise UserError("its kernels and expansions share weights, and this space has operations by name")
+    numbers = once_for_all_blocks(state, "point_linear.bn", backbone.stages)
+    for (i, j), number in numbers.items():
+        block, path = backbone.stages[i].blocks[j], f"blocks.{number}."
+        _narrow_kernel(state, f"{path}depth_conv.conv.", block.body.depthwise.conv)
+        if not getattr(block, "shortcut", nn.Identity()).state_dict():
+            drop(state, f"{path}shortcut.")  # AttentiveNAS's code has it where it is never used, too
     head = "final_expand_layer" if "final_expand_layer.conv.weight" in state else "feature_mix_layer"
     outside = {"stem": "first_conv", "final.0": head, "final.3": "feature_mix_layer.conv"}
     if getattr(backbone, "levels", ()):  # what comes after the last of them is nowhere
-        _drop(state, "final_expand_layer.")
-        _drop(state, "feature_mix_layer.")
+        drop(state, "final_expand_layer.", "feature_mix_layer.")
 
     def rename(name: str) -> str:
         match = re.fullmatch(r"stages\.(\d+)\.blocks\.(\d+)\.(?:body\.)?(\w+)\.(.+)", name)
@@ -189,11 +188,6 @@ def _supernet_names(model: nn.Module, state: dict[str, Tensor]) -> Callable[[str
         return f"blocks.{numbers[int(match[1]), int(match[2])]}.{_LAYERS[match[3]]}.{rest}"
 
     return rename
-
-
-def _drop(state: dict[str, Tensor], path: str) -> None:
-    for name in [name for name in state if name.startswith(path)]:
-        del state[name]
 
 
 def _narrow_kernel(state: dict[str, Tensor], path: str, conv: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from corenas.errors import UserError
 from corenas.space import SearchSpace
 from corenas_backbone_resnet import ResNet
 from corenas_mutable_slices.exchange import (
@@ -90,18 +91,16 @@ _SUPERNET_NAMES = (
 def _supernet_names(model: nn.Module, state: dict[str, Tensor]) -> Callable[[str], str]:
     """Gives the names of Once-for-All's ResNets, of whose state dict it keeps the blocks that a model has room for.
 
-    Raises UserError for one of other stages.
+    Raises UserError for one of other stages, and for a model without bottleneck blocks.
     """
     backbone: Any = model
     for name in [*state]:
         tensor = state.pop(name)
         state[once_for_all_name(name)] = tensor
-    stages = [stage.candidates["bottleneck"] for stage in backbone.stages if "bottleneck" in stage.candidates]
-    blocks = once_for_all_blocks(state, "conv3.bn", stages)
-    numbers = {place: number for number, place in blocks.items()}
-    gone = tuple(f"blocks.{number}." for number, (i, j) in blocks.items() if j >= len(stages[i].blocks))
-    for name in [name for name in state if name.startswith(gone)]:
-        del state[name]
+    if any("bottleneck" not in stage.candidates for stage in backbone.stages):
+        raise UserError("it is of bottleneck blocks, which some stages of this one have not")
+    stages = [stage.candidates["bottleneck"] for stage in backbone.stages]
+    numbers = once_for_all_blocks(state, "conv3.bn", stages)
 
     def rename(name: str) -> str:
         match = re.match(r"stages\.(\d+)\.candidates\.bottleneck\.blocks\.(\d+)\.", name)

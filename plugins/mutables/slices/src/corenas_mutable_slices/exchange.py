@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import re
 import zipfile
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from corenas.errors import UserError, regular
+from corenas.errors import UserError, regular, told
 from corenas.export import flat_name
 from corenas.mutable import Exportable, Gated, apply, elastic_of
 from corenas.regularisation import DropPath
@@ -135,7 +136,11 @@ def load_pretrained(
         origin = recognise(state)
         name = origin.name
         if isinstance(origin, PublishedSupernet):
-            load_whole(backbone, state, origin.rename(backbone, state))
+            try:
+                names = origin.rename(backbone, state)
+            except (KeyError, RuntimeError) as error:  # of what is not there, or not of that shape
+                raise UserError(f"it is not whole: {told(error)}") from error
+            load_whole(backbone, state, names)
             return space.largest(), _load_classifier(model, classifier)
         _, network, rename = origin
         if network is not None:
@@ -173,10 +178,10 @@ def load_whole(model: nn.Module, state: Mapping[str, Tensor], rename: Rename) ->
         if given is None:
             wrong += [] if name.endswith("num_batches_tracked") else [f"nothing under {rename(name)} for {name}"]
             continue
-        if given.dim() != whole.dim():
-            given = given.reshape([*given.shape[: whole.dim()], *_shape(given)[whole.dim() :]])
+        if math.prod(given.shape[whole.dim() :]) == 1:  # a convolution of one pixel is a linear layer
+            given = given.view(given.shape[: whole.dim()])
         channels = whole.shape[:2] if whole.dim() > 3 else whole.shape  # the other axes are those of a kernel
-        part = given[tuple(slice(size) for size in channels)]
+        part = given[tuple(slice(size) for size in channels[: given.dim()])]
         if part.shape != whole.shape:
             wrong.append(f"{[*given.shape]} under {rename(name)} for {name}, {[*whole.shape]}")
         writes.append((whole, part))
@@ -219,28 +224,37 @@ def once_for_all_name(name: str) -> str:
     return re.sub(r"\b(conv|bn|linear)\.\1\.", r"\1.", name)
 
 
-def once_for_all_blocks(state: Mapping[str, Tensor], norm: str, stages: Sequence[Any]) -> Mapping[int, tuple[int, int]]:
-    """Where the numbered blocks of a supernet of Once-for-All's code stand: stage and place.
+def once_for_all_blocks(state: dict[str, Tensor], norm: str, stages: Sequence[Any]) -> dict[tuple[int, int], int]:
+    """The numbers of a supernet's blocks in Once-for-All's code, by stage and place.
 
-    state: by names of `once_for_all_name`
+    state: by names of `once_for_all_name`; the blocks for which the stages have no room go
     norm: the name in a block of the last batch norm; a stage begins where it has another width than before
     stages: a supernet's own, for the same network; in narrower spaces they have fewer blocks
     Raises UserError for another number of stages, and for stages of fewer blocks than the supernet's.
     """
     found: list[list[int]] = []
-    numbers = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
     width = 0
-    for number in sorted(numbers):
+    for number in sorted({int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}):
         before, width = width, len(state[f"blocks.{number}.{norm}.weight"])
         if width != before:
             found.append([])
         found[-1].append(number)
     if len(found) != len(stages):
         raise UserError(f"it has {len(found)} stages, this one {len(stages)}")
+    numbers = {}
     for i, (own, stage) in enumerate(zip(found, stages, strict=True)):
-        if len(own) < len(stage.blocks):
-            raise UserError(f"its stage {i} has {len(own)} blocks, this one up to {len(stage.blocks)}")
-    return {number: (i, j) for i, own in enumerate(found) for j, number in enumerate(own)}
+        room = len(stage.blocks)
+        if len(own) < room:
+            raise UserError(f"its stage {i} has {len(own)} blocks, this one up to {room}")
+        numbers |= {(i, j): number for j, number in enumerate(own[:room])}
+        drop(state, *(f"blocks.{number}." for number in own[room:]))
+    return numbers
+
+
+def drop(state: dict[str, Tensor], *paths: str) -> None:
+    """Take out of a state dict what is under some paths, which end with a dot."""
+    for name in [name for name in state if name.startswith(paths)]:
+        del state[name]
 
 
 def _cut_off(network: Any, model: Any) -> None:
