@@ -907,6 +907,12 @@ class Surroundings:
     network: nn.Module | None = None
     trials: int = 0
 
+    def idle_searcher(self, at_random: int | None) -> dict[str, str]:
+        """Return that a searcher learns nothing where so many archs at random, which it begins with, are all trials."""
+        if at_random is None or not 0 < self.trials <= at_random:
+            return {}
+        return {"type": f"{at_random:,} archs at random are all {self.trials:,} trials"}
+
 
 @runtime_checkable
 class PartlyIdle(Protocol):

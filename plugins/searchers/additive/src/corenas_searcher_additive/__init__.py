@@ -33,10 +33,7 @@ class Additive:
 
     def idle(self, around: Surroundings) -> Mapping[str, str]:
         """Return options that do nothing, and that nothing is learnt in a search that ends before it begins to."""
-        idle = {}
-        if self.initial is not None and 0 < around.trials <= self.initial:
-            idle["type"] = f"{self.initial:,} archs at random are all {around.trials:,} trials"
-        return idle
+        return around.idle_searcher(self.initial)
 
     def start(self, problem: Problem, rng: np.random.Generator) -> AdditiveSearch:
         """Return a search whose first archs are random, unless earlier searches of the run have measured enough."""

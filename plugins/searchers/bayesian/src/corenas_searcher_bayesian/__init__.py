@@ -37,10 +37,7 @@ class Bayesian:
 
     def idle(self, around: Surroundings) -> Mapping[str, str]:
         """Return options that do nothing, and that nothing is learnt in a search that ends before it begins to."""
-        idle: dict[str, str] = {}
-        if 0 < around.trials <= self.initial:
-            idle["type"] = f"{self.initial:,} archs at random are all {around.trials:,} trials"
-        return idle
+        return around.idle_searcher(self.initial)
 
     def start(self, problem: Problem, rng: np.random.Generator) -> BayesianSearch:
         """Return a search whose first archs are random."""

@@ -45,9 +45,7 @@ class Evolution:
     def idle(self, around: Surroundings) -> Mapping[str, str]:
         """Return options that do nothing, and that nothing is learnt in a search that ends before it begins to."""
         idle = {} if self.mutation else {"mutation_prob": "no archs of a generation are mutated"}
-        if 0 < around.trials <= self.population:
-            idle["type"] = f"{self.population:,} archs at random are all {around.trials:,} trials"
-        return idle
+        return idle | around.idle_searcher(self.population)
 
     def start(self, problem: Problem, rng: np.random.Generator) -> EvolutionSearch:
         """A search whose first generation is random."""

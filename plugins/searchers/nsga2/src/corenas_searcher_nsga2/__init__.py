@@ -36,9 +36,7 @@ class NSGA2:
 
     def idle(self, around: Surroundings) -> Mapping[str, str]:
         """Return options that do nothing, and that nothing is learnt in a search that ends before it begins to."""
-        if self.population is not None and 0 < around.trials <= self.population:
-            return {"type": f"{self.population:,} archs at random are all {around.trials:,} trials"}
-        return {}
+        return around.idle_searcher(self.population)
 
     def start(self, problem: Problem, rng: np.random.Generator) -> NSGA2Search:
         """Return a search whose first generation is random."""
