@@ -662,6 +662,19 @@ def test_a_listener_that_breaks_a_promise_is_found_out(listener, check):
     fails(check, listener)
 
 
+def test_what_a_components_own_thread_draws_counts_and_what_older_threads_draw_does_not():
+    def listener(event):
+        if isinstance(event, RunDone):
+            with futures.ThreadPoolExecutor(1) as own:
+                own.submit(random.randint, 0, 9).result()
+
+    with pytest.raises(AssertionError, match=r"drew from Python's global generator:\n(.*\n)*.*random\.py"):
+        listeners.touches_no_global_generator(listener)
+    with futures.ThreadPoolExecutor(1) as older:
+        older.submit(int).result()
+        listeners.touches_no_global_generator(lambda event: older.submit(random.randint, 0, 9).result())
+
+
 KEY = {key: Variable(key, choices) for key, choices in {"i": (2, 4), "o": (3, 6), "k": (1, 3), "d": (1, 2)}.items()}
 LAYERS = {
     "conv": lambda: small.Conv(KEY["i"], KEY["o"], KEY["k"]),

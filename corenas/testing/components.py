@@ -8,9 +8,12 @@ import random
 import re
 import subprocess
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar
 
 import attrs
@@ -68,10 +71,27 @@ def spec_fragments(readme: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def global_generators_untouched() -> Iterator[None]:
-    """Fails if the block draws from Python's or numpy's global generator."""
+    """Fails if the block draws from Python's or numpy's global generator; what its own threads draw counts as well.
+
+    Threads that were there before may draw from Python's: the loop of a client of dask does so at any time.
+    """
+    drawn: list[str] = []
+
+    def see(frame: FrameType, event: str, function: Any) -> None:
+        if event == "c_call" and getattr(function, "__self__", None) is random.random.__self__:
+            drawn.append("".join(traceback.format_stack(frame, limit=4)))
+
     before = random.getstate(), repr(np.random.get_state())
-    yield
-    assert random.getstate() == before[0], "drew from Python's global generator"
+    outer = sys.getprofile(), threading.getprofile()
+    sys.setprofile(see)
+    threading.setprofile(see)
+    try:
+        yield
+    finally:
+        sys.setprofile(outer[0])
+        threading.setprofile(outer[1])  # pyright: ignore[reportArgumentType]
+    moved = random.getstate() != before[0]
+    assert not (moved and drawn), f"drew from Python's global generator:\n{drawn[0]}"
     assert repr(np.random.get_state()) == before[1], "drew from numpy's global generator"
 
 
