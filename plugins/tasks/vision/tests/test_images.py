@@ -20,6 +20,7 @@ from corenas.loading import Batches, Stream
 from corenas.options import structure
 from corenas_task_vision import Classification
 from corenas_task_vision.data import Files
+from corenas_task_vision.pictures import Decoding
 
 RNG = np.random.default_rng(0)
 RAW = {"mean": [0.0], "std": [1 / 255]}  # the items are then the pixels themselves
@@ -75,29 +76,29 @@ def test_pictures_of_any_mode_become_colour(tmp_path, mode):
     picture = (base.convert("L") if mode == "LA" else base).convert(mode)
     path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
     picture.save(path)
-    image = Files([str(path)], 3, 9)[0]
+    image = Files([str(path)], Decoding(3, 9))[0]
     assert (image.dtype, image.shape) == (torch.uint8, (3, 9, 9))
     assert np.array_equal(image.permute(1, 2, 0), np.asarray(picture.convert("RGB")))
-    assert Files([str(path)], 1, 9)[0].shape == (1, 9, 9)
+    assert Files([str(path)], Decoding(1, 9))[0].shape == (1, 9, 9)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_palette_with_transparency_raises_no_warning(tmp_path):
     picture = Image.fromarray(noise(9, 9, 3)).convert("P")
     picture.save(tmp_path / "picture.png", transparency=bytes(range(200)))
-    image = Files([str(tmp_path / "picture.png")], 3, 9)[0]
+    image = Files([str(tmp_path / "picture.png")], Decoding(3, 9))[0]
     assert np.array_equal(image.permute(1, 2, 0), np.asarray(picture.convert("RGB")))
 
 
 def test_grey_of_16_bits_keeps_its_shades(tmp_path):
     pixels = noise(9, 9, dtype=np.uint16)
     Image.fromarray(pixels).save(tmp_path / "scan.png")
-    read = Files([str(tmp_path / "scan.png")], 3, 9)[0]
+    read = Files([str(tmp_path / "scan.png")], Decoding(3, 9))[0]
     assert read.shape == (3, 9, 9)
     torch.testing.assert_close(read[1], torch.from_numpy((pixels / 65535).astype(np.float32)))
     shades = (pixels >> 4).astype(np.uint16)  # 12 bits, as cameras give
     Image.fromarray(shades).save(tmp_path / "camera.png")
-    read = Files([str(tmp_path / "camera.png")], 1, 9, bits=12)[0]
+    read = Files([str(tmp_path / "camera.png")], Decoding(1, 9, bits=12))[0]
     torch.testing.assert_close(read[0], torch.from_numpy((shades / 4095).astype(np.float32)))
 
 
@@ -105,7 +106,7 @@ def test_pixels_of_32_bits_are_refused_by_the_name_of_the_file(tmp_path):
     path = str(tmp_path / "scan.tif")
     Image.fromarray(RNG.random((9, 9)).astype(np.float32)).save(path)
     with pytest.raises(UserError, match="32 bits") as caught:
-        Files([path], 3, 9)[0]
+        Files([path], Decoding(3, 9))[0]
     assert caught.value.faults[0].file == path
 
 
@@ -122,7 +123,7 @@ def test_a_damaged_file_is_an_image_or_the_users_mistake(tmp_path, kind):
         path.write_bytes(data[: rng.integers(len(data))] if i % 3 == 0 else data)
         told = [str(path)]
         try:
-            assert Files([str(path)], 3, 8)[0].dtype == torch.uint8
+            assert Files([str(path)], Decoding(3, 8))[0].dtype == torch.uint8
         except UserError as error:
             told = [fault.file for fault in error.faults]
         assert told == [str(path)]
@@ -131,7 +132,7 @@ def test_a_damaged_file_is_an_image_or_the_users_mistake(tmp_path, kind):
 def test_huge_jpegs_are_decoded_smaller_and_look_the_same(tmp_path):
     smooth = np.linspace(0, 255, 800)[:, None, None] * np.ones((1, 800, 3))
     Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / "large.jpg", quality=95)
-    small, full = (Files([str(tmp_path / "large.jpg")], 3, size)[0] for size in (32, 800))
+    small, full = (Files([str(tmp_path / "large.jpg")], Decoding(3, size))[0] for size in (32, 800))
     assert (small.shape, full.shape) == ((3, 100, 100), (3, 800, 800))
     assert (v2.functional.resize(full, [100]).float() - small.float()).abs().mean() < 2
 

@@ -13,7 +13,7 @@ import sklearn.utils.class_weight
 import tifffile
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from corenas.contracts import DistillerContext, Signals, Surroundings
@@ -24,7 +24,7 @@ from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
 from corenas.testing.tasks import task_checks
 from corenas_task_vision import Classification, Data, MultiLabel, Regression
-from corenas_task_vision.pictures import pixels
+from corenas_task_vision.pictures import Decoding, pixels
 from corenas_task_vision.task import Accuracies
 
 
@@ -244,8 +244,8 @@ def test_a_huge_jpeg_is_read_small_and_counts_as_it_is_read(tmp_path):
     task = start(data=data, size=32, max_pixels=300 * 200, mean=[0.0], std=[1.0])
     assert sum(task.splits.values()) == 7
     pool = task.dataset("train", False).split.pool
-    assert pixels(str(tmp_path / "a/huge.jpg"), "huge.jpg", 3, 32, most=300 * 200).shape == (3, 200, 300)
-    assert pool.most == 300 * 200
+    assert pixels(str(tmp_path / "a/huge.jpg"), "huge.jpg", Decoding(3, 32, most=300 * 200)).shape == (3, 200, 300)
+    assert pool.how.most == 300 * 200
     (fault,) = wrong(data=data, size=32, max_pixels=300 * 200 - 1)
     assert "2,400 x 1,600 pixels, more than `max_pixels` in [task], 59,999" in fault.message
 
@@ -527,7 +527,7 @@ def test_what_is_no_table_of_labels_is_told(tmp_path, table):
 def written(path, array, **options):
     """A file of an array: .npy, or a TIFF."""
     np.save(path, array) if path.suffix == ".npy" else tifffile.imwrite(path, array, **options)
-    return pixels(str(path), str(path), 3, 8)
+    return pixels(str(path), str(path), Decoding(3, 8))
 
 
 def test_planes_of_16_bits_and_whole_numbers_of_any_type_keep_their_range(tmp_path):
@@ -603,10 +603,40 @@ def test_pages_turned_pictures_and_floats_of_another_scale_are_told_of(tmp_path)
     np.save(tmp_path / "dog/a.npy", 255 * rng.random((20, 30, 3)).astype(np.float32))
     pages, turned, floats = start(data=data).notes
     assert pages.startswith("4 files have several pages or frames, of which the first is read")
-    assert turned == "1 images say by EXIF that they are to be turned, which is not done"
+    assert turned == "1 images say by EXIF that they are to be turned, which `upright = true` in [task] does"
     assert floats.startswith("pixels that are floats go from 0.")
-    first = pixels(str(tmp_path / "cat/a.png"), "a.png", 3, 20)
+    first = pixels(str(tmp_path / "cat/a.png"), "a.png", Decoding(3, 20))
     assert np.array_equal(first.numpy().transpose(1, 2, 0), np.asarray(frames[0]))
+
+
+@pytest.mark.parametrize("lies", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "I;16"])
+def test_upright_turns_photos_as_pillow_does(tmp_path, lies, mode):
+    """Deep pictures do not go through Pillow's own turning here."""
+    rng, exif = np.random.default_rng(lies), Image.Exif()
+    exif[0x112] = lies
+    array = rng.integers(0, 65536, (6, 10), dtype=np.uint16) if mode == "I;16" else rng.integers(0, 256, (6, 10, 3))
+    path = tmp_path / "a.png"
+    Image.fromarray(array if mode == "I;16" else array.astype(np.uint8)).save(path, exif=exif)
+    with Image.open(path) as picture:
+        shown = np.array(ImageOps.exif_transpose(picture)).reshape(*((10, 6) if lies > 4 else (6, 10)), -1)
+    wanted = torch.from_numpy(shown / np.float32(65535) if mode == "I;16" else shown).permute(2, 0, 1)
+    how = Decoding(3 if mode == "RGB" else 1, 8, upright=True)
+    torch.testing.assert_close(pixels(str(path), str(path), how), wanted)
+
+
+def test_of_photos_that_are_turned_nothing_is_told_and_their_size_is_that_of_what_is_seen(tmp_path):
+    data, exif = folder(tmp_path, {"cat": 12, "dog": 12}, size=(12, 20)), Image.Exif()
+    assert start(data=data, upright=True).notes == ["task.upright = true does nothing: all images are upright"]
+    exif[0x112] = 8
+    for path in tmp_path.rglob("*.png"):
+        with Image.open(path) as picture:
+            picture.save(path, exif=exif)
+    live, lying = start(data=data, upright=True), start(data=data)
+    assert (live.notes, live.preprocessing["upright"], "upright" in lying.preprocessing) == ([], True, False)
+    assert live.dataset("train", False)[0][0].shape[1:] == lying.dataset("train", False)[0][0].shape[:0:-1]
+    (told,) = lying.notes
+    assert told == "24 images say by EXIF that they are to be turned, which `upright = true` in [task] does"
 
 
 # -- odd tables and folders -------------------------------------------------------------------------------------------

