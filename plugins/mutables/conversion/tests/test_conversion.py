@@ -47,6 +47,7 @@ OWN = {
     "Literal": lambda: torch.randn(1, 3, 32, 32),
     "UNet": lambda: torch.randn(1, 3, 32, 32),
     "Decoder": lambda: torch.randint(0, 50, (1, 12)),
+    "Lazy": lambda: torch.randn(1, 3, 32, 32),
 }
 MODELS = [*LIBRARY, *OWN]
 VARIABLES = {  # as the sketch that these were measured with found them

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from corenas.cost import Cost
 from corenas.errors import UserError
 from corenas.export import TOLERANCE, difference
-from corenas.mutable import LayerCost, apply
+from corenas.mutable import LayerCost, apply, call_model
 from corenas.space import SearchSpace
 from corenas.value import Value
 from corenas_mutable_conversion.attention import opened
@@ -100,11 +100,32 @@ def convert(
     space: instead of rules, the variables that there are to be, by the keys that a conversion gives them; all else
         stays as it is
     Raises UserError, with a line of the model's code, for a model whose computation depends on the values of tensors,
-    and for one that does not compute the same as before, or as its exported subnets. A refused model is as it was.
+    and for one that does not compute the same as before, or as its exported subnets. A refused model is as it was, but
+    for what it keeps from its first run on.
     """
     _refuse_own_elastic(model)
     with torch.random.fork_rng(devices=[]):
-        return _converted(model, example, rules or Rules(), space)
+        try:
+            return _converted(model, example, rules or Rules(), space)
+        except UserError:
+            if not _keeps_from_a_run(model, example):
+                raise
+            return _converted(model, example, rules or Rules(), space)
+
+
+def _keeps_from_a_run(model: nn.Module, example: Any) -> bool:
+    """Run a model; return whether it has other buffers then: a second run may take another way through its code."""
+    before = {name: id(buffer) for name, buffer in model.named_buffers()}
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            call_model(model.eval(), example)
+    except Exception:  # noqa: BLE001  the message of what cannot be converted says it better
+        return False
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return before != {name: id(buffer) for name, buffer in model.named_buffers()}
 
 
 def _converted(model: nn.Module, example: Any, rules: Rules, space: SearchSpace | None) -> Converted:
