@@ -120,7 +120,7 @@ def _keeps_from_a_run(model: nn.Module, example: Any) -> bool:
     try:
         with torch.no_grad():
             call_model(model.eval(), example)
-    except Exception:  # noqa: BLE001  the message of what cannot be converted says it better
+    except Exception:  # the message of what cannot be converted says it better
         return False
     finally:
         for module, training in modes.items():
