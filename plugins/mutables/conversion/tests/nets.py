@@ -257,3 +257,34 @@ class Lazy(nn.Module):
             places[:, 0] = torch.arange(x.shape[1], device=x.device)
             self.places = places
         return self.head(F.relu(self.hidden(x + self.embed(self.places))).mean(1))
+
+
+class Passing(nn.Module):
+    """A residual block that hands on what it was told beside the image, or wraps what it gives."""
+
+    def __init__(self, wraps):
+        super().__init__()
+        self.wraps, self.wide, self.narrow = wraps, nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(32, 16, 1)
+
+    def forward(self, x, size=None):
+        x = x + self.narrow(F.relu(self.wide(x)))
+        return (x,) if self.wraps else (x, size)
+
+
+class Tuples(nn.Module):
+    """Blocks as MViT and those of transformers have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 10)
+        self.first = nn.ModuleList(Passing(False) for _ in range(2))
+        self.second = nn.ModuleList(Passing(True) for _ in range(3))
+
+    def forward(self, x):
+        x = self.stem(x)
+        size = [*x.shape[2:]]
+        for block in self.first:
+            x, size = block(x, size)
+        for block in self.second:
+            x = block(x)[0]
+        return self.head(x.mean((2, 3))) / size[0]

@@ -48,6 +48,7 @@ OWN = {
     "UNet": lambda: torch.randn(1, 3, 32, 32),
     "Decoder": lambda: torch.randint(0, 50, (1, 12)),
     "Lazy": lambda: torch.randn(1, 3, 32, 32),
+    "Tuples": lambda: torch.randn(1, 3, 32, 32),
 }
 MODELS = [*LIBRARY, *OWN]
 VARIABLES = {  # as the sketch that these were measured with found them
@@ -58,6 +59,7 @@ VARIABLES = {  # as the sketch that these were measured with found them
     "Encoder": 8,
     "UNet": 12,
     "Decoder": 8,
+    "Tuples": 8,  # by hand: a width, one within each of five blocks, two depths
 }
 
 

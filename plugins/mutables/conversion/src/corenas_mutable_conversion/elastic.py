@@ -30,7 +30,7 @@ class Parts:
     reference: their own class
     tensors: parameters and buffers that are cut; numbers: attributes that change
     caches: attributes that are kept from one call to the next, for each arch anew
-    skippable: whether they can be passed by
+    gives: what they give when they are passed by, as of `Call`; None where they are always run
     middle: the first axis of `weight` of which the middle is active, not the beginning (kernels); None for none
     """
 
@@ -38,7 +38,7 @@ class Parts:
     tensors: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
     caches: tuple[str, ...] = ()
-    skippable: bool = False
+    gives: int | None = None
     middle: int | None = None
 
 
@@ -49,13 +49,14 @@ def make_elastic(
     runs: Value | None = None,
     middle: int | None = None,
     caches: Sequence[str] = (),
+    gives: int | None = None,
 ) -> None:
     """Turn a module into a mutable that is still of its class, in place.
 
     tensors: parameters and buffers by name, each with the dimensions of its axes
     numbers: attributes that follow the arch
     runs: 1 where it runs and 0 where it gives its input back
-    middle, caches: as of `Parts`
+    middle, caches, gives: as of `Parts`
     """
     values: dict[str, Value | Dimension] = {
         f"{name}.{axis}": dim for name, dims in tensors.items() for axis, dim in enumerate(dims)
@@ -67,7 +68,7 @@ def make_elastic(
     if weight and not (isinstance(module, CONV) and module.groups > 1):
         values["outputs"] = weight[1 if isinstance(module, CONV) and module.transposed else 0]
     names = tuple(dict.fromkeys(name for name, _ in numbers))
-    parts = Parts(type(module), (*tensors,), names, (*caches,), runs is not None, middle)
+    parts = Parts(type(module), (*tensors,), names, (*caches,), gives, middle)
     module.__class__ = _class_of(parts)
     module.elastic = Elastic(values)  # type: ignore[assignment]
 
@@ -89,8 +90,8 @@ def _class_of(parts: Parts) -> type[nn.Module]:
     }
     for names, read in ((parts.tensors, _tensor), (parts.numbers, _number), (parts.caches, _cache)):
         own |= {name: property(functools.partial(read, name=name), _set(name)) for name in names}
-    if parts.skippable:
-        own["forward"] = _skippable(parts.reference)
+    if parts.gives is not None:
+        own["forward"] = _skippable(parts.reference, parts.gives)
     elif issubclass(parts.reference, nn.modules.batchnorm._NormBase) and "running_mean" in parts.tensors:
         own |= {"forward": _writing_back(parts.reference)}
         own |= {"statistics": _statistics, "set_statistics": _set_statistics}
@@ -169,11 +170,12 @@ def _set(name: str) -> Any:
 # -- what it does -----------------------------------------------------------------------------------------------------
 
 
-def _skippable(reference: type[nn.Module]) -> Any:
+def _skippable(reference: type[nn.Module], gives: int) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.elastic.choice["runs"]:
             return reference.forward(self, *args, **kwargs)
-        return args[0] if args else next(iter(kwargs.values()))
+        given = (*args, *kwargs.values())
+        return given[:gives] if gives else given[0]
 
     return forward
 

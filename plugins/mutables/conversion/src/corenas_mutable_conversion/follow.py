@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -39,12 +39,13 @@ class Call:
     """One call of a module.
 
     inputs, outputs: the axes of the tensors that went in and came out
-    residual: whether what came out is what went in with more added to it
+    gives: where what came out is what went in with more added to it, 0 for that alone, n for a tuple of that and the
+        next n - 1 arguments as they were; None for anything else
     """
 
     inputs: list[tuple[Axis, ...]]
     outputs: list[tuple[Axis, ...]]
-    residual: bool
+    gives: int | None
 
 
 class Followed:
@@ -243,8 +244,8 @@ class _Below(TorchDispatchMode):
             inputs, ids = starts[name].pop()
             outs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
             kin = self.kin.get(id(outs[0]), frozenset()) - {id(outs[0])} if outs else frozenset()
-            residual = bool(kin & ids) and len(outs) == 1
-            self.found.calls.setdefault(name, []).append(Call(inputs, [*map(self.of, outs)], residual))
+            gives = _gives([*args, *kwargs.values()], output) if kin & ids and len(outs) == 1 else None
+            self.found.calls.setdefault(name, []).append(Call(inputs, [*map(self.of, outs)], gives))
 
         for module in model.modules():
             yield module.register_forward_pre_hook(begin, with_kwargs=True)
@@ -276,6 +277,15 @@ class _Below(TorchDispatchMode):
             self.kin.pop(id(out), None)
         if ran.op.name in VIEWS and id(ran.tensors[0]) in self.weights:
             self.weights.add(id(out))
+
+
+def _gives(arguments: Sequence[Any], output: Any) -> int | None:
+    """Return how many arguments an output, in which one is a tensor, stands for (`Call.gives`)."""
+    if isinstance(output, Tensor):
+        return 0
+    if type(output) is not tuple or not isinstance(output[0], Tensor) or len(output) > len(arguments):
+        return None
+    return len(output) if [*output[1:]] == [*arguments[1 : len(output)]] else None
 
 
 class _Above(TorchFunctionMode):

@@ -232,8 +232,8 @@ class Reading:
         block, calls = self.modules[path], self.known.calls.get(path, [])
         if isinstance(block, nn.ModuleDict) or not any(weight.dim() > 1 for weight in block.parameters()):
             return False
-        return bool(calls) and all(
-            call.residual
+        return len({call.gives for call in calls}) == 1 and all(
+            call.gives is not None
             and len(call.outputs) == 1
             and call.inputs
             and [*map(resolved, call.inputs[0])] == [*map(resolved, call.outputs[0])]

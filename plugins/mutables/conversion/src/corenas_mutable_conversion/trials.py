@@ -53,7 +53,9 @@ def make_mutable(model: nn.Module, reading: Reading) -> None:
             for i, dim in enumerate(tensors[name]["weight"][2:]):
                 if dim.keys and not isinstance(module.padding, str):
                     numbers[name]["padding", i] = dim.parts[0] // 2 * module.dilation[i]
-        make_elastic(module, tensors[name], numbers[name], reading.runs.get(name), middle, caches[name])
+        runs = reading.runs.get(name)
+        gives = None if runs is None else known.calls[name][0].gives
+        make_elastic(module, tensors[name], numbers[name], runs, middle, caches[name], gives)
 
 
 def settle(reading: Reading, twin: nn.Module, example: Any) -> int:
