@@ -48,12 +48,21 @@ def test_it_explains_what_is_left_and_takes_rules(tmp_path, capsys):
     assert "b outputs: fixed at 32: fixed by the rule 'b'" in text
 
 
+def test_models_of_timm_have_the_names_that_timm_takes():
+    sizes = [
+        sum(weight.numel() for weight in build_model(f"timm:{name}").parameters())
+        for name in ("resnet18", "resnet18.a1_in1k", "gluon_resnet18_v1b")
+    ]
+    assert sizes == [11_689_512] * 3
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     ([f"{NETS}:Branching", "--example", "1x3x8x8"], "depends on the values of tensors"),
     ([f"{NETS}:Literal", "--example", "3 by 8"], "expected sizes such as 1x3x224x224"),
     ([f"{NETS}:Nothing"], "this file has no function 'Nothing'"),
     (["nowhere.py:build"], "no such file"),
     (["torchvision:resnet17"], "torchvision has no model 'resnet17'"),
+    (["timm:resnet18.none"], "Invalid pretrained tag (none)"),
     (["keras:resnet18"], "no library is called 'keras'"),
     ([f"{NETS}:Literal", "--weights", "LITTLE"], "weights of another model"),
     ([f"{NETS}:Literal", "--option", "widths"], "expected KEY=VALUE"),

@@ -24,7 +24,8 @@ SHAPE = (3, 224, 224)
 def build_model(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
     """Return a model with fresh weights.
 
-    name: `torchvision:NAME` or `timm:NAME`, or `FILE.py:FUNCTION`, a function in a file that gives a model
+    name: `torchvision:NAME` or `timm:NAME`, of timm also with a tag, or `FILE.py:FUNCTION`, a function in a file that
+        gives a model
     options: what the function that builds it is called with, for instance `num_classes`
     Raises UserError for a model that there is not, and for options that it does not take.
     """
@@ -61,7 +62,8 @@ def _function_of(source: str, model: str) -> Callable[..., Any]:
     except ImportError:
         raise UserError(f"{source} is not installed", hint=f"pip install {source}") from None
     known = library.list_models()
-    if model not in known:
+    there = library.is_model(model) if source == "timm" else model in known  # timm's may name weights: resnet50.a1_in1k
+    if not there:
         raise UserError(f"{source} has no model {model!r}", hint=did_you_mean(model, known, "models"))
     if source == "timm":
         return lambda **options: library.create_model(model, **options)
