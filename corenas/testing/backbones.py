@@ -113,7 +113,8 @@ def gives_the_features_that_it_states(backbone: Backbone, space: SearchSpace, im
     dims = model.backbone.feat_dims
     for arch in some_archs(space, 6):
         with torch.no_grad(), apply(model, arch):
-            features = model.backbone.features(noise(image))
+            features = model.backbone.features(images := noise(image))
+        assert same(images, noise(image)), "changes the images that it is given"
         assert [(len(f), f.shape[1]) for f in features] == [(2, sum(dim(arch))) for dim in dims], arch
         assert all(f.isfinite().all() for f in features), arch
     with torch.no_grad():
