@@ -194,8 +194,9 @@ def own_loop(
     for index, batch in enumerate(itertools.islice(batches(scene.task), n)):
         optimizer.zero_grad(set_to_none=True)
         scene.model.train()
-        for parameter in scene.model.parameters() if gradient is not None else ():
-            parameter.grad = torch.full_like(parameter, gradient)
+        if gradient is not None:
+            for parameter in scene.model.parameters():
+                parameter.grad = torch.full_like(parameter, gradient)
         archs = [] if sampler is None else sampler.sample(lambda archs: [0.0] * len(archs))
         step = OwnStep(archs, optimizer, index, scene.task)
         with seeding.seeded(0, "step", index):

@@ -356,14 +356,14 @@ def finds_better_archs_than_random_draws(searcher: Searcher) -> None:
     """
     space = large_space()
     measure = additive(space)
-    for sign, direction in ((1, "max"), (-1, "min")):
-        problem, lead = attrs.evolve(simple_problem(), objectives=Objectives((Objective("gain", direction),))), []
+    for sign, wanted in ((1, Objective("gain", "max")), (-1, Objective("gain", "min"))):
+        problem, lead = attrs.evolve(simple_problem(), objectives=Objectives((wanted,))), []
         for seed in range(3):
             told = drive(searcher.start(problem, np.random.default_rng(seed)), problem, measure)
             draws = map(measure, space.decode(space.draw(np.random.default_rng(100 + seed), 400)))
             found, drawn = (max(sign * trial.metrics["gain"] for trial in trials) for trials in (told, draws))
             lead.append(found - drawn)
-        assert np.median(lead) > 0, f"finds nothing better than random draws where the {direction} is wanted"
+        assert np.median(lead) > 0, f"finds nothing better than random draws where the {wanted.direction} is wanted"
 
 
 searcher_checks = [
