@@ -939,14 +939,6 @@ class Detached(small.Conv):
         return weight.detach(), bias
 
 
-class Halved(small.Conv):
-    """Its weight has half of the gradient."""
-
-    def active(self):
-        weight, bias = super().active()
-        return (weight + weight.detach()) / 2, bias
-
-
 class Ignoring(small.Conv):
     """Its bias has no effect."""
 
@@ -972,7 +964,6 @@ class Overwriting(small.Conv):
 
 @pytest.mark.parametrize(("cls", "check"), [
     (Detached, mutables.trains_the_active_part_alone),
-    (Halved, mutables.trains_the_active_part_alone),
     (Ignoring, mutables.has_no_weight_that_no_arch_uses),
     (Remembered, mutables.can_be_copied_and_pickled),
     (Overwriting, mutables.takes_any_arch_for_a_while),

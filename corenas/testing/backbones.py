@@ -202,8 +202,10 @@ def trains_exactly_what_an_arch_uses(backbone: Backbone, space: SearchSpace, ima
             summaries.append((sorted(int(mask.sum()) for mask in felt.values() if mask.any()), largest))
             silent = [name for name, mask in felt.items() if not mask.any() and not name.endswith("bias")]
             assert not silent, f"no gradient reaches {', '.join(silent)} under {arch}"
-        assert summaries[0][0] == summaries[1][0], f"other elements have gradients than in the exported network: {arch}"
-        assert abs(summaries[0][1] - summaries[1][1]) <= 1e-9 * summaries[1][1], arch
+        counts, largest_of_both = zip(*summaries, strict=True)
+        assert counts[0] == counts[1], f"other elements have gradients than in the exported network: {arch}"
+        text = "gradients differ from the exported network's, {:.4g} and {:.4g} at the most".format(*largest_of_both)
+        assert abs(largest_of_both[0] - largest_of_both[1]) <= 1e-9 * largest_of_both[1], f"{text}: {arch}"
 
 
 def has_no_weight_that_no_arch_uses(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:
