@@ -579,7 +579,7 @@ class Problem:
     """What a searcher is asked.
 
     space: draws, mutates and crosses archs that obey the cheap constraints
-    objectives: ranks trials
+    objectives: ranks trials: `best` of some, or a `score` of one, of which more is better, whatever is searched for
     budget: how many trials there will be, those of a lower fidelity counted as the share that they are
     cost: codes of the space -> a column of whole numbers for each of flops, params and activations; None where archs
         are none of a network

@@ -17,7 +17,7 @@ import copy
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import nn
@@ -29,6 +29,9 @@ from corenas.space import Codes, SearchSpace
 from corenas.value import LARGEST_TABLE, Constant, Dimension, Expression, Value, at_least, grid
 
 METRICS = ("flops", "params", "activations")
+
+_Table: TypeAlias = tuple[tuple[str, ...], np.ndarray]
+"""Some variables, of which the last changes fastest, and what each combination of their choices costs."""
 
 
 def _cost(module: nn.Module, *figures: Value) -> LayerCost:
@@ -99,7 +102,7 @@ class Cost:
         totals = self._totals(self.space.encode(archs))
         return [dict(zip(METRICS, row, strict=True)) for row in totals.tolist()]
 
-    def tables(self, metric: str) -> list[tuple[tuple[str, ...], np.ndarray]] | None:
+    def tables(self, metric: str) -> list[_Table] | None:
         """Return a metric as a sum of tables; None where a term has too many combinations, or no list of choices.
 
         Each is over some variables, of which the last changes fastest: a whole number for each combination.
@@ -119,7 +122,7 @@ class Cost:
             part = totals[start : start + _ROWS]
             for metric, value in self._rest:
                 part[:, metric] += np.asarray(columns(value), np.int64)
-            for keys, table in self._tables:
+            for keys, table in self._joined:
                 part += table[columns.rows(keys)]
         return totals
 
@@ -134,7 +137,7 @@ class Cost:
         A table has a row for each combination of its variables' choices, a column for each metric.
         """
         self.space = space
-        self._tables: list[tuple[tuple[str, ...], np.ndarray]] = []
+        self._tables: list[_Table] = []
         self._rest: list[tuple[int, Value]] = []
         self._known: dict[Value, np.ndarray] = {}
         together: dict[tuple[str, ...], list[tuple[int, Value]]] = defaultdict(list)
@@ -150,11 +153,12 @@ class Cost:
             for metric, value in terms:
                 table[:, metric] += np.asarray(value(choices), np.int64)
             self._tables.append((keys, table))
-        # All tables one under the other: where each begins, and how far in it a variable's next choice is.
-        self._rows_of_all = np.concatenate([np.zeros((0, len(METRICS)), np.int64), *(t for _, t in self._tables)])
-        self._starts = np.cumsum([0, *(len(table) for _, table in self._tables)])[:-1]
-        self._strides = np.zeros((len(space.keys), len(self._tables)))
-        for column, (keys, _) in enumerate(self._tables):
+        self._joined = _joined(space, self._tables)
+        # All of them one under the other: where each begins, and how far in it a variable's next choice is.
+        self._rows_of_all = np.concatenate([np.zeros((0, len(METRICS)), np.int64), *(t for _, t in self._joined)])
+        self._starts = np.cumsum([0, *(len(table) for _, table in self._joined)])[:-1]
+        self._strides = np.zeros((len(space.keys), len(self._joined)))
+        for column, (keys, _) in enumerate(self._joined):
             step = 1
             for key in reversed(keys):
                 self._strides[space.keys.index(key), column] = step
@@ -172,6 +176,20 @@ def _combinations(space: SearchSpace, keys: Iterable[str]) -> int | None:
     variables = [space[key] for key in keys]
     number = math.prod(len(variable.choices) for variable in variables)
     return None if number > LARGEST_TABLE or any(variable.continuous for variable in variables) else number
+
+
+def _joined(space: SearchSpace, tables: Iterable[_Table]) -> list[_Table]:
+    """Return tables of the same sum, those over some of the variables of another added to it: fewer are looked up."""
+    joined: list[_Table] = []
+    for keys, table in sorted(tables, key=lambda table: -len(table[0])):
+        larger = next((other for other in joined if {*keys} <= {*other[0]}), None)
+        if larger is None:
+            joined.append((keys, table.copy()))
+            continue
+        sizes = [len(space[key].choices) for key in larger[0]]
+        own = [size if key in keys else 1 for key, size in zip(larger[0], sizes, strict=True)]
+        larger[1].reshape(*sizes, -1)[...] += table.reshape(*own, -1)
+    return joined
 
 
 class _Columns:
@@ -206,11 +224,11 @@ class _Columns:
         return self._rows[keys]
 
     def _computed(self, value: Value) -> np.ndarray:
-        if _combinations(self._space, value.keys) is not None:
-            if value not in self._known:
-                choices = grid({key: self._space[key].choices for key in value.keys})
-                self._known[value] = np.asarray(value(choices))
-            return self._known[value][self.rows(value.keys)]
+        if value not in self._known and _combinations(self._space, value.keys) is not None:
+            choices = grid({key: self._space[key].choices for key in value.keys})
+            self._known[value] = np.asarray(value(choices))
+        if value in self._known:
+            return self._known[value].take(self.rows(value.keys))
         if isinstance(value, Expression):
             return value.function(*map(self, value.arguments))
         (key,) = value.keys

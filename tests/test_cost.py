@@ -208,6 +208,20 @@ def test_many_archs_at_once_cost_what_they_cost_one_by_one():
     assert cost.of([]) == []
 
 
+def test_the_cost_of_an_arch_is_the_sum_of_its_rows_of_the_tables():
+    space = net_space()
+    cost = Cost(Net(space), space, IMAGE)
+    codes = space.draw(np.random.default_rng(0), 300)
+    for metric in ("flops", "params", "activations"):
+        tables = cost.tables(metric)
+        assert len({frozenset(keys) for keys, _ in tables}) == len(tables) > 4
+        sums = np.zeros(len(codes), np.int64)
+        for keys, table in tables:
+            own = [codes[:, space.keys.index(key)] for key in keys]
+            sums += table[np.ravel_multi_index(own, [len(space[key].choices) for key in keys])] if keys else table[0]
+        assert sums.tolist() == cost(codes)[metric].tolist()
+
+
 def test_a_narrower_space_costs_the_same_under_its_own_codes():
     space = net_space()
     cost = Cost(Net(space), space, IMAGE)

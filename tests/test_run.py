@@ -443,15 +443,16 @@ def test_a_supernet_is_searched_again_under_other_constraints(tmp_path, monkeypa
 
 @frozen
 class Threads:
-    """Two threads of this process."""
+    """Four threads of this process."""
 
     def start(self):
-        return futures.ThreadPoolExecutor(2)
+        return futures.ThreadPoolExecutor(4)
 
 
-def test_an_executor_gives_the_trials_of_one_process(tmp_path):
-    catalogue = toys.make_catalogue(executors=Threads, evaluators=Letters)
-    search = {"trials": 12, "objectives": ["letters"]}
+@pytest.mark.parametrize(("evaluator", "metric"), [(Letters, "letters"), (toys.Accuracy, "top1")])
+def test_an_executor_gives_the_trials_of_one_process(tmp_path, evaluator, metric):
+    catalogue = toys.make_catalogue(executors=Threads, evaluators=evaluator)
+    search = {"trials": 24, "objectives": [metric]}
     alone, spread = (
         run_spec(
             toys.make_spec(tmp_path, catalogue, search=search, executor=executor), catalogue, tmp_path / name, print

@@ -1,6 +1,5 @@
 """The conformance checks: components that keep their promises pass them, those that break one are found out."""
 
-import copy
 import importlib
 import itertools
 import json
@@ -20,12 +19,12 @@ from attrs import evolve, frozen
 from torch import nn
 
 from corenas import contracts, plugins
-from corenas.contracts import Failure, Metric, Phase, Progress, Proposal, RunDone
+from corenas.contracts import Failure, Metric, Phase, Progress, Proposal, RunDone, TrialDone
 from corenas.errors import UserError
 from corenas.hookspecs import hookimpl
 from corenas.mutable import Elastic, apply
 from corenas.objectives import Trial
-from corenas.space import Arch
+from corenas.space import Arch, unseen
 from corenas.teaching import distil_in_place
 from corenas.testing import (
     algorithms,
@@ -140,6 +139,78 @@ def test_a_searcher_that_proposes_nonsense_is_found_out():
         fails(check, types.SimpleNamespace(start=lambda problem, rng, live=live: live(3, problem, rng)))
 
 
+@frozen
+class Hill:
+    """Draws at random, then mutates the best so far.
+
+    sign: -1 where it takes the least for the best
+    spoils: whether it changes what it is told
+    """
+
+    sign: int = 1
+    spoils: bool = False
+
+    def start(self, problem, rng):
+        return LiveHill(self, problem, rng)
+
+
+class LiveHill:
+    def __init__(self, options, problem, rng):
+        self.options, self.problem, self.rng, self.seen, self.best = options, problem, rng, set(), []
+
+    def ask(self, n):
+        space = self.problem.space
+        draw = (lambda: space.mutate(self.best[0].arch, 0.2, self.rng)) if self.best else lambda: space.sample(self.rng)
+        return unseen(draw, n, self.seen)
+
+    def tell(self, trials):
+        self.best = sorted([*self.best, *trials], key=lambda trial: -self.options.sign * trial.metrics["gain"])[:1]
+        if self.options.spoils:
+            trials[0].metrics["gain"] = 0.0
+
+
+def test_a_searcher_that_mistakes_the_least_for_the_best_or_changes_its_trials_is_found_out():
+    for sign in (1, -1):
+        fails(searchers.finds_better_archs_than_random_draws, Hill(sign))
+    fails(searchers.asks_each_arch_once, Hill(spoils=True))
+    searchers.asks_each_arch_once(Hill())
+
+
+# -- mutators ---------------------------------------------------------------------------------------------------------
+
+
+@frozen
+class Pairs:
+    """Draws two archs a step.
+
+    draw: of context -> an arch
+    """
+
+    draw: typing.Any = lambda context: context.space.sample(context.rng)
+
+    def start(self, context):
+        return types.SimpleNamespace(sample=lambda score: [self.draw(context) for _ in range(context.paths or 2)])
+
+
+@pytest.mark.parametrize("check", mutators.mutator_checks)
+def test_a_mutator_that_keeps_its_promises_passes(check):
+    check(Pairs())
+
+
+def never_the_last_choice(context):
+    counts = [max(1, len(variable.choices) - 1) for variable in context.space.variables]
+    return context.space.decode(context.space.canonical(context.rng.integers(0, [counts])))[0]
+
+
+def always_seeded_anew(context):
+    return context.space.sample(np.random.default_rng(42))
+
+
+@pytest.mark.parametrize("draw", [never_the_last_choice, always_seeded_anew])
+def test_a_mutator_that_never_draws_some_choices_is_found_out(draw):
+    fails(mutators.draws_every_choice, Pairs(draw))
+
+
 # -- evaluators -------------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +275,22 @@ class Lacks(Output):
         return {"size": 1.0}
 
 
+class Cached(Output):
+    def start(self, where):
+        found = {}
+
+        def measure(archs, fidelity):
+            return [found.setdefault(arch, self.one(where, arch, fidelity)) for arch in archs]
+
+        return measure
+
+
+class Switching(Output):
+    def one(self, where, arch, fidelity):
+        torch.set_grad_enabled(False)
+        return super().one(where, arch, fidelity)
+
+
 class Infinite(Output):
     def one(self, where, arch, fidelity):
         return {"size": float("inf"), "top1": 0.0}
@@ -222,7 +309,9 @@ class Perhaps(Output):
     (Ranks, evaluators.measures_the_same_in_any_order_and_grouping),
     (Numpys, evaluators.measures_the_same_in_any_order_and_grouping),
     (Numpys, evaluators.touches_no_global_generator),
+    (Cached, evaluators.measures_the_same_in_any_order_and_grouping),
     (Leaves, evaluators.leaves_the_supernet_as_it_was),
+    (Switching, evaluators.leaves_the_supernet_as_it_was),
     (Peeking, evaluators.never_reads_test_data),
     (Lacks, evaluators.gives_exactly_what_it_promises),
     (Infinite, evaluators.gives_exactly_what_it_promises),
@@ -230,7 +319,8 @@ class Perhaps(Output):
     (Flops, evaluators.promises_its_metrics_before_any_data_is_read),
 ], ids=lambda part: part.__name__)  # fmt: skip
 def test_an_evaluator_that_breaks_a_promise_is_found_out(wrong, check):
-    fails(check, wrong())
+    with torch.enable_grad():  # and as before afterwards
+        fails(check, wrong())
 
 
 # -- algorithms -------------------------------------------------------------------------------------------------------
@@ -280,11 +370,64 @@ def test_an_algorithm_that_keeps_its_promises_passes(options, check):
     check(options)
 
 
+def lent(step, **changes):
+    names = ("archs", "optimizer", "lr", "index", "part", "rng", "more", "mean", "backward")
+    return types.SimpleNamespace(**{name: getattr(step, name) for name in names} | changes)
+
+
+class OnlyFirst(small.Trainer):
+    def train_step(self, batch, step):
+        return super().train_step(batch, lent(step, archs=step.archs[:1]))
+
+
+class OutsideOfTheWith(small.Trainer):
+    """Runs what it trains after its arch is in force no more."""
+
+    def train_step(self, batch, step):
+        for arch in step.archs:
+            with apply(self.model, arch):
+                pass
+            loss = step.backward(self.task.loss(self.task.forward(self.model, batch), batch))
+        return {"loss": loss}
+
+
+class InEvaluation(small.Trainer):
+    def train_step(self, batch, step):
+        self.model.eval()
+        figures = super().train_step(batch, step)
+        self.model.train()
+        return figures
+
+
+class EndsWithTheLargest(small.Trainer):
+    def train_step(self, batch, step):
+        figures = super().train_step(batch, step)
+        apply(self.model, self.space.largest())
+        return figures
+
+
+class Steps(small.Trainer):
+    def train_step(self, batch, step):
+        figures = super().train_step(batch, step)
+        step.optimizer.step()
+        return figures
+
+
+class Clears(small.Trainer):
+    def train_step(self, batch, step):
+        step.optimizer.zero_grad()
+        return super().train_step(batch, step)
+
+
+class Derives(small.Trainer):
+    def derive(self):
+        apply(self.model, self.space.smallest())
+        return self.space.smallest()
+
+
 class AlwaysLargest(small.Trainer):
     def train_step(self, batch, step):
-        lent = copy.copy(step)
-        lent.archs = [self.space.largest()]
-        return super().train_step(batch, lent)
+        return super().train_step(batch, lent(step, archs=[self.space.largest()]))
 
 
 class Attached(small.Trainer):
@@ -299,10 +442,8 @@ class Forgets(small.Trainer):
 
     def train_step(self, batch, step):
         self.count += 1
-        names = ("archs", "optimizer", "lr", "index", "part", "rng", "more", "mean")
-        lent = types.SimpleNamespace(**{name: getattr(step, name) for name in names})
-        lent.backward = lambda loss: step.backward(loss * (1 + 0.1 * self.count))
-        return super().train_step(batch, lent)
+        backward = lambda loss: step.backward(loss * (1 + 0.1 * self.count))  # noqa: E731
+        return super().train_step(batch, lent(step, backward=backward))
 
 
 class Evaluates(small.Trainer):
@@ -338,9 +479,15 @@ class Pythons(small.Trainer):
 
 @pytest.mark.parametrize(("live", "check"), [
     (AlwaysLargest, algorithms.trains_only_what_its_archs_use),
+    (OnlyFirst, algorithms.trains_each_arch_that_is_drawn),
+    (OutsideOfTheWith, algorithms.trains_each_arch_that_is_drawn),
+    (InEvaluation, algorithms.trains_each_arch_that_is_drawn),
+    (EndsWithTheLargest, algorithms.leaves_the_network_as_it_was_but_for_gradients),
+    (Steps, algorithms.leaves_the_network_as_it_was_but_for_gradients),
+    (Clears, algorithms.leaves_the_network_as_it_was_but_for_gradients),
     (Attached, algorithms.gives_figures_that_are_finite_and_detached),
     (Forgets, algorithms.killed_and_resumed_ends_with_the_same_bits),
-    (Evaluates, algorithms.leaves_the_arch_in_force_and_the_mode_as_they_were),
+    (Evaluates, algorithms.leaves_the_network_as_it_was_but_for_gradients),
     (Idle, algorithms.learns_in_anyones_loop),
     (Peeks, algorithms.never_reads_test_data),
     (Elsewhere, algorithms.has_phases_within_its_space),
@@ -349,6 +496,12 @@ class Pythons(small.Trainer):
 def test_an_algorithm_that_breaks_a_promise_is_found_out(live, check):
     mutator = small.Paths(1) if live is AlwaysLargest else small.Paths()
     fails(check, Labels(live), mutator=mutator)
+
+
+def test_an_algorithm_that_leaves_an_arch_in_force_as_it_derives_is_found_out():
+    options = Labels(Derives)
+    deriving = types.SimpleNamespace(stages=("train", "derive"), needs=("mutator",), start=options.start)
+    fails(algorithms.derives_where_it_says_so, deriving)
 
 
 @frozen
@@ -406,6 +559,14 @@ def with_images_mixed(body):
     body.stem.__class__ = Mixed
 
 
+def normalising_in_place(body):
+    class Normalising(type(body.stem)):
+        def forward(self, x):
+            return super().forward(x.sub_(0.5).div_(0.25))
+
+    body.stem.__class__ = Normalising
+
+
 def with_idle_weights(body):
     body.idle = nn.Linear(2, 2)
 
@@ -445,6 +606,7 @@ def touching_all_weights(body):
 @pytest.mark.parametrize(("change", "check"), [
     (of_other_dimensions, backbones.gives_the_features_that_it_states),
     (with_images_mixed, backbones.gives_the_features_that_it_states),
+    (normalising_in_place, backbones.gives_the_features_that_it_states),
     (with_idle_weights, backbones.has_no_weight_that_no_arch_uses),
     (drawn_by_numpy, backbones.draws_its_weights_from_torchs_generator),
     (with_a_cheap_width, backbones.more_of_a_variable_never_costs_less),
@@ -499,6 +661,38 @@ def of_batch_means(task, rng):
     task.meter = Mean
 
 
+def normalising_what_it_keeps(task, rng):
+    class Normalising(small.Data):
+        def __getitem__(self, i):
+            return self.images[i].sub_(0.1).div_(1.3), self.labels[i]
+
+    task.dataset = lambda split, augmented: Normalising(*task.data[split], False)
+
+
+def with_one_meter_for_all(task, rng):
+    class Shared(small.Meter):
+        each: ClassVar = []
+
+        def __init__(self):
+            pass
+
+        def update(self, outputs, batch):
+            self.each.append(outputs.argmax(1) == batch[1])
+
+        def compute(self):
+            return {"top1": 100 * float(torch.cat(self.each).float().mean())}
+
+    task.meter = Shared
+
+
+def of_sums(task, rng):
+    task.loss = lambda outputs, batch: torch.nn.functional.cross_entropy(outputs, batch[1], reduction="sum")
+
+
+def of_another_size(task, rng):
+    task.example = torch.zeros(1, 1, 16, 16)
+
+
 def with_another_metric(task, rng):
     task.metrics = {"top5": Metric()}
 
@@ -525,7 +719,11 @@ def reading(task, rng):
     (leaking, tasks.keeps_its_splits_apart),
     (drawn_anew, tasks.cuts_the_same_splits_from_the_same_generator),
     (augmenting_test, tasks.augments_by_torchs_generator_and_never_test),
+    (normalising_what_it_keeps, tasks.augments_by_torchs_generator_and_never_test),
     (of_batch_means, tasks.measures_what_its_metrics_say),
+    (with_one_meter_for_all, tasks.measures_what_its_metrics_say),
+    (of_sums, tasks.its_loss_is_a_mean_over_samples),
+    (of_another_size, tasks.has_a_loss_to_train_by),
     (with_another_metric, tasks.measures_what_its_metrics_say),
     (of_vectors, tasks.has_a_loss_to_train_by),
     (detached, tasks.has_a_loss_to_train_by),
@@ -564,9 +762,12 @@ def test_a_distiller_that_keeps_its_promises_passes(loss, check):
 @pytest.mark.parametrize(("loss", "check"), [
     (lambda s, t: (s.logits - t.logits).square().mean(), distillers.teaches_the_student_and_not_the_teacher),
     (lambda s, t: (s.logits - t.logits.detach()).square(), distillers.gives_a_finite_scalar),
+    (lambda s, t: (s.logits - t.logits.detach()).square().sum(), distillers.its_loss_is_a_mean_over_samples),
+    (lambda s, t: -(t.logits.detach().softmax(0) * s.logits.log_softmax(0)).sum(0).mean(),
+     distillers.its_loss_is_a_mean_over_samples),
     (lambda s, t: s.logits.square().mean(), distillers.is_least_where_student_and_teacher_agree),
     (lambda s, t: s.logits.detach().exp().sum() + 0 * s.logits.sum(), distillers.makes_a_student_more_like_its_teacher),
-], ids=["both", "vector", "alone", "flat"])  # fmt: skip
+], ids=["both", "vector", "sum", "over the batch", "alone", "flat"])  # fmt: skip
 def test_a_distiller_that_breaks_a_promise_is_found_out(loss, check):
     with pytest.raises((AssertionError, ZeroDivisionError)):
         check(Soft(loss))
@@ -626,9 +827,11 @@ def draws(network, example, path):
     (lambda network, example, path: path.touch(), exporters.writes_a_file_into_the_folder_and_gives_its_path),
     (makes_folders, exporters.a_missing_folder_is_an_error_of_the_system),
     (draws, exporters.leaves_the_network_and_the_generators_as_they_were),
+    (lambda network, example, path: path.write_text(str(time.time_ns())),
+     exporters.writes_a_file_into_the_folder_and_gives_its_path),
     (lambda network, example, path: path.write_text(str(network.train())),
      exporters.leaves_the_network_and_the_generators_as_they_were),
-], ids=["empty", "makes folders", "draws", "trains"])  # fmt: skip
+], ids=["empty", "makes folders", "draws", "dates", "trains"])  # fmt: skip
 def test_an_exporter_that_breaks_a_promise_is_found_out(write, check):
     fails(check, Text(write))
 
@@ -657,7 +860,8 @@ def test_listeners_hear_every_event_that_there_is():
     (print, listeners.writes_nothing_to_stdout),
     (lambda event: isinstance(event, Progress) and time.sleep(0.0012), listeners.is_quick),
     (lambda event: isinstance(event, RunDone) and random.random(), listeners.touches_no_global_generator),
-], ids=["prints", "slow", "draws"])  # fmt: skip
+    (lambda event: isinstance(event, TrialDone) and event.trial.metrics.clear(), listeners.hears_every_event),
+], ids=["prints", "slow", "draws", "takes out"])  # fmt: skip
 def test_a_listener_that_breaks_a_promise_is_found_out(listener, check):
     fails(check, listener)
 
@@ -727,7 +931,42 @@ class Mixing(small.Conv):
         return super().forward(x - x.mean(0))
 
 
+class Detached(small.Conv):
+    """Its weight has no gradient."""
+
+    def active(self):
+        weight, bias = super().active()
+        return weight.detach(), bias
+
+
+class Ignoring(small.Conv):
+    """Its bias has no effect."""
+
+    def active(self):
+        weight, bias = super().active()
+        return weight, torch.zeros_like(bias)
+
+
+class Remembered(small.Conv):
+    """Goes on with the cuts of its first forward under an arch."""
+
+    def active(self):
+        if torch.is_grad_enabled():
+            return super().active()
+        cuts = self.__dict__.setdefault("cuts", {})
+        return cuts.setdefault(str(self.elastic.choice), [tensor.clone() for tensor in super().active()])
+
+
+class Overwriting(small.Conv):
+    def forward(self, x):
+        return super().forward(nn.functional.relu_(x))
+
+
 @pytest.mark.parametrize(("cls", "check"), [
+    (Detached, mutables.trains_the_active_part_alone),
+    (Ignoring, mutables.has_no_weight_that_no_arch_uses),
+    (Remembered, mutables.can_be_copied_and_pickled),
+    (Overwriting, mutables.takes_any_arch_for_a_while),
     (Mixing, mutables.takes_any_arch_for_a_while),
     (Off, mutables.costs_what_its_export_costs),
     (Whole, mutables.trains_the_active_part_alone),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ _runners: dict[str, TrialRunner] = {}
 """What this process measures with, by the fingerprint of the spec and the weights. Workers may outlive a run."""
 _MOST_RUNNERS = 2
 """How many are kept: each has a supernet and the data."""
+_ONE_AT_A_TIME = threading.Lock()
+"""A worker may have several threads (Dask's own default), and its supernet is under one arch at a time."""
 
 
 @frozen
@@ -54,11 +57,12 @@ class WorkerRunner:
 
     def __call__(self, trials: Sequence[Trial]) -> list[Trial]:
         """Return the trials, measured by what is costly."""
-        if self.fingerprint not in _runners:
-            while len(_runners) >= _MOST_RUNNERS:
-                del _runners[next(iter(_runners))]
-            _runners[self.fingerprint] = self._started()
-        return evolve(_runners[self.fingerprint], rival=self.rival)(trials)
+        with _ONE_AT_A_TIME:
+            if self.fingerprint not in _runners:
+                while len(_runners) >= _MOST_RUNNERS:
+                    del _runners[next(iter(_runners))]
+                _runners[self.fingerprint] = self._started()
+            return evolve(_runners[self.fingerprint], rival=self.rival)(trials)
 
     def _started(self) -> TrialRunner:
         for file, digest in self.plugins:

@@ -37,7 +37,7 @@ from corenas.contracts import (
 )
 from corenas.cost import Cost
 from corenas.errors import UserError
-from corenas.mutable import apply
+from corenas.mutable import apply, mutables
 from corenas.optim import Schedule
 from corenas.settings import Train
 from corenas.space import Arch
@@ -46,6 +46,7 @@ from corenas.testing.small import (
     Paths,
     Task,
     condition,
+    differing,
     make_space,
     same,
     some_archs,
@@ -152,6 +153,7 @@ class OwnStep:
         self.lr: float = optimizer.param_groups[0]["lr"]
         self.rng = np.random.default_rng(index)
         self.calls = 0
+        self.weights = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
         self._task = task
 
     def backward(self, loss: Tensor) -> Tensor:
@@ -175,9 +177,12 @@ def batches(task: Task, split: str = "train", seed: int = 0) -> Iterator[Any]:
 
 
 def own_loop(
-    scene: Scene, n: int, phase: Phase | None = None, lr: float = 0.05
+    scene: Scene, n: int, phase: Phase | None = None, lr: float = 0.05, gradient: float | None = None
 ) -> Iterator[tuple[OwnStep, Mapping[str, Tensor]]]:
-    """Somebody's own loop of n steps over one phase. After each step its gradients are still there."""
+    """Somebody's own loop of n steps over one phase. After each step its gradients are still there.
+
+    gradient: of all weights before each step
+    """
     phase = phase or scene.trainer.phases[0]
     if phase.begin is not None:
         phase.begin()
@@ -189,6 +194,9 @@ def own_loop(
     for index, batch in enumerate(itertools.islice(batches(scene.task), n)):
         optimizer.zero_grad(set_to_none=True)
         scene.model.train()
+        if gradient is not None:
+            for parameter in scene.model.parameters():
+                parameter.grad = torch.full_like(parameter, gradient)
         archs = [] if sampler is None else sampler.sample(lambda archs: [0.0] * len(archs))
         step = OwnStep(archs, optimizer, index, scene.task)
         with seeding.seeded(0, "step", index):
@@ -273,15 +281,48 @@ def trains_only_what_its_archs_use(algorithm: Algorithm, mutator: Mutator) -> No
 
 
 @_where_it_trains
-def leaves_the_arch_in_force_and_the_mode_as_they_were(algorithm: Algorithm, mutator: Mutator) -> None:
-    """After a step the network is as it was lent: its arch, its mode, what of it is trainable, its hooks."""
+def trains_each_arch_that_is_drawn(algorithm: Algorithm, mutator: Mutator) -> None:
+    """Each arch of a step is in force in a forward with a graph, and the network in training mode."""
+    this, ran = scene(algorithm, mutator), []
+
+    def choices() -> list[dict[str, Any]]:
+        return [dict(mutable.elastic.choice) for mutable in mutables(this.model)]
+
+    def note(module: nn.Module, args: Any) -> None:
+        if torch.is_grad_enabled():
+            assert module.training, "trains the network in evaluation mode"
+            ran.append(choices())
+
+    this.model.register_forward_pre_hook(note)
+    for step, _ in own_loop(this, 3):
+        for arch in step.archs:
+            with apply(this.model, arch):
+                assert choices() in ran, f"of {len(step.archs)} archs it does not train {arch}"
+        ran.clear()
+
+
+@_where_it_trains
+def leaves_the_network_as_it_was_but_for_gradients(algorithm: Algorithm, mutator: Mutator) -> None:
+    """After a step the network is as it was lent: its arch, its mode, what of it is trainable, its hooks, its weights.
+
+    Gradients are added to those that other parts of the batch have left; the loop alone clears them and steps.
+    """
+    this, others = scene(algorithm, mutator), scene(algorithm, mutator)
+    for phase in this.trainer.phases:
+        apply(this.model, some_archs(this.cost.space, 5)[3])  # neither the largest nor the smallest
+        this.model.train()
+        before = condition(this.model)
+        for step, _ in own_loop(this, 2, phase):
+            after = condition(this.model)
+            changed = {*differing(before, after)} - {"state", "gradients"}
+            assert not changed, f"changes the supernet's {', '.join(sorted(changed))}"
+            assert same(step.weights, [*this.model.parameters()]), "changes the supernet's weights"
     this = scene(algorithm, mutator)
-    this.model.train()
-    before = condition(this.model)
-    for _ in own_loop(this, 2):
-        after = condition(this.model)
-        changed = [name for name in ("choices", "modes", "trained", "hooks") if not same(before[name], after[name])]
-        assert not changed, f"changes the supernet's {', '.join(changed)}"
+    for _ in zip(own_loop(this, 1), own_loop(others, 1, gradient=1.0), strict=True):
+        for (name, clean), other in zip(this.model.named_parameters(), others.model.parameters(), strict=True):
+            expected = torch.ones_like(clean) if clean.grad is None else clean.grad + 1
+            text = f"does away with the gradients of {name} that were there before"
+            torch.testing.assert_close(other.grad, expected, rtol=1e-4, atol=1e-4, msg=text)
 
 
 @_where_it_trains
@@ -394,12 +435,15 @@ def takes_a_batch_in_parts(algorithm: Algorithm, mutator: Mutator) -> None:
 
 @_where_it_trains
 def derives_where_it_says_so(algorithm: Algorithm, mutator: Mutator) -> None:
-    """With the stage "derive" its trainer finds an arch of the space."""
+    """With the stage "derive" its trainer finds an arch of the space, and leaves the network as it was."""
     if "derive" not in algorithm.stages:
         return
     this = scene(algorithm, mutator)
     this.train()
+    before = condition(this.model)
     assert this.trainer.derive() in make_space()  # type: ignore[attr-defined]
+    changed = differing(before, condition(this.model))
+    assert not changed, f"to derive changes the supernet's {', '.join(changed)}"
 
 
 @_where_it_trains
@@ -424,7 +468,8 @@ algorithm_checks = [
     has_phases_within_its_space,
     gives_figures_that_are_finite_and_detached,
     trains_only_what_its_archs_use,
-    leaves_the_arch_in_force_and_the_mode_as_they_were,
+    trains_each_arch_that_is_drawn,
+    leaves_the_network_as_it_was_but_for_gradients,
     learns_in_anyones_loop,
     killed_and_resumed_ends_with_the_same_bits,
     checks_a_network_that_has_no_weights,

@@ -113,7 +113,8 @@ def gives_the_features_that_it_states(backbone: Backbone, space: SearchSpace, im
     dims = model.backbone.feat_dims
     for arch in some_archs(space, 6):
         with torch.no_grad(), apply(model, arch):
-            features = model.backbone.features(noise(image))
+            features = model.backbone.features(images := noise(image))
+        assert same(images, noise(image)), "changes the images that it is given"
         assert [(len(f), f.shape[1]) for f in features] == [(2, sum(dim(arch))) for dim in dims], arch
         assert all(f.isfinite().all() for f in features), arch
     with torch.no_grad():
@@ -201,8 +202,10 @@ def trains_exactly_what_an_arch_uses(backbone: Backbone, space: SearchSpace, ima
             summaries.append((sorted(int(mask.sum()) for mask in felt.values() if mask.any()), largest))
             silent = [name for name, mask in felt.items() if not mask.any() and not name.endswith("bias")]
             assert not silent, f"no gradient reaches {', '.join(silent)} under {arch}"
-        assert summaries[0][0] == summaries[1][0], f"other elements have gradients than in the exported network: {arch}"
-        assert abs(summaries[0][1] - summaries[1][1]) <= 1e-9 * summaries[1][1], arch
+        counts, largest_of_both = zip(*summaries, strict=True)
+        assert counts[0] == counts[1], f"other elements have gradients than in the exported network: {arch}"
+        text = "gradients differ from the exported network's, {:.4g} and {:.4g} at the most".format(*largest_of_both)
+        assert abs(largest_of_both[0] - largest_of_both[1]) <= 1e-9 * largest_of_both[1], f"{text}: {arch}"
 
 
 def has_no_weight_that_no_arch_uses(backbone: Backbone, space: SearchSpace, image: Shape = IMAGE) -> None:

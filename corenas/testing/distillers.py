@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from corenas.contracts import Distiller, DistillerContext, LiveDistiller, LiveTask, Signals
 from corenas.mutable import apply
@@ -65,6 +66,15 @@ def gives_a_finite_scalar(distiller: Distiller, task: LiveTask | None = None) ->
     assert same(before, [tensor.detach() for tensor in (*leaves(student), *leaves(teacher))])
 
 
+def its_loss_is_a_mean_over_samples(distiller: Distiller, task: LiveTask | None = None) -> None:
+    """The loss of a batch of which each sample is there twice is that of the batch: parts of a batch are averaged."""
+    live = start(distiller, task)
+    given = [signals(live, seed, task) for seed in (0, 1)]
+    twice = tree_map_only(Tensor, lambda x: torch.cat([x, x]), [(s.outputs, s.logits, [*s.features]) for s in given])
+    losses = [float(live.loss(*pair).detach()) for pair in (given, [Signals(*each) for each in twice])]
+    assert math.isclose(*losses, rel_tol=1e-3, abs_tol=1e-5), f"the loss of a batch and of it twice: {losses}"
+
+
 def teaches_the_student_and_not_the_teacher(distiller: Distiller, task: LiveTask | None = None) -> None:
     """The gradient reaches something of the student and nothing of the teacher."""
     live = start(distiller, task)
@@ -109,8 +119,12 @@ def makes_a_student_more_like_its_teacher(distiller: Distiller, task: LiveTask |
 distiller_checks = [
     *checks_of_any_component,
     gives_a_finite_scalar,
+    its_loss_is_a_mean_over_samples,
     teaches_the_student_and_not_the_teacher,
     is_least_where_student_and_teacher_agree,
     makes_a_student_more_like_its_teacher,
 ]
-"""What every distiller keeps to."""
+"""What every distiller keeps to.
+
+One that compares the samples of a batch with each other leaves `its_loss_is_a_mean_over_samples` out.
+"""

@@ -17,7 +17,7 @@ from torch import nn
 
 from corenas import seeding
 from corenas.calibrate import Evaluation
-from corenas.contracts import Evaluator, EvaluatorContext, Failure, LiveTask, Measured, Metric, Stopped
+from corenas.contracts import Evaluator, EvaluatorContext, Failure, LiveEvaluator, LiveTask, Measured, Metric, Stopped
 from corenas.cost import METRICS, Cost
 from corenas.errors import UserError
 from corenas.settings import Calibration, Train
@@ -72,7 +72,10 @@ def measured(
     evaluator: Evaluator, archs: Sequence[Arch], where: EvaluatorContext | None = None, fidelity: float = 1.0
 ) -> list[Mapping[str, float] | Measured | Failure | Stopped]:
     """Measure archs one by one as a search does, torch's global generator seeded for each."""
-    measure = evaluator.start(where or context())
+    return _one_by_one(evaluator.start(where or context()), archs, fidelity)
+
+
+def _one_by_one(measure: LiveEvaluator, archs: Sequence[Arch], fidelity: float) -> list[Any]:
     found: list[Any] = []
     for arch in archs:
         with seeding.seeded(0, "measure", int(arch.digest, 16) >> 1):
@@ -128,10 +131,12 @@ def gives_exactly_what_it_promises(evaluator: Evaluator) -> None:
 
 
 def measures_the_same_in_any_order_and_grouping(evaluator: Evaluator) -> None:
-    """What is measured of an arch hangs on the arch alone, not on the company that it is in."""
+    """What is measured of an arch hangs on the arch alone: not on its company, nor on what was measured before."""
     alone, backwards = measured(evaluator, ARCHS), measured(evaluator, ARCHS[::-1])[::-1]
     assert alone == backwards
     measure = evaluator.start(context())
+    _one_by_one(measure, ARCHS[:2], 0.25)
+    assert _one_by_one(measure, ARCHS[:2], 1.0) == alone[:2], "the whole effort gives what a share of it gave"
     with seeding.seeded(0, "measure"):
         before = torch.get_rng_state()
         together = measure(ARCHS, 1.0)

@@ -40,7 +40,7 @@ def _folder() -> Iterator[Path]:
 
 
 def writes_a_file_into_the_folder_and_gives_its_path(exporter: Exporter) -> None:
-    """What it gives is a file that is not empty; all that it writes is in the folder, and a second time replaces it."""
+    """What it gives is a file that is not empty; all that it writes is in the folder, and a second time the same."""
     model = network()
     with _folder() as folder:
         (folder / "arch.toml").write_text("width = 8\n")
@@ -49,9 +49,11 @@ def writes_a_file_into_the_folder_and_gives_its_path(exporter: Exporter) -> None
         assert path.parent == folder
         assert path.stat().st_size > 0
         assert (folder / "arch.toml").read_text() == "width = 8\n"
-        before = {*folder.iterdir()}
+        before = {file: file.read_bytes() for file in folder.iterdir()}
         assert exporter.write(model, folder, CONTEXT) == path
-        assert {*folder.iterdir()} == before
+        assert {*folder.iterdir()} == {*before}
+        changed = [file.name for file, content in before.items() if file.read_bytes() != content]
+        assert not changed, f"of the same network writes something else into {', '.join(changed)}"
 
 
 def takes_any_title(exporter: Exporter) -> None:

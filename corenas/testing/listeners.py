@@ -62,14 +62,17 @@ def _heard(listener: Listener, folder: Path | None, wanted: Callable[[Path], lis
     """What a listener writes to stdout, and how many seconds it takes."""
     with tempfile.TemporaryDirectory() as temporary, redirect_stdout(io.StringIO()) as out:
         told = wanted(folder or Path(temporary))
+        before = repr(told)
         start = time.perf_counter()
         for event in told:
             listener(event)
-        return out.getvalue(), time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        assert repr(told) == before, "changes the events that it hears"
+        return out.getvalue(), seconds
 
 
 def hears_every_event(listener: Listener, folder: Path | None = None) -> None:
-    """A whole run, one that goes on, and one that begins before another has ended."""
+    """A whole run, one that goes on, and one that begins before another has ended; events stay as they are."""
     for wanted in (events, lambda folder: events(folder, True), lambda folder: events(folder)[:20], events):
         _heard(listener, folder, wanted)
 

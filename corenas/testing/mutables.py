@@ -98,7 +98,7 @@ def states_its_values_and_begins_with_the_largest(make: Make, shape: Shape = Non
 def takes_any_arch_for_a_while(make: Make, shape: Shape = None) -> None:
     """Under an arch it computes something finite of the size that `outputs` says; then all is as before.
 
-    In evaluation mode what it makes of a sample hangs on no other of its batch.
+    In evaluation mode what it makes of a sample hangs on no other of its batch. Its input is as before.
     """
     made = layer(make)
     before = condition(made)
@@ -107,6 +107,7 @@ def takes_any_arch_for_a_while(make: Make, shape: Shape = None) -> None:
         with torch.no_grad(), apply(made, arch):
             assert dict(made.elastic.choice) == {name: value(arch) for name, value in made.elastic.values.items()}
             out, alone = made(x), made(x[-1:])
+        assert same(x, noise(made, arch, shape)), f"changes its input: {arch}"
         assert out.isfinite().all(), arch
         if len(out) == len(x):
             text = f"what it makes of a sample hangs on the others: {arch}"
@@ -196,28 +197,51 @@ def runs_what_its_gates_say(make: Make, shape: Shape = None) -> None:
 
 
 def trains_the_active_part_alone(make: Make, shape: Shape = None) -> None:
-    """No more elements have a gradient than the exported layer has weights."""
-    model = nn.Sequential(layer(make)).train()
-    for arch in archs_of(model[0], 6):
-        x = noise(model[0], arch, shape)
-        size = sum(p.numel() for p in export_subnet(model, arch, x[:1]).parameters())
-        model.zero_grad()
-        with apply(model, arch):
-            out = model.train()(x)
-        if out.requires_grad:
-            out.square().sum().backward()
-        reached = sum(int(p.grad.count_nonzero()) for p in model.parameters() if p.grad is not None)
-        assert reached <= size, f"{reached} elements have a gradient, {arch} has {size}"
+    """As many elements of its weights have a gradient as of those of the exported layer."""
+    with _in_double():
+        model = nn.Sequential(layer(make))
+        for arch in archs_of(model[0], 6):
+            x = noise(model[0], arch, shape)
+            plain = export_subnet(model.eval(), arch, x[:1])
+            ours, theirs = (_reached(net, arch, x) for net in (model, plain))
+            assert ours == theirs, f"{ours} elements have a gradient, {theirs} of the exported layer: {arch}"
+
+
+def _reached(model: nn.Module, arch: Choices, x: Tensor) -> int:
+    """How many elements of the weights have a gradient in training, rounding apart."""
+    model.zero_grad()
+    with apply(model, arch):
+        _backward(model.train()(x))
+    gradients = [p.grad.abs() for p in model.parameters() if p.grad is not None]
+    largest = max((float(gradient.max()) for gradient in gradients), default=0.0)
+    return sum(int((gradient > 1e-12 * largest).sum()) for gradient in gradients)
+
+
+def _backward(out: Tensor) -> None:
+    """Give gradients of a sum in which each output counts for something else."""
+    if out.requires_grad:
+        (out * torch.linspace(-1, 2, out.numel()).reshape(out.shape)).sum().backward()
+
+
+def has_no_weight_that_no_arch_uses(make: Make, shape: Shape = None) -> None:
+    """Each parameter that is trained has a gradient under some arch: what it computes hangs on it."""
+    made = layer(make).train()
+    for arch in archs_of(made):
+        with apply(made, arch):
+            _backward(made(noise(made, arch, shape)))
+    idle = [name for name, p in made.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not idle, f"no gradient reaches {', '.join(idle)}, whatever the arch"
 
 
 def can_be_copied_and_pickled(make: Make, shape: Shape = None) -> None:
-    """A copy, one through pickle and one through `state_dict` compute the same and share no weights."""
+    """A copy, one through pickle and one through `state_dict`, used or not, compute the same and share no weights."""
     made = layer(make)
     arch = archs_of(made)[-1]
     loaded = layer(make, seed=1)
-    loaded.load_state_dict(made.state_dict())
-    with torch.no_grad(), apply(made, arch):
+    with torch.no_grad(), apply(made, arch), apply(loaded, arch):
         expected = made(noise(made, arch, shape))
+        loaded(noise(made, arch, shape))  # what it keeps of its weights, if anything, has to follow them
+    loaded.load_state_dict(made.state_dict())
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made)), loaded):
         with torch.no_grad(), apply(other, arch):
             assert same(other(noise(other, arch, shape)), expected)
@@ -240,6 +264,7 @@ mutable_checks = [
     costs_what_its_export_costs,
     runs_what_its_gates_say,
     trains_the_active_part_alone,
+    has_no_weight_that_no_arch_uses,
     can_be_copied_and_pickled,
     builds_on_the_meta_device,
 ]

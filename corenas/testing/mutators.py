@@ -77,6 +77,15 @@ def draws_as_many_archs_as_a_phase_wants(mutator: Mutator) -> None:
             assert {len(step) for step in _steps(mutator, context(paths=paths), 5)} == {paths}
 
 
+def draws_every_choice(mutator: Mutator) -> None:
+    """Sooner or later each choice of each variable is drawn where it is active: none is never trained."""
+    where = context()
+    codes = where.space.encode(arch for step in _steps(mutator, where, 300) for arch in step)
+    for variable, column in zip(where.space.variables, codes.T, strict=True):
+        missing = [choice for i, choice in enumerate(variable.choices) if i not in column]
+        assert not missing, f"never draws {variable.key} = {missing}"
+
+
 def scores_only_archs_of_its_space(mutator: Mutator) -> None:
     """Where it asks for losses, it asks for those of archs that the supernet has."""
     where = context()
@@ -120,9 +129,10 @@ mutator_checks = [
     draws_archs_of_its_space,
     draws_from_a_narrower_space,
     draws_as_many_archs_as_a_phase_wants,
+    draws_every_choice,
     scores_only_archs_of_its_space,
     same_seed_same_archs,
     its_state_is_the_generator_and_what_it_gives,
     touches_no_global_generator,
 ]
-"""What every mutator keeps to."""
+"""What every mutator keeps to. One that draws certain archs alone (the largest) leaves `draws_every_choice` out."""

@@ -500,7 +500,10 @@ def same(one: Any, two: Any) -> bool:
 
 
 def condition(model: nn.Module) -> dict[str, Any]:
-    """Everything of a model that a guest may not change: weights, statistics, gradients, modes, choices, hooks."""
+    """Everything that a guest of a model may not change: weights, statistics, gradients, modes, choices, hooks.
+
+    And what torch does with any other model.
+    """
     modules = [*model.modules()]
     return {
         "state": {name: tensor.detach().clone() for name, tensor in model.state_dict().items()},
@@ -509,6 +512,7 @@ def condition(model: nn.Module) -> dict[str, Any]:
         "modes": [module.training for module in modules],
         "choices": [dict(mutable.elastic.choice) for mutable in mutables(model)],
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules],
+        "surroundings": [torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()],
     }
 
 

@@ -7,6 +7,7 @@ Each check takes the options of a task, and by keyword a backbone with a space w
 from __future__ import annotations
 
 import builtins
+import copy
 import io
 import json
 import math
@@ -20,11 +21,12 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from corenas.contracts import Backbone, InMemory, LiveTask, Metric, Task
 from corenas.export import export_subnet
 from corenas.loading import Batches
-from corenas.mutable import apply
+from corenas.mutable import apply, as_arguments
 from corenas.space import SearchSpace
 from corenas.supernet import Supernet
 from corenas.testing.components import checks_of_any_component, global_generators_untouched
@@ -47,7 +49,7 @@ def samples(task: LiveTask, split: str, augmented: bool = False, n: int = 6) -> 
     """Some samples of a split, first and last."""
     dataset: Any = task.dataset(split, augmented)
     places = sorted({*range(min(n, len(dataset))), len(dataset) - 1})
-    return [dataset[i] for i in places]
+    return [copy.deepcopy(dataset[i]) for i in places]  # whatever becomes of them
 
 
 def batch_of(task: LiveTask, split: str = "train", n: int = 8) -> Any:
@@ -157,11 +159,20 @@ def takes_the_features_of_a_backbone(task: Task, **on: Any) -> None:
 
 
 def has_a_loss_to_train_by(task: Task, **on: Any) -> None:
-    """`loss` is a finite scalar whose gradient reaches the head and the backbone; `forward` is what it takes."""
+    """`loss` is a finite scalar whose gradient reaches the head and the backbone; `forward` is what it takes.
+
+    Inputs have the sizes of `example`.
+    """
     this = live(task)
     model = network(this, **on).train()
     batch = batch_of(this)
+    seen: list[Any] = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args))
     loss = this.loss(this.forward(model, batch), batch)
+    example = as_arguments(this.example)[0]
+    for given in seen:
+        sizes, costed = ([[*x.shape[1:]] for x in inputs if isinstance(x, Tensor)] for inputs in (given, example))
+        assert sizes == costed, f"gives a network {sizes} where its example, by which costs go, is {costed}"
     assert loss.dim() == 0
     assert math.isfinite(float(loss.detach()))
     loss.backward()
@@ -169,6 +180,16 @@ def has_a_loss_to_train_by(task: Task, **on: Any) -> None:
         gradients = [p.grad for p in part.parameters() if p.grad is not None]
         assert any(gradient.any() for gradient in gradients), "the loss says nothing to a part of the network"
         assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def its_loss_is_a_mean_over_samples(task: Task, **on: Any) -> None:
+    """The loss of a batch of which each sample is there twice is that of the batch: parts of a batch are averaged."""
+    this = live(task)
+    model = network(this, **on).eval()
+    batch = batch_of(this)
+    twice = tree_map_only(Tensor, lambda x: torch.cat([x, x]), batch)
+    once, again = (float(this.loss(this.forward(model, given), given).detach()) for given in (batch, twice))
+    assert math.isclose(once, again, rel_tol=1e-3, abs_tol=1e-5), f"the loss of a batch is {once}, of it twice {again}"
 
 
 def gives_logits_or_none(task: Task, **on: Any) -> None:
@@ -190,6 +211,10 @@ def measures_what_its_metrics_say(task: Task, **on: Any) -> None:
     this = live(task)
     model = network(this, **on).eval()
     found: list[Mapping[str, float]] = []
+    other = supernet(on.get("space", make_space()), this, on.get("backbone"), seed=1).eval()
+    with torch.no_grad():
+        for batch in Batches(this, "train", 48, torch.device("cpu"), limit=48):
+            this.meter().update(this.forward(other, batch), batch)  # what another meter has seen is not its concern
     for size, n in ((48, 1), (24, 2), (16, 3), (6, 8)):
         meter = this.meter()
         batches = Batches(this, "valid", size, torch.device("cpu"))
@@ -225,6 +250,7 @@ task_checks = [
     has_data_sets_that_workers_can_read,
     takes_the_features_of_a_backbone,
     has_a_loss_to_train_by,
+    its_loss_is_a_mean_over_samples,
     gives_logits_or_none,
     measures_what_its_metrics_say,
     says_what_it_is_as_plain_text_and_data,

@@ -12,7 +12,7 @@ from corenas.plugins import load_catalogue
 from corenas.space import SearchSpace
 from corenas.testing.components import spec_fragments
 from corenas.testing.distributions import distribution_checks
-from corenas.testing.mutators import context, large_space, mutator_checks, scores
+from corenas.testing.mutators import context, draws_every_choice, large_space, mutator_checks, scores
 from corenas.variables import Categorical, Condition, Float, Int
 from corenas_mutator_sampling import (
     Attentive,
@@ -59,7 +59,8 @@ STAGE = SearchSpace([
 @pytest.mark.parametrize("check", mutator_checks)
 @pytest.mark.parametrize("mutator", MUTATORS, ids=repr)
 def test_conforms(mutator, check):
-    check(mutator)
+    if not (check is draws_every_choice and mutator in (Max(), Sandwich(paths=2))):  # these draw extremes alone
+        check(mutator)
 
 
 @pytest.mark.parametrize("check", distribution_checks)

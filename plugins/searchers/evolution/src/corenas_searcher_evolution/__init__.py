@@ -57,6 +57,7 @@ class EvolutionSearch:
 
     best: the parents, best first
     pending, waiting: what of the generation is yet to be asked, and (digests) what was asked and is yet to be told
+    missing: how many archs at random are yet to be drawn for the generation
     seen: digests of all archs that were in a generation or told; none of them is asked again
     """
 
@@ -67,15 +68,18 @@ class EvolutionSearch:
         self.generation = 0
         self.best: list[Trial] = []
         self.pending: list[Arch] = []
+        self.missing = 0
         self.waiting: set[str] = set()
         self.seen: set[str] = set()
 
     def ask(self, n: int) -> list[Arch]:
         """Up to n archs of the generation; none while some of it is untold, after the last, or where all were seen."""
-        if not self.pending and not self.waiting and self.generation != self.options.generations:
-            self.pending = self._offspring()
+        asked = self._some(n)
+        if not asked and not self.waiting and self.generation != self.options.generations:
+            self.pending = self._children()
+            self.missing = self.options.population - len(self.pending)
             self.generation += 1
-        asked, self.pending = self.pending[:n], self.pending[n:]
+            asked = self._some(n)
         self.waiting.update(arch.digest for arch in asked)
         return asked
 
@@ -91,6 +95,7 @@ class EvolutionSearch:
             "generation": self.generation,
             "best": [trial.to_json() for trial in self.best],
             "pending": [dict(arch) for arch in self.pending],
+            "missing": self.missing,
             "waiting": sorted(self.waiting),
             "seen": sorted(self.seen),
             "rng": self.rng.bit_generator.state,
@@ -101,11 +106,20 @@ class EvolutionSearch:
         self.generation = state["generation"]
         self.best = [Trial.from_json(trial) for trial in state["best"]]
         self.pending = [Arch(arch) for arch in state["pending"]]
+        self.missing = state["missing"]
         self.waiting = set(state["waiting"])
         self.seen = set(state["seen"])
         self.rng.bit_generator.state = state["rng"]
 
-    def _offspring(self) -> list[Arch]:
+    def _some(self, n: int) -> list[Arch]:
+        """Return up to n archs of the generation. Those at random are drawn only now: a short search wants few."""
+        asked, self.pending = self.pending[:n], self.pending[n:]
+        wanted = min(n - len(asked), self.missing)
+        drawn = unseen(lambda: self.problem.space.sample(self.rng), wanted, self.seen)
+        self.missing = self.missing - wanted if len(drawn) == wanted else 0
+        return asked + drawn
+
+    def _children(self) -> list[Arch]:
         options, space = self.options, self.problem.space
 
         def parent() -> Arch:
@@ -120,12 +134,7 @@ class EvolutionSearch:
         def bred(draw: Callable[[], Arch], n: int) -> list[Arch]:
             return unseen(draw, n, self.seen, tries=10 * n, patience=10 * n)
 
-        children: list[Arch] = []
-        if self.best:
-            children += bred(mutated, options.mutation)
-            children += bred(crossed, options.crossover)
-        missing = options.population - len(children)
-        return children + unseen(lambda: space.sample(self.rng), missing, self.seen)
+        return bred(mutated, options.mutation) + bred(crossed, options.crossover) if self.best else []
 
 
 @hookimpl
