@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import corenas
-from corenas.errors import Fault, UserError, did_you_mean
+from corenas.errors import Fault, UserError
 
 DONE, MISTAKE, INTERRUPTED, TERMINATED = 0, 2, 130, 143
 
@@ -220,9 +220,8 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         if ("commands", str(word)) in catalogue.conflicts:
             catalogue.find("commands", str(word))
         if word is not None and word not in commands.choices:
-            hint = did_you_mean(word, commands.choices, "commands") + catalogue.not_installed("commands")
-            broken = "; ".join(f"{p.distribution} is not usable: {p.error}" for p in catalogue.plugins if p.error)
-            raise UserError(f"no command {word!r}", hint=f"{hint}; {broken}" if broken else hint)
+            hint = catalogue.hint("commands", word, commands.choices, "commands")
+            raise UserError(f"no command {word!r}", hint=hint)
     return parser
 
 
