@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -23,7 +24,7 @@ from corenas.mutable import apply
 from corenas.objectives import Trial, amount
 from corenas.ranking import kendall_tau
 from corenas.run.alone import inherit, stand_alone, subnet
-from corenas.run.folder import opened
+from corenas.run.folder import appearing, opened
 from corenas.run.prepare import load_supernet, prepare
 from corenas.run.result import cost_card, exported, write_folder
 from corenas.run.spec import load_spec
@@ -603,6 +604,29 @@ def test_a_network_that_cannot_be_written_leaves_nothing(tmp_path):
     assert not [*tmp_path.glob("*net*")]
 
 
+def test_a_folder_that_is_exported_appears_whole_and_what_a_killed_export_left_is_deleted(tmp_path):
+    folder, beside = tmp_path / "net", tmp_path / ".net.part"
+    killed = "import os, pathlib\nfrom corenas.run.folder import appearing\n"
+    killed += "with appearing(pathlib.Path('net')) as f: (f / 'half').touch(); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", killed], cwd=tmp_path, check=False).returncode == 9
+    assert [*tmp_path.iterdir()] == [beside]
+    with appearing(folder) as first:
+        (first / "whole").touch()
+        assert not folder.exists()
+        with pytest.raises(UserError, match="another corenas is at work"), appearing(folder):
+            pass
+    assert [*tmp_path.iterdir()] == [folder]
+    assert [path.name for path in folder.iterdir()] == ["whole"]
+    with pytest.raises(UserError, match="this is no empty folder"), appearing(folder):
+        pass
+    (folder / "whole").unlink()
+    beside.mkdir()
+    (beside / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not written by corenas"), appearing(folder):
+        pass
+    assert [path.name for path in beside.iterdir()] == ["thesis.tex"]
+
+
 @frozen
 class Heavy(toys.BackboneOptions):
     """The toy network with 200 kB beside its weights."""
@@ -837,8 +861,17 @@ def test_a_finished_run_is_extended_by_more_trials_and_other_formats(tmp_path):
     without = toys.make_spec(tmp_path, catalogue, search={"trials": 9}, export={"formats": []})
     run_spec(without, catalogue, tmp_path / "run", lambda event: None)
     assert not (tmp_path / "run/best/names.txt").exists()
-    for changes, key in (({"search": {"trials": 3}}, "search.trials"), ({"seed": 1}, "seed")):
-        with pytest.raises(UserError, match=f"another spec: {key}"):
+    longer = "\n  a search goes on for longer, not for less; or --out DIR"
+    for changes, text in (
+        ({"search": {"trials": 3}}, f"search.trials (9 then, 3 now){longer}"),
+        ({"search": {"trials": 9, "budget": "1h"}}, f"search.budget (left out then, 1h now){longer}"),
+        (
+            {"search": {"trials": 9, "constraints": {"flops": "90%"}}},
+            "search.constraints.flops (left out then, 90% now)",
+        ),
+        ({"seed": 1}, "seed (0 then, 1 now)\n  --out DIR"),
+    ):
+        with pytest.raises(UserError, match=re.escape(f"another spec: {text}")):
             run_spec(toys.make_spec(tmp_path, catalogue, **{"search": {"trials": 9}} | changes), catalogue,
                      tmp_path / "run", lambda event: None)  # fmt: skip
 
