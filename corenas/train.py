@@ -101,7 +101,7 @@ def run_training(
         settings, is_last = phase.train, number + 1 == len(trainer.phases)
         stream = loading.Stream(task, split, settings.batch_size, seed, settings.workers, parts=settings.accumulate)
         live = begin(phase, stream.steps, number=number, index=index, average=average, resumed=resumed)
-        average = live.average
+        average, begun = live.average, resumed
         if resumed:
             figures, resumed = saved.restore(live), False
             if figures:  # a run that was killed after the checkpoint has not told of this point
@@ -124,7 +124,7 @@ def run_training(
             emit(Progress(stage, live.index, figures, point=True))
             if ends:
                 break
-        if settings.epochs == 0:
+        if settings.epochs == 0 and not begun:
             saved.write(live, {}, is_last)
         if last < settings.epochs:
             break

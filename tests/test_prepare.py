@@ -33,7 +33,7 @@ def check(folder, **keys):
     """A spec with some keys changed, those that are None left out, as `corenas check --no-data` looks at it."""
     table = {key: item for key, item in {**SPEC, **keys}.items() if item is not None}
     (folder / "spec.toml").write_text(tomli_w.dumps(table))
-    refuse_ahead(prepare(load_spec(folder / "spec.toml", CATALOGUE)[0], data=False, weights=False))
+    refuse_ahead(prepare(load_spec(folder / "spec.toml", CATALOGUE)[0], data=False, weights=False), CATALOGUE)
 
 
 def refusal(folder, **keys):

@@ -979,3 +979,8 @@ def test_a_network_that_is_trained_for_few_steps_has_statistics_of_its_data_not_
         before = next(m for m in as_trained.modules() if isinstance(m, toys.Norm))
         assert torch.equal(before.running_mean, found[0])
         assert notes == []
+    file = tmp_path / "retrain.pt"
+    stand_alone(spec, task, arch, checkpoint=file)
+    written = file.stat().st_ino
+    assert same(stand_alone(spec, task, arch, checkpoint=file).state_dict(), network.state_dict())
+    assert file.stat().st_ino == written  # a finished training is read alone, as `corenas evaluate` does

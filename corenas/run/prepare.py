@@ -41,6 +41,7 @@ from corenas.errors import Fault, KeyPath, UserError, blaming_plugin, collecting
 from corenas.measure import TrialRunner, trial_runner
 from corenas.mutable import channels_last
 from corenas.objectives import Constraint, Objectives, Trial
+from corenas.plugins import Catalogue
 from corenas.positions import weightless_twin
 from corenas.run import goals
 from corenas.run.alone import stand_alone, start_teaching, subnet
@@ -331,7 +332,7 @@ def _try_weights(spec: Spec, supernet: Any, space: SearchSpace, task: LiveTask) 
                 raise error.under(*key) from None
 
 
-def refuse_ahead(prepared: Prepared) -> None:
+def refuse_ahead(prepared: Prepared, catalogue: Catalogue) -> None:
     """Raise UserError for what a run would be refused for only as it trains, or as its search begins, hours later.
 
     That is a mutator whose archs the algorithm does not train, in any of its phases, a searcher or an evaluator that
@@ -342,7 +343,7 @@ def refuse_ahead(prepared: Prepared) -> None:
         with collecting(faults):
             _try_mutator(prepared)
     if "search" in prepared.stages:
-        with collecting(faults), blaming_plugin(f"searcher {type(prepared.spec.searcher).__name__}"):
+        with collecting(faults), blaming_plugin(f"searcher {catalogue.name_of(prepared.spec.searcher)}"):
             start_searcher(prepared)
         _try_evaluators(prepared, faults)
     raise_if_any(faults)

@@ -171,7 +171,7 @@ class _Run:
 
     def _run_stages(self) -> dict[str, Any]:
         prepared = self.prepared
-        refuse_ahead(prepared)
+        refuse_ahead(prepared, self.catalogue)
         supernet, derived = self._train_supernet()
         if "search" in prepared.stages:
             distributed.on_rank_zero(lambda: None if prepared.has_supernet else self.files.claim("trials/"))
