@@ -142,7 +142,7 @@ class Store:
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            hint = "is the disk full, may it be written? of a file that is broken put back a copy, or begin anew: --fresh"
+            hint = "is the disk full, may it be written? of a broken file put back a copy, or begin anew: --fresh"
             if self.path is not None and len(os.fsencode(self.path.absolute())) > _LONGEST_PATH:
                 hint = f"SQLite takes no path of more than {_LONGEST_PATH} bytes: another folder, --out DIR"
             raise UserError(f"cannot use this database: {error}", file=str(self.path), hint=hint) from error
