@@ -475,7 +475,15 @@ def test_fresh_deletes_what_the_run_has_written_and_leaves_all_else_as_it_is(tmp
     for name in tempting:
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(name)
+    outside = [tmp_path / "elsewhere" / "thesis.tex", tmp_path / "mine" / "own.txt", tmp_path / "list"]
+    for path in outside:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    (folder / "linked").symlink_to(tmp_path / "mine")
+    with (folder / ".corenas").open("a") as listed:  # as a directory may have it that somebody else has made
+        listed.write(f"../elsewhere/\n{tmp_path}/elsewhere/\n../list\n{tmp_path}/list\n./\n\n.\nlinked/own.txt\n")
     again = run_spec(spec, catalogue, folder, events.append, fresh=True)
+    assert all(path.exists() for path in outside)
     assert [(folder / name).read_text() for name in tempting] == tempting
     assert again["trials"] == 12
     assert (folder / "best/arch.toml").exists()

@@ -70,8 +70,9 @@ class OwnFiles:
             raise
 
     def names(self) -> list[str]:
-        """Return what is listed, the newest last."""
-        return self.path.read_text(encoding="utf-8").splitlines()[1:] if self.exists() else []
+        """Return what is listed, the newest last; no place outside of the directory, whoever has written that there."""
+        listed = self.path.read_text(encoding="utf-8").splitlines()[1:] if self.exists() else []
+        return [name for name in listed if (parts := Path(name).parts) and ".." not in parts and not Path(name).anchor]
 
     def claim(self, *names: str) -> None:
         """List files, before they are written. Raises UserError if one is there that the run has not written."""
@@ -97,6 +98,8 @@ class OwnFiles:
         names.sort(key=lambda name: first.get(name, 2))
         for name in names:
             path = self.folder / name
+            if not path.parent.resolve().is_relative_to(self.folder.resolve()):
+                continue  # a link of the user's leads elsewhere
             if name.endswith("/"):
                 shutil.rmtree(path, ignore_errors=True)
             else:
