@@ -67,7 +67,9 @@ class Checkpoint:
     def amend(self, **more: Any) -> None:
         """Add to what the file holds that a training does not go on from. Raises UserError where that fails."""
         if self.path is not None and self.path.exists() and distributed.rank() == 0:
-            self._replace(self.path, {**Checkpoint(self.path).found, **more})
+            found = Checkpoint(self.path).found
+            if not more.keys() <= found.keys():  # a finished run is only read, maybe where nothing can be written
+                self._replace(self.path, {**found, **more})
 
     def _replace(self, path: Path, content: Mapping[str, Any]) -> None:
         temporary = path.with_name(f"{path.name}.part")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import corenas
-from corenas.errors import Fault, UserError, did_you_mean
+from corenas.errors import Fault, UserError
 
 DONE, MISTAKE, INTERRUPTED, TERMINATED = 0, 2, 130, 143
 
@@ -63,15 +63,54 @@ def _interrupts_as_such() -> Iterator[None]:
         raise behind from None
 
 
+@contextmanager
+def _no_interrupt_lost() -> Iterator[None]:
+    """Send an interrupt again that fell into a destructor or a callback of a weak reference: Python drops those."""
+    before = sys.unraisablehook
+
+    def again(dropped: Any) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            before(dropped)
+            return
+        number = signal.SIGTERM if issubclass(dropped.exc_type, _Terminated) else signal.SIGINT
+        later = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        later.daemon = True
+        later.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _open_standard_streams() -> None:
+    """Give a program that was started without some of its streams empty ones: a run's file would get their numbers."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _tell(text: object, end: str = "\n") -> None:
+    """Say something on stderr, which may be a full disk or a closed pipe by now."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, end=end)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status.
 
     0 done, 2 the user's mistake, 130 interrupted, 143 terminated (SIGTERM); our bug is a traceback.
     """
+    if arguments is None:
+        _open_standard_streams()
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     given = [re.sub(r"^(--[\w-]+=)?~(?=/)", lambda m: f"{m[1] or ''}{Path.home()}", word) for word in given]
     try:
-        with _ending_cleanly_on_sigterm(), _interrupts_as_such():
+        with _no_interrupt_lost(), _ending_cleanly_on_sigterm(), _interrupts_as_such():
             _refuse_empty(given)
             options = _parser(given).parse_args(given)
             with _stdout_for_json() if options.json else nullcontext():
@@ -88,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminated = isinstance(error, _Terminated)
         word = "terminated" if terminated else "interrupted"
         if _speaks(error):
-            print(f"{word}; the same command goes on from here", file=sys.stderr)
+            _tell(f"{word}; the same command goes on from here")
         return TERMINATED if terminated else INTERRUPTED
     except RuntimeError as error:
         hint = "has it had too little memory? train.workers = 0 reads data here; the same command goes on from here"
@@ -152,7 +191,7 @@ def _stdout_for_json() -> Iterator[None]:
                 yield
             found = _last_object(printed.getvalue())
         finally:
-            sys.stderr.write(printed.getvalue().removesuffix(found))
+            _tell(printed.getvalue().removesuffix(found), end="")
     print(found.rstrip("\n"), file=real)
 
 
@@ -168,10 +207,11 @@ def _last_object(text: str) -> str:
 
 def _complain(error: UserError, as_json: bool, command: list[str]) -> None:
     for fault in error.faults:
-        print(fault, file=sys.stderr)
+        _tell(fault)
     if as_json and os.environ.get("RANK", "0") == "0":
         errors = [{"file": f.file, "line": f.line, "key": f.dotted, "message": f.message} for f in error.faults]
-        print(json.dumps({"ok": False, "errors": errors} if command == ["check"] else {"errors": errors}))
+        with suppress(OSError):
+            print(json.dumps({"ok": False, "errors": errors} if command == ["check"] else {"errors": errors}))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -220,9 +260,8 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         if ("commands", str(word)) in catalogue.conflicts:
             catalogue.find("commands", str(word))
         if word is not None and word not in commands.choices:
-            hint = did_you_mean(word, commands.choices, "commands") + catalogue.not_installed("commands")
-            broken = "; ".join(f"{p.distribution} is not usable: {p.error}" for p in catalogue.plugins if p.error)
-            raise UserError(f"no command {word!r}", hint=f"{hint}; {broken}" if broken else hint)
+            hint = catalogue.hint("commands", word, commands.choices, "commands")
+            raise UserError(f"no command {word!r}", hint=hint)
     return parser
 
 
@@ -251,7 +290,7 @@ def _do_run(options: argparse.Namespace) -> None:
 
     def emit(event: Any) -> None:
         for line in catalogue.emit(event):
-            print(line, file=sys.stderr)
+            _tell(line)
 
     folder = options.out or Path("runs") / str(spec.name)
     with sources.locating(), redirect_stdout(sys.stderr):  # whatever a plugin prints

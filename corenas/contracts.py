@@ -428,7 +428,7 @@ class Algorithm(Protocol):
     needs: which tables of a spec it cannot do without, of "mutator", "searcher", "distiller"
     Optional: `uses`, which it can do without but looks at, of "distiller" and "teacher" (others are refused);
     `defaults`, table -> name of the component that stands in where a spec leaves out what it needs. It may be
-    `Checking`.
+    `Checking` and `Selective`.
     """
 
     @property
@@ -447,10 +447,23 @@ class Algorithm(Protocol):
 class Checking(Protocol):
     """An algorithm that says what it cannot train before there are weights, so that `corenas check` finds it."""
 
-    def check(self, context: AlgorithmContext) -> None:
-        """Raise UserError for a network, a space or settings that `start` would refuse.
+    def check(self, context: AlgorithmContext) -> Sequence[Phase] | None:
+        """Raise UserError for a network, a space or settings that `start`, or a step, would refuse.
 
         context: its supernet may be on the meta device, its task without data; it has no distiller and no teacher
+        Returns the phases that its trainer will have, in each of which a mutator is tried; None for one, of the whole
+        space.
+        """
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """An algorithm that not any archs can train together, so that `corenas check` finds a mutator that draws others."""
+
+    def check_archs(self, archs: Sequence[Arch], space: SearchSpace) -> None:
+        """Raise UserError for archs of a step that `train_step` would refuse.
+
+        space: the supernet's
         """
 
 

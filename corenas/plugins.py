@@ -21,6 +21,7 @@ from typing import Any
 
 import attrs
 import pluggy
+import tomli
 from attrs import field, frozen
 
 import corenas
@@ -30,6 +31,8 @@ from corenas.errors import UserError, did_you_mean, regular, shown, staying_here
 from corenas.options import structure
 
 GROUP = "corenas"
+_OFFERS = Path(__file__).with_name("offers.toml")
+"""Which distributions have components of other names than their own."""
 KINDS = (*COMPONENTS, "commands")
 """The kinds of what has a name, offered by hooks `corenas_<kind>`."""
 
@@ -83,18 +86,31 @@ class Catalogue:
             text = f"{kind.removesuffix('s')} {name!r} is offered by {' and '.join(self.conflicts[kind, name])}"
             raise UserError(text, key=("type",), hint="leave one out: uninstall it, or do not name its file")
         noun = "formats" if kind == "exporters" else kind  # as a spec calls them
-        hint = did_you_mean(name, self.names(kind), f"installed {noun}") + self.not_installed(kind)
-        if broken := [f"{p.distribution} ({p.error})" for p in self.plugins if p.error]:
-            hint += f"; not usable: {', '.join(broken)}"
+        hint = self.hint(kind, name, self.names(kind), f"installed {noun}")
         raise UserError(f"no {noun.removesuffix('s')} {name!r}", key=("type",), hint=hint)
 
-    def not_installed(self, kind: str) -> str:
-        """Return which distributions of a kind `corenas[all]` has and are not here, as the end of a hint."""
+    def hint(self, kind: str, name: str, known: Iterable[str], noun: str) -> str:
+        """Return what to do about a name that there is not: what was meant, or can be installed; what is broken.
+
+        known: the names that there are; noun: what they are called
+        """
         prefix = f"corenas-{'tool' if kind == 'commands' else kind.removesuffix('s')}-"
-        known = {re.split(r"[^\w.-]", requirement)[0] for requirement in requires("corenas") or ()}
         here = {_normal(plugin.distribution) for plugin in self.plugins}
-        names = " ".join(name for name in sorted(known) if name.startswith(prefix) and _normal(name) not in here)
-        return f"; more can be installed: pip install {names}" if names else ""
+        all_ = {re.split(r"[^\w.-]", requirement)[0] for requirement in requires("corenas") or ()}
+        missing = {
+            _normal(distribution): distribution for distribution in sorted(all_) if _normal(distribution) not in here
+        }
+        offers = tomli.loads(_OFFERS.read_text(encoding="utf-8"))
+        owner = next((d for d, kinds in offers.items() if name in kinds.get(kind, ())), f"{prefix}{name}")
+        if owner := missing.get(_normal(owner)):
+            hint = f"it comes with {owner}: pip install {owner}"
+        else:
+            hint = did_you_mean(name, known, noun)
+            if more := [distribution for distribution in missing.values() if distribution.startswith(prefix)]:
+                hint += f"; more can be installed: pip install {' '.join(more)}"
+        if broken := [f"{p.distribution} ({p.error})" for p in self.plugins if p.error]:
+            hint += f"; not usable: {', '.join(broken)}"
+        return hint
 
     def options(self, kind: str, table: Any) -> Any:
         """Return the options of a component from its table `{type = "…", …}`, or from its name alone.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from corenas.objectives import State, Trial
 from corenas.space import SearchSpace
 
 _VERSION = 3
+_LONGEST_PATH = 500
+"""Of SQLite are 512 bytes of a file's path, with what it calls those beside it."""
 _SCHEMA = f"""
 BEGIN;
 CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -139,7 +142,9 @@ class Store:
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            hint = "is the disk full? of a file that is broken put back a copy, or begin anew: --fresh"
+            hint = "is the disk full, may it be written? of a broken file put back a copy, or begin anew: --fresh"
+            if self.path is not None and len(os.fsencode(self.path.absolute())) > _LONGEST_PATH:
+                hint = f"SQLite takes no path of more than {_LONGEST_PATH} bytes: another folder, --out DIR"
             raise UserError(f"cannot use this database: {error}", file=str(self.path), hint=hint) from error
 
     def set(self, key: str, value: Any) -> None:

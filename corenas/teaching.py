@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,7 @@ def distil_in_place(
     Returns figures: `loss`, the first on the labels; `smallest`, the last on what the first says.
     Raises UserError if the first is another one; so does the distiller's loss for a task with nothing to distil.
     """
-    if not _is_largest_first(step.archs, largest):
-        text, hint = "this algorithm needs the largest subnet first in each step", 'use mutator = "sandwich"'
-        raise UserError(text, key=("mutator", "type"), hint=hint)
+    refuse_unless_largest_first(step.archs, largest)
     figures = {}
     with apply(model, step.archs[0]):
         seen = observe(model, task, batch, distiller.taps)
@@ -50,12 +48,13 @@ def distil_in_place(
     return figures
 
 
-def _is_largest_first(archs: Any, largest: Arch) -> bool:
-    """Return whether the first arch is the largest, but for choices that it shares with all others of the step."""
-    if not archs:
-        return False
-    other = [key for key, choice in largest.items() if archs[0][key] != choice]
-    return not other or (len(archs) > 1 and all(arch[key] == archs[0][key] for arch in archs for key in other))
+def refuse_unless_largest_first(archs: Sequence[Arch], largest: Arch) -> None:
+    """Raise UserError unless a step's first arch is the largest, but for choices that it shares with all others."""
+    other = [key for key, choice in largest.items() if archs and archs[0][key] != choice]
+    shared = len(archs) > 1 and all(arch[key] == archs[0][key] for arch in archs for key in other)
+    if not archs or (other and not shared):
+        text, hint = "this algorithm needs the largest subnet first in each step", 'use mutator = "sandwich"'
+        raise UserError(text, key=("mutator", "type"), hint=hint)
 
 
 def detached(signals: Signals) -> Signals:

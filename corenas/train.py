@@ -101,7 +101,7 @@ def run_training(
         settings, is_last = phase.train, number + 1 == len(trainer.phases)
         stream = loading.Stream(task, split, settings.batch_size, seed, settings.workers, parts=settings.accumulate)
         live = begin(phase, stream.steps, number=number, index=index, average=average, resumed=resumed)
-        average = live.average
+        average, begun = live.average, resumed
         if resumed:
             figures, resumed = saved.restore(live), False
             if figures:  # a run that was killed after the checkpoint has not told of this point
@@ -124,7 +124,7 @@ def run_training(
             emit(Progress(stage, live.index, figures, point=True))
             if ends:
                 break
-        if settings.epochs == 0:
+        if settings.epochs == 0 and not begun:
             saved.write(live, {}, is_last)
         if last < settings.epochs:
             break
@@ -198,7 +198,7 @@ class LivePhase:
         self._step_optimizer = step_optimizer or (lambda: self.scaler.step(self.optimizer))
         self._precision = precision or partial(_autocast, self.device.type, settings.precision)
         self._rng = seeding.generator(seed, f"sampler:{number}")
-        self.sampler = None if mutator is None else _sampler(mutator, phase, cost, self._rng)
+        self.sampler = None if mutator is None else start_sampler(mutator, phase, cost, self._rng)
         _refuse_half_states({"algorithm": trainer, "mutator": self.sampler})
         self._told_epoch: int | None = None
         self._score = score
@@ -292,16 +292,9 @@ class LivePhase:
         tell_progress(self.model, min(1.0, self.epoch / max(1, self.phase.train.epochs)))
 
     def _draw(self, batch: Any, share: float) -> Sequence[Arch]:
-        """Draw the archs of a step. Raises UserError, naming the mutator, for what is none."""
         if self.sampler is None:
             return []
-        with blaming_plugin(f"mutator {type(self.sampler).__module__}.{type(self.sampler).__name__}"):
-            archs = self.sampler.sample(lambda archs: self._losses(batch, share, archs))
-            _refuse_what_are_no_archs(archs, self.phase.space)
-        if self.phase.paths not in (None, len(archs)):
-            text = f"it draws {len(archs)} archs a step where the algorithm wants {self.phase.paths}"
-            raise UserError(text, key=("mutator",), hint='mutator = "uniform" draws as many as it is asked for')
-        return archs
+        return draw_archs(self.sampler, self.phase, lambda archs: self._losses(batch, share, archs))
 
     @torch.no_grad()
     def _losses(self, batch: Any, share: float, archs: Sequence[Arch]) -> list[float]:
@@ -530,11 +523,22 @@ def _refuse_what_are_no_archs(archs: Any, space: SearchSpace) -> None:
         raise ValueError("it drew an arch with choices for what is inactive: `space.arch` makes it canonical")
 
 
-def _sampler(mutator: Mutator, phase: Phase, cost: Cost | None, rng: np.random.Generator) -> Sampler:
-    """Start the sampler of a phase."""
+def start_sampler(mutator: Mutator, phase: Phase, cost: Cost | None, rng: np.random.Generator) -> Sampler:
+    """Return the sampler of a phase. Raises UserError if it cannot draw what the phase wants."""
     if cost is None:
         raise TypeError("a mutator draws with the supernet's cost: give `cost` as well")
     return mutator.start(MutatorContext(phase.space, cost.on(phase.space), rng, phase.paths))
+
+
+def draw_archs(sampler: Sampler, phase: Phase, score: Callable[[Sequence[Arch]], Sequence[float]]) -> Sequence[Arch]:
+    """Return the archs of a step. Raises UserError, naming the mutator, for what is none, and for another number."""
+    with blaming_plugin(f"mutator {type(sampler).__module__}.{type(sampler).__name__}"):
+        archs = sampler.sample(score)
+        _refuse_what_are_no_archs(archs, phase.space)
+    if phase.paths not in (None, len(archs)):
+        text = f"it draws {len(archs)} archs a step where the algorithm wants {phase.paths}"
+        raise UserError(text, key=("mutator",), hint='mutator = "uniform" draws as many as it is asked for')
+    return archs
 
 
 def _autocast(device: str, precision: str) -> torch.autocast:

@@ -2,6 +2,7 @@
 
 By hand, for the quickstart:  uv run python tests/kills.py spec/quickstart.toml --kills 20
 With every option, small:     uv run python tests/kills.py spec/quickstart.toml --kills 100 --options
+Commands on a finished run:   uv run python tests/kills.py spec/quickstart.toml --kills 160 --commands
 """
 
 import argparse
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import tomli
+import tomli_w
 import torch
 
 from corenas import load_catalogue
@@ -47,6 +49,21 @@ OPTIONS = {
 }  # fmt: skip
 """What a run may have beside, each killed by itself."""
 
+COMMANDS = {
+    "evaluate": ["evaluate", "run", "--arch", "best", "--arch", "random:3", "--json"],
+    "export": ["export", "run", "--arch", "random:2", "--to", "out/network"],
+    "export --front": ["export", "run", "--front", "--to", "out/networks"],
+    "report": ["report", "run"],
+    "sweep": ["sweep", "run", "--out", "out"],
+    "sweep, sampled": ["sweep", "sweep.toml", "--out", "out"],
+    "run": ["run", "run/spec.toml", "--out", "run"],
+    "run --fresh": ["run", "SPEC", "--out", "run", "--fresh"],
+}
+"""What is killed on a run that is finished."""
+TIMED = ("sweep, sampled", "run --fresh")
+"""Commands that keep what time things took: of these the names of files and the trials are compared."""
+SWEEP = {"seed": 1, "sample": {"spec": "run/spec.toml", "count": 24, "mode": "scratch", "epochs": 1}}
+
 
 def begin(arguments, log):
     """A process of its own that runs a command. It is forked: torch is imported already, so it is at work at once.
@@ -58,6 +75,7 @@ def begin(arguments, log):
         return child
     status = 70
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         os.setsid()
         said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1)
@@ -84,12 +102,17 @@ def ended(child, seconds, reached=lambda: True):
     return None
 
 
-def trials(folder):
-    """How many trials a run has, if it is one yet."""
+def found_in(folder):
+    """The trials of a run, if it is one yet."""
     try:
-        return len(Store(folder / "run.sqlite", readonly=True).trials())
+        return Store(folder / "run.sqlite", readonly=True).trials()
     except UserError:
-        return 0
+        return []
+
+
+def trials(folder):
+    """How many there are."""
+    return len(found_in(folder))
 
 
 def outcome(folder):
@@ -160,6 +183,77 @@ def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
     return moments
 
 
+def left(place, timed):
+    """All files under a place, without those that a database has while it is open; of a run what it ends with."""
+    paths = [path for path in sorted(place.rglob("*")) if path.is_file() and "run.sqlite" not in path.name]
+    runs = [found_in(path.parent) for path in sorted(place.rglob("run.sqlite"))]
+    found = [[(trial.arch, dict(trial.metrics)) for trial in trials] for trials in runs]
+    return {str(path.relative_to(place)): None if timed else path.read_bytes() for path in paths}, found
+
+
+def survive_again(name, spec, settings, whole, kills, folder, seed=0, tell=lambda line: None):
+    """Kill a command on a finished run so many times; the same command again prints and leaves what it would have.
+
+    whole: the finished run, of which each time there is a copy
+    Every other kill of `--fresh` meets it soon after it began to delete; half of these go on without it.
+    """
+    place, log, draw = folder / "place", folder / "said.txt", random.Random(f"{name}{seed}")
+    arguments = [str(spec) if word == "SPEC" else word for word in COMMANDS[name]]
+    arguments += settings if name == "run --fresh" else []
+
+    def state():
+        said = log.read_text().splitlines() if "--json" in arguments else []
+        return *left(place, name in TIMED), [line for line in said if line.startswith("{")]
+
+    def anew():
+        os.chdir(folder)
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(whole, place / "run")
+        os.chdir(place)
+        (place / "sweep.toml").write_text(tomli_w.dumps({"sweep": SWEEP}))
+
+    anew()
+    start = time.monotonic()
+    assert ended(begin(arguments, log), 3600) == 0, log.read_text()[-3000:]
+    length, wanted = time.monotonic() - start, state()
+    tell(f"{name}: left alone it takes {length:.1f} s")
+    count = 0
+    while count < kills:
+        anew()
+        child, early = begin(arguments, log), name == "run --fresh" and count % 2
+        share, reached = (0.02, lambda: not (place / "run/spec.toml").exists()) if early else (1, lambda: True)
+        status = ended(child, draw.uniform(0, share) * length, reached)
+        if status is None:
+            how, count = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]), count + 1
+            os.kill(child, how)
+            status = ended(child, 60)
+            clean = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
+            assert status in (clean[how], 0), f"{how.name}: {status}\n{log.read_text()[-3000:]}"
+            assert "Traceback" not in log.read_text(), log.read_text()[-3000:]
+            assert gone(child), f"{how.name} left workers behind"
+            strange = sorted(left(place, True)[0].keys() ^ wanted[0].keys())
+            tell(f"{name}: kill {count}, {how.name}: {len(strange)} files are missing or beside: {strange[:2]}")
+        if status != 0 and state()[:2] != wanted[:2]:
+            again = [word for word in arguments if word != "--fresh" or count % 4 < 2]
+            status = ended(begin(again, log), 3600)
+            assert status == 0, f"again: {status}\n{log.read_text()[-3000:]}"
+            found = state()
+            assert found[0].keys() == wanted[0].keys(), f"other files: {sorted(found[0].keys() ^ wanted[0].keys())}"
+            other = [key for key in found[0] if found[0][key] != wanted[0][key]]
+            assert found == wanted, f"another outcome: {other}"
+
+
+def after_a_run(given, settings, tell):
+    """Kill all commands in turn, on one run with a front, and tell."""
+    with tempfile.TemporaryDirectory() as place:
+        whole, spec = Path(place) / "whole", Path(given.spec).resolve()
+        arguments = ["run", str(spec), *settings, "--out", str(whole)]
+        assert ended(begin(arguments, Path(place) / "said.txt"), 3600) == 0, (Path(place) / "said.txt").read_text()
+        for name in given.commands or COMMANDS:
+            survive_again(name, spec, settings, whole, given.kills // len(COMMANDS), Path(place), given.seed, tell)
+        os.chdir("/")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("spec")
@@ -168,9 +262,14 @@ if __name__ == "__main__":
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--short", action="store_true", help="make the quickstart a run of seconds")
     parser.add_argument("--options", action="store_true", help="the same, with each option in turn")
+    parser.add_argument("--commands", nargs="*", choices=COMMANDS, help="kill these on a finished run; all by default")
     given = parser.parse_args()
     load_catalogue()  # as `stages` is, it is then imported in all runs
     options = [*OPTIONS.items()] if given.options else [("", [])]
+    if given.commands is not None:
+        settings = [f"--set={item}" for item in (*SHORT, *OPTIONS["fine-tuning, a front"], *given.set)]
+        after_a_run(given, settings, partial(print, flush=True))
+        options = []
     for count, (name, more) in enumerate(options, 1):
         kills = given.kills * count // len(options) - given.kills * (count - 1) // len(options)
         settings = [*(SHORT if given.short or given.options else ()), *more, *given.set]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -241,13 +242,22 @@ def test_trials_are_sorted_cut_and_the_best_is_marked(finished):
     assert "top1" in wrong.stderr
 
 
+@pytest.mark.parametrize("where", ["anywhere", "in a destructor"])
 @pytest.mark.parametrize(("name", "status", "word"), [("SIGTERM", 143, "terminated"), ("SIGINT", 130, "interrupted")])
-def test_sigterm_is_as_clean_as_an_interrupt_and_a_second_one_changes_nothing(name, status, word):
-    """The command is one that ends itself; `tests/kills.py` does it to runs."""
+def test_sigterm_is_as_clean_as_an_interrupt_and_a_second_one_changes_nothing(name, status, word, where):
+    """The command is one that ends itself; `tests/kills.py` does it to runs. What destructors raise, Python drops."""
     code = f"""
-import atexit, os, signal, sys
+import atexit, os, signal, sys, time
 import corenas.cli
-corenas.cli._run = lambda parser: lambda options: os.kill(os.getpid(), signal.{name})
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+def end(options):
+    if {where == "anywhere"}:
+        os.kill(os.getpid(), signal.{name})
+    Last()
+    time.sleep(30)
+corenas.cli._run = lambda parser: end
 atexit.register(os.kill, os.getpid(), signal.SIGINT)
 sys.argv[1:] = ["run"]
 sys.exit(corenas.cli.main())
@@ -554,6 +564,31 @@ def test_a_closed_pipe_ends_quietly(finished):
     script = f"{sys.executable} -m corenas trials {folder} --csv | head -n 1"
     done = subprocess.run(script, shell=True, capture_output=True, text=True, cwd=ROOT, check=False, env=os.environ)
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_goes_on_where_nobody_can_be_told(finished):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder, result = finished
+    with contextlib.redirect_stderr(Full()):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert main(["run", str(QUICKSTART), *SHORT, "--out", str(folder), "--json"]) == 0
+        assert json.loads(out.getvalue())["best"] == result["best"]
+        assert main(["run", str(folder / "none.toml")]) == 2
+        with contextlib.redirect_stdout(Full()):
+            assert main(["check", str(folder / "none.toml"), "--json"]) == 2
+
+
+def test_no_file_of_a_run_gets_the_number_of_a_stream_that_was_closed(finished, tmp_path):
+    folder, _ = finished
+    code = "import corenas.cli as c, os; c._open_standard_streams(); os.write(os.open('file', 65), b'%d' % os.dup(0))"
+    subprocess.run(f'{sys.executable} -c "{code}" <&- >&- 2>&-', shell=True, cwd=tmp_path, check=True, env=os.environ)
+    assert int((tmp_path / "file").read_text()) > 3
+    script = f"{sys.executable} -m corenas trials {folder} --json >&- 2>&-"
+    assert subprocess.run(script, shell=True, cwd=ROOT, check=False, env=os.environ).returncode == 0
 
 
 @pytest.mark.parametrize("width", [50_000, 9_223_372_036_854_775_807, [16, 2**40]])

@@ -54,6 +54,17 @@ def test_every_plugin_is_in_the_extra_all_and_in_the_sources():
     assert root["tool"]["uv"]["sources"].keys() - {"corenas"} == names
 
 
+def test_what_plugins_offer_under_other_names_than_their_own_is_known_without_them():
+    told = tomli.loads((ROOT / "corenas/offers.toml").read_text())
+    listed = {(kind, name): owner for owner, kinds in told.items() for kind, names in kinds.items() for name in names}
+    plugins = {project(folder)["project"]["name"] for folder in PROJECTS[1:]}
+    for (kind, name), component in load_catalogue().components.items():
+        if component.distribution in plugins:
+            own = f"corenas-{'tool' if kind == 'commands' else kind.removesuffix('s')}-{name}"
+            assert listed.pop((kind, name), own) == component.distribution, f"{kind} {name}"
+    assert not listed
+
+
 def test_every_plugin_is_named_after_its_folder_and_is_a_whole_project():
     for folder in PROJECTS[1:]:
         kinds, name = folder.parts[-2:]

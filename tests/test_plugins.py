@@ -276,7 +276,14 @@ def test_an_unknown_name_is_answered_with_close_installed_broken_and_what_to_ins
     assert {"corenas-searcher-evolution", "corenas-searcher-random", "corenas-searcher-zennas"} <= {*more}
     with pytest.raises(UserError) as raised:
         catalogue.find("mutators", "sandwich")
-    assert "more can be installed: pip install corenas-mutator-sampling;" in str(raised.value)
+    text = (
+        "type: no mutator 'sandwich'\n  it comes with corenas-mutator-sampling: pip install corenas-mutator-sampling;"
+    )
+    assert str(raised.value).startswith(text)
+    for kind, name, owner in [("commands", "report", "tool-report"), ("commands", "check", "tool-inspect"),
+                              ("evaluators", "int8", "exporter-onnx"), ("backbones", "vit", "backbone-vit"),
+                              ("searchers", "coarse_to_fine", "searcher-coarse-to-fine")]:  # fmt: skip
+        assert f"pip install corenas-{owner};" in catalogue.hint(kind, name, (), "known")
 
 
 def test_what_is_installed_is_not_to_be_installed_however_its_name_is_spelled():

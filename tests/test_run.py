@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -23,7 +24,7 @@ from corenas.mutable import apply
 from corenas.objectives import Trial, amount
 from corenas.ranking import kendall_tau
 from corenas.run.alone import inherit, stand_alone, subnet
-from corenas.run.folder import opened
+from corenas.run.folder import appearing, opened
 from corenas.run.prepare import load_supernet, prepare
 from corenas.run.result import cost_card, exported, write_folder
 from corenas.run.spec import load_spec
@@ -475,7 +476,15 @@ def test_fresh_deletes_what_the_run_has_written_and_leaves_all_else_as_it_is(tmp
     for name in tempting:
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(name)
+    outside = [tmp_path / "elsewhere" / "thesis.tex", tmp_path / "mine" / "own.txt", tmp_path / "list"]
+    for path in outside:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    (folder / "linked").symlink_to(tmp_path / "mine")
+    with (folder / ".corenas").open("a") as listed:  # as a directory may have it that somebody else has made
+        listed.write(f"../elsewhere/\n{tmp_path}/elsewhere/\n../list\n{tmp_path}/list\n./\n\n.\nlinked/own.txt\n")
     again = run_spec(spec, catalogue, folder, events.append, fresh=True)
+    assert all(path.exists() for path in outside)
     assert [(folder / name).read_text() for name in tempting] == tempting
     assert again["trials"] == 12
     assert (folder / "best/arch.toml").exists()
@@ -602,6 +611,29 @@ def test_a_network_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match="No space left on device"):
         write_folder(plain, arch, card, prepared, tmp_path / "net", [Full()])
     assert not [*tmp_path.glob("*net*")]
+
+
+def test_a_folder_that_is_exported_appears_whole_and_what_a_killed_export_left_is_deleted(tmp_path):
+    folder, beside = tmp_path / "net", tmp_path / ".net.part"
+    killed = "import os, pathlib\nfrom corenas.run.folder import appearing\n"
+    killed += "with appearing(pathlib.Path('net')) as f: (f / 'half').touch(); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", killed], cwd=tmp_path, check=False).returncode == 9
+    assert [*tmp_path.iterdir()] == [beside]
+    with appearing(folder) as first:
+        (first / "whole").touch()
+        assert not folder.exists()
+        with pytest.raises(UserError, match="another corenas is at work"), appearing(folder):
+            pass
+    assert [*tmp_path.iterdir()] == [folder]
+    assert [path.name for path in folder.iterdir()] == ["whole"]
+    with pytest.raises(UserError, match="this is no empty folder"), appearing(folder):
+        pass
+    (folder / "whole").unlink()
+    beside.mkdir()
+    (beside / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not written by corenas"), appearing(folder):
+        pass
+    assert [path.name for path in beside.iterdir()] == ["thesis.tex"]
 
 
 @frozen
@@ -838,8 +870,17 @@ def test_a_finished_run_is_extended_by_more_trials_and_other_formats(tmp_path):
     without = toys.make_spec(tmp_path, catalogue, search={"trials": 9}, export={"formats": []})
     run_spec(without, catalogue, tmp_path / "run", lambda event: None)
     assert not (tmp_path / "run/best/names.txt").exists()
-    for changes, key in (({"search": {"trials": 3}}, "search.trials"), ({"seed": 1}, "seed")):
-        with pytest.raises(UserError, match=f"another spec: {key}"):
+    longer = "\n  a search goes on for longer, not for less; or --out DIR"
+    for changes, text in (
+        ({"search": {"trials": 3}}, f"search.trials (9 then, 3 now){longer}"),
+        ({"search": {"trials": 9, "budget": "1h"}}, f"search.budget (left out then, 1h now){longer}"),
+        (
+            {"search": {"trials": 9, "constraints": {"flops": "90%"}}},
+            "search.constraints.flops (left out then, 90% now)",
+        ),
+        ({"seed": 1}, "seed (0 then, 1 now)\n  --out DIR"),
+    ):
+        with pytest.raises(UserError, match=re.escape(f"another spec: {text}")):
             run_spec(toys.make_spec(tmp_path, catalogue, **{"search": {"trials": 9}} | changes), catalogue,
                      tmp_path / "run", lambda event: None)  # fmt: skip
 
@@ -947,3 +988,8 @@ def test_a_network_that_is_trained_for_few_steps_has_statistics_of_its_data_not_
         before = next(m for m in as_trained.modules() if isinstance(m, toys.Norm))
         assert torch.equal(before.running_mean, found[0])
         assert notes == []
+    file = tmp_path / "retrain.pt"
+    stand_alone(spec, task, arch, checkpoint=file)
+    written = file.stat().st_ino
+    assert same(stand_alone(spec, task, arch, checkpoint=file).state_dict(), network.state_dict())
+    assert file.stat().st_ino == written  # a finished training is read alone, as `corenas evaluate` does

@@ -724,9 +724,10 @@ def test_overrides_change_any_key(write):
     spec, _ = load_spec(write(), CATALOGUE, [
         "train.epochs=5", "seed = 9", "mutator.n=4", "backbone.mult=0.5", "evaluators.0.n=7", "name=x",
         "train.optimizer.type=Adam", "train.optimizer.lr=1e-3", 'searcher="random"', "search.objectives=['flops']",
-        "space.fix.depth=1", "search.constraints.params=5M",
+        "space.fix.depth=1", "search.constraints.params=5M", "'train'.batch_size=7",
     ])  # fmt: skip
     assert (spec.train.epochs, spec.seed, spec.mutator, spec.backbone.mult) == (5, 9, Uniform(4), 0.5)
+    assert spec.train.batch_size == 7
     assert (spec.evaluators, spec.name, spec.searcher) == ((Options(7),), "x", Random())
     assert spec.train.optimizer == {"type": "Adam", "lr": 1e-3}
     assert (spec.search.objectives, [*spec.space["depth"].choices]) == (("flops",), [1])
@@ -742,6 +743,8 @@ def test_mistakes_in_overrides_are_told_as_such(write):
     assert places(path, "evaluators.5.n=1") == [("--set", None, "evaluators.5.n")]
     assert places(path, "evaluators.².n=1") == [("--set", None, "evaluators.².n")]
     assert places(path, "space.fix.blocks.0.kernel=9") == [("--set", None, "space.fix.blocks.0.kernel")]
+    assert places(path, "Train.epochs=1") == [("--set", None, "Train")]
+    assert "found '1\\nseed = 4'" in faults(path, "train.epochs=1\nseed = 4")[0][3]
     assert places(path, "mutator=unifrom") == [("--set", None, "mutator.type")]
     for item in ("seed", "=3", "a..b=1", ".=1"):
         assert "KEY=VALUE" in faults(path, item)[0][3]

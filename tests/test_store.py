@@ -92,6 +92,9 @@ def test_a_store_that_is_not_there_or_none_is_a_mistake(tmp_path):
         Store(tmp_path / "other", readonly=True).trials()
     with pytest.raises(UserError):
         Store(tmp_path / "none" / "run.sqlite")
+    (deep := tmp_path.joinpath(*["x" * 250] * 2)).mkdir(parents=True)
+    with pytest.raises(UserError, match="SQLite takes no path of more than 500 bytes"):
+        Store(deep / "run.sqlite")
 
 
 def damaged(path, *statements):

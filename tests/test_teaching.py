@@ -187,4 +187,4 @@ def test_an_algorithm_names_the_component_that_stands_in(tmp_path):
     assert toys.make_spec(tmp_path, catalogue, distiller={"type": "toy", "learns": True}).distiller == Soft(True)
     with pytest.raises(UserError, match="no distiller 'toy'") as caught:
         toys.make_spec(tmp_path, toys.make_catalogue(algorithms=Distils))
-    assert caught.value.faults[0].dotted == "distiller.type"
+    assert caught.value.faults[0].dotted == "distiller"

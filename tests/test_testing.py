@@ -25,7 +25,7 @@ from corenas.hookspecs import hookimpl
 from corenas.mutable import Elastic, apply
 from corenas.objectives import Trial
 from corenas.space import Arch, unseen
-from corenas.teaching import distil_in_place
+from corenas.teaching import distil_in_place, refuse_unless_largest_first
 from corenas.testing import (
     algorithms,
     backbones,
@@ -349,8 +349,8 @@ class InPlace(small.Trainer):
 
 
 @frozen
-class Distils(Labels):
-    """Trains on the labels, and on what the largest says.
+class Silent(Labels):
+    """Trains on the labels, and on what the largest says, and does not say before that the largest has to be first.
 
     live: class of its trainer
     """
@@ -362,6 +362,17 @@ class Distils(Labels):
         trainer = super().start(context)
         trainer.distiller = context.distiller
         return trainer
+
+
+@frozen
+class Distils(Silent):
+    """The same, and says so.
+
+    live: class of its trainer
+    """
+
+    def check_archs(self, archs, space):
+        refuse_unless_largest_first(archs, space.largest())
 
 
 @pytest.mark.parametrize("check", algorithms.algorithm_checks)
@@ -518,6 +529,10 @@ class Particular(Labels):
 
 def test_an_algorithm_that_checks_weights_where_there_are_none_is_found_out():
     fails(algorithms.checks_a_network_that_has_no_weights, Particular())
+
+
+def test_an_algorithm_that_refuses_archs_only_as_it_trains_is_found_out():
+    fails(algorithms.refuses_archs_before_a_run_as_in_a_step, Silent())
 
 
 @pytest.mark.parametrize(("stages", "needs"), [

@@ -70,8 +70,9 @@ class OwnFiles:
             raise
 
     def names(self) -> list[str]:
-        """Return what is listed, the newest last."""
-        return self.path.read_text(encoding="utf-8").splitlines()[1:] if self.exists() else []
+        """Return what is listed, the newest last; no place outside of the directory, whoever has written that there."""
+        listed = self.path.read_text(encoding="utf-8").splitlines()[1:] if self.exists() else []
+        return [name for name in listed if (parts := Path(name).parts) and ".." not in parts and not Path(name).anchor]
 
     def claim(self, *names: str) -> None:
         """List files, before they are written. Raises UserError if one is there that the run has not written."""
@@ -97,6 +98,8 @@ class OwnFiles:
         names.sort(key=lambda name: first.get(name, 2))
         for name in names:
             path = self.folder / name
+            if not path.parent.resolve().is_relative_to(self.folder.resolve()):
+                continue  # a link of the user's leads elsewhere
             if name.endswith("/"):
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -106,11 +109,24 @@ class OwnFiles:
             with suppress(OSError):  # something of the user's is in it
                 (self.folder / parent).rmdir()
 
-    def place(self, temporary: Path, folder: Path) -> None:
-        """Move a folder that was written under another name to its place; what the run had written there is replaced.
+    @contextmanager
+    def replacing(self, folder: Path) -> Iterator[Path]:
+        """Yield an empty folder; what is written into it then replaces what the run had written in its place.
 
         It appears whole, unless there is something of the user's beside which its files are put one by one.
         """
+        temporary = _part_of(folder)
+        name = f"{temporary.relative_to(self.folder)}/"
+        self.delete(name)  # what a killed process has left
+        self.claim(name)
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            self._place(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _place(self, temporary: Path, folder: Path) -> None:
         name = folder.relative_to(self.folder)
         files = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
         self.delete(f"{name}/")
@@ -121,7 +137,6 @@ class OwnFiles:
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             os.replace(temporary / file, folder / file)
-        shutil.rmtree(temporary)
 
     def foreign(self) -> list[str]:
         """Return what else is in the directory."""
@@ -129,6 +144,58 @@ class OwnFiles:
         folders = tuple(name for name in own if name.endswith("/"))
         paths = (str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if not path.is_dir())
         return sorted(path for path in paths if path not in own and not path.startswith(folders))
+
+
+def _part_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.part")
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes one which is empty or not there; if anything is raised there is nothing of it.
+
+    Raises UserError as `refuse_filled` does.
+    """
+    refuse_filled(folder)
+    around = _part_of(folder)
+    around.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as after:
+        _lock(around, after)
+        if any(around.iterdir()):
+            raise UserError("this was not written by corenas, which needs its name", file=str(around), hint="move it")
+        OwnFiles(around).begin()
+        after.callback(_remove_part, around)
+        inside = around / folder.name
+        inside.mkdir()
+        yield inside
+        if folder.exists():
+            folder.rmdir()
+        os.replace(inside, folder)
+
+
+def refuse_filled(folder: Path) -> None:
+    """Raise UserError unless a folder is empty or not there. What a killed process has left beside it is deleted.
+
+    So it does while another process writes it.
+    """
+    around = _part_of(folder)
+    if OwnFiles(around).exists():
+        with ExitStack() as after:
+            _lock(around, after)
+            _remove_part(around)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError("this is no empty folder", file=str(folder), hint="another one: --to DIR")
+
+
+def _remove_part(around: Path) -> None:
+    """Delete what `appearing` makes beside a folder; what says whose it is goes last."""
+    for path in around.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+    for name in (OwnFiles.PART, OwnFiles.NAME):
+        (around / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        around.rmdir()
 
 
 def check_folder(folder: Path, fresh: bool) -> None:
@@ -194,7 +261,7 @@ def _lock(folder: Path, after: ExitStack) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError("another corenas is at work in this run directory", file=str(folder)) from None
+            raise UserError("another corenas is at work in this folder", file=str(folder)) from None
 
 
 def _empty(files: OwnFiles, emit: Emit) -> None:
@@ -216,13 +283,20 @@ def is_place(key: str) -> bool:
     return re.fullmatch(r"(retrain\.)?task\.data\.(root|file)", key) is not None
 
 
-def _grows(key: str, before: Any, now: Any, store: Store) -> bool:
-    """Return whether a key gives a search more trials or time, and nothing hangs on what it has found so far."""
+_LENGTHS = ("search.trials", "search.budget")
+
+
+def _why_no_longer_search(key: str, before: Any, now: Any, store: Store) -> str | None:
+    """Return why a search cannot go on with another length; None where it can."""
     if store.curve("retrain"):
-        return False
-    if key == "search.budget":
-        return now is None or (before is not None and (parse_duration(now) or 0) > (parse_duration(before) or math.inf))
-    return key == "search.trials" and isinstance(before, int) and now > before
+        return "the network that this search has found is retrained already"
+    if key == "search.trials":
+        longer = isinstance(before, int) and now > before
+    else:
+        longer = now is None or (
+            before is not None and (parse_duration(now) or 0) > (parse_duration(before) or math.inf)
+        )
+    return None if longer else "a search goes on for longer, not for less"
 
 
 def _why_no_longer_training(before: Any, table: Mapping[str, Any], store: Store, folder: Path) -> str | None:
@@ -251,8 +325,11 @@ def _begin(store: Store, table: Mapping[str, Any], data: Mapping[str, Any], fold
     changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     known = data.get("data") is not None  # whether other data would be noticed
     keys = [key for key in changed if not _FREE.fullmatch(key) or (is_place(key) and not known)]
-    keys = [key for key in keys if not _grows(key, theirs.get(key), ours.get(key), store)]
+    why = {key: _why_no_longer_search(key, theirs.get(key), ours.get(key), store) for key in keys if key in _LENGTHS}
+    keys = [key for key in keys if why.get(key, "") is not None]
     hint = "--out DIR for another directory, --fresh to begin anew"
+    if {*keys} <= {*why}:
+        hint = "; ".join([*dict.fromkeys(reason for reason in why.values() if reason), f"or {hint}"])
     if keys == ["train.epochs"]:
         why = _why_no_longer_training(theirs.get("train.epochs"), plain, store, folder)
         if why is None:
@@ -266,7 +343,9 @@ def _begin(store: Store, table: Mapping[str, Any], data: Mapping[str, Any], fold
     if not keys and any(key.startswith(("search.", "export.")) for key in changed):
         store.set("result", None)  # it is made anew of what is there, and of what comes
     if keys:
-        changes = ", ".join(f"{key} ({theirs.get(key)} then, {ours.get(key)} now)" for key in keys[:8])
+        inner = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
+        was, now = ({key: values.get(key, "left out") for key in inner} for values in (theirs, ours))
+        changes = ", ".join(f"{key} ({was[key]} then, {now[key]} now)" for key in inner[:8])
         raise UserError(f"this run was begun with another spec: {changes}", file=str(folder), hint=hint)
     for name, now in data.items():
         then = store.get(name, now)

@@ -28,15 +28,20 @@ from corenas.contracts import (
     LiveDistiller,
     LiveTask,
     Metric,
+    Phase,
     Pretrained,
+    Problem,
+    Search,
+    Selective,
     Task,
     Teacher,
 )
 from corenas.cost import METRICS, Cost
-from corenas.errors import Fault, KeyPath, UserError, collecting, raise_if_any, staying_here
+from corenas.errors import Fault, KeyPath, UserError, blaming_plugin, collecting, raise_if_any, staying_here
 from corenas.measure import TrialRunner, trial_runner
 from corenas.mutable import channels_last
-from corenas.objectives import Constraint, Objectives
+from corenas.objectives import Constraint, Objectives, Trial
+from corenas.plugins import Catalogue
 from corenas.positions import weightless_twin
 from corenas.run import goals
 from corenas.run.alone import stand_alone, start_teaching, subnet
@@ -45,6 +50,10 @@ from corenas.run.spec import Retrain, Spec
 from corenas.space import Arch, SearchSpace
 from corenas.supernet import build_supernet, pick_device, supernet_cost
 from corenas.teaching import network_file, show_example
+from corenas.train import draw_archs, start_sampler
+
+_STEPS = 8
+"""Of how many steps an algorithm looks at the archs before a run: of few archs one step may suit it by chance."""
 
 
 @frozen
@@ -216,6 +225,19 @@ class NoTask:
         raise UserError("something here wants data", hint="say task, backbone and algorithm")
 
 
+class _Undecoded:
+    """A task whose data is not read, which may take minutes."""
+
+    def __init__(self, task: LiveTask) -> None:
+        self._task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def dataset(self, split: str, augmented: bool) -> Any:
+        raise LookupError("nothing is read before a run")
+
+
 def _with_network(spec: Spec) -> Spec:
     """Return a spec. Raises UserError if it names no network."""
     if spec.backbone is None:
@@ -308,6 +330,62 @@ def _try_weights(spec: Spec, supernet: Any, space: SearchSpace, task: LiveTask) 
                     supernet.notes = backbone.load(supernet, space)
             except UserError as error:
                 raise error.under(*key) from None
+
+
+def refuse_ahead(prepared: Prepared, catalogue: Catalogue) -> None:
+    """Raise UserError for what a run would be refused for only as it trains, or as its search begins, hours later.
+
+    That is a mutator whose archs the algorithm does not train, in any of its phases, a searcher or an evaluator that
+    does not start. No data is read.
+    """
+    faults: list[Fault] = []
+    if "train" in prepared.stages and prepared.spec.mutator is not None:
+        with collecting(faults):
+            _try_mutator(prepared)
+    if "search" in prepared.stages:
+        with collecting(faults), blaming_plugin(f"searcher {catalogue.name_of(prepared.spec.searcher)}"):
+            start_searcher(prepared)
+        _try_evaluators(prepared, faults)
+    raise_if_any(faults)
+
+
+def _try_mutator(prepared: Prepared) -> None:
+    """Draw archs of some steps of each phase. Raises UserError for what is none, or none for the algorithm."""
+    spec, algorithm = prepared.spec, prepared.spec.algorithm
+    context, rng = _algorithm_context(prepared), seeding.generator(spec.seed, "ahead")
+    phases = algorithm.check(context) if isinstance(algorithm, Checking) else None
+    for phase in phases or [Phase(spec.space, spec.train)]:
+        sampler = start_sampler(spec.mutator, phase, prepared.cost, rng)
+        for _ in range(_STEPS if isinstance(algorithm, Selective) else 1):
+            archs = draw_archs(sampler, phase, lambda archs: rng.random(len(archs)).tolist())
+            if isinstance(algorithm, Selective):
+                algorithm.check_archs(archs, spec.space)
+
+
+def _try_evaluators(prepared: Prepared, faults: list[Fault]) -> None:
+    """Start a run's evaluators; mistakes are added to the faults."""
+    supernet = prepared.supernet if prepared.has_supernet else None
+    context = evolve(prepared, task=_Undecoded(prepared.task)).evaluator_context(supernet)
+    for evaluator in prepared.spec.evaluators:
+        with collecting(faults):
+            try:
+                with staying_here():
+                    evaluator.start(context)
+            except UserError:
+                raise
+            except Exception:  # of what wants data, or weights
+                pass
+
+
+def start_searcher(prepared: Prepared, number: int = 0, known: Sequence[Trial] = ()) -> Search:
+    """Return the searcher of one of a run's searches as it begins. Raises UserError for what it refuses.
+
+    known: what earlier searches have measured
+    """
+    spec, target = prepared.spec, prepared.targets[number]
+    cost = prepared.cost if prepared.has_network else None
+    problem = Problem(target.region, prepared.objectives, spec.search.trials, cost, target.constraints, known)
+    return spec.searcher.start(problem, seeding.generator(spec.seed, "searcher"))
 
 
 def _try_distillers(prepared: Prepared, faults: list[Fault]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,7 @@ from corenas.loading import training_inputs
 from corenas.objectives import Objectives, Trial, amount
 from corenas.plugins import Catalogue
 from corenas.run.alone import subnet
-from corenas.run.folder import OwnFiles
+from corenas.run.folder import OwnFiles, appearing
 from corenas.run.prepare import Prepared
 from corenas.space import Arch
 from corenas.store import strict_json
@@ -96,30 +94,17 @@ def write_folder(
     files: those of the run directory that the folder is in; without them the folder is empty or not there
     Raises UserError if it cannot be written; there is nothing of it then.
     """
-    temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
     title = f"{prepared.spec.name}: the subnet {arch.digest}, exported by corenas {corenas.__version__}."
     try:
-        if files is not None:
-            place = temporary.relative_to(files.folder)
-            files.delete(f"{place.with_name(f'.{folder.name}-')}")  # what a killed process has left
-            files.claim(f"{place}/")
-        temporary.mkdir(parents=True)
-        if plain is not None:
-            inputs = partial(training_inputs, plain, prepared.task, prepared.spec.seed)
-            context = ExportContext(prepared.task.example, title, inputs)
-            for exporter in exporters:
-                with staying_here():
-                    exporter.write(plain.cpu().eval(), temporary, context)
-        (temporary / "arch.toml").write_text(tomli_w.dumps(dict(arch)), encoding="utf-8")
-        (temporary / "cost.json").write_text(strict_json(card, indent=2) + "\n", encoding="utf-8")
-        if files is not None:
-            files.place(temporary, folder)
-        else:
-            if folder.exists():
-                folder.rmdir()
-            temporary.rename(folder)
+        with appearing(folder) if files is None else files.replacing(folder) as temporary:
+            if plain is not None:
+                inputs = partial(training_inputs, plain, prepared.task, prepared.spec.seed)
+                context = ExportContext(prepared.task.example, title, inputs)
+                for exporter in exporters:
+                    with staying_here():
+                        exporter.write(plain.cpu().eval(), temporary, context)
+            (temporary / "arch.toml").write_text(tomli_w.dumps(dict(arch)), encoding="utf-8")
+            (temporary / "cost.json").write_text(strict_json(card, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         hint = "free some space, or take another folder, then run again"
         raise UserError(f"cannot write: {error.strerror or error}", file=str(folder), hint=hint) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

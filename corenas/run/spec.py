@@ -440,8 +440,7 @@ def _read_spec(
     if given:
         with collecting(faults):
             spec = attrs.evolve(spec, space=_given_space(spec.backbone, raw, folder, sources))
-    with collecting(faults):
-        spec = _with_defaults(spec, catalogue)
+    spec = _with_defaults(spec, catalogue, faults)
     faults += _algorithm_faults(spec, catalogue)
     faults += _teaching_faults(spec)
     faults += _override_faults(spec)
@@ -485,21 +484,27 @@ def _algorithm_faults(spec: Spec, catalogue: Catalogue) -> list[Fault]:
         faults.append(Fault(f"this algorithm needs {unknown}: expected some of {', '.join(_NEEDS)}", ("algorithm",)))
     needed = {*needs, "searcher"} if "search" in stages else needs
     for key in _NEEDS:
-        if key in needed and getattr(spec, key) is None:
+        if key in needed and key not in _defaults(spec) and getattr(spec, key) is None:
             hint = did_you_mean("", catalogue.names(f"{key}s"), f"this algorithm needs one; installed {key}s")
             faults.append(Fault("required key is missing", (key,), hint=hint))
     return faults
 
 
-def _with_defaults(spec: Spec, catalogue: Catalogue) -> Spec:
-    """Return a spec with the components that its algorithm takes where the spec leaves them out."""
-    defaults: Mapping[str, str] = getattr(spec.algorithm, "defaults", {})
-    missing = {key: name for key, name in defaults.items() if getattr(spec, key) is None}
-    faults: list[Fault] = []
+def _defaults(spec: Spec) -> Mapping[str, str]:
+    """Return the components that an algorithm takes where a spec leaves them out."""
+    return getattr(spec.algorithm, "defaults", {})
+
+
+def _with_defaults(spec: Spec, catalogue: Catalogue, faults: list[Fault]) -> Spec:
+    """Return a spec with these; those that there are not are added to the faults."""
+    missing = {key: name for key, name in _defaults(spec).items() if getattr(spec, key) is None}
     for key, name in missing.items():
-        with collecting(faults, key):
+        try:
             spec = attrs.evolve(spec, **{key: catalogue.options(f"{key}s", name)})
-    raise_if_any(faults)
+        except UserError as error:
+            faults += [
+                attrs.evolve(f, message=f"{f.message}, this algorithm's default", key=(key,)) for f in error.faults
+            ]
     return spec
 
 

@@ -18,7 +18,7 @@ import attrs
 from attrs import evolve, field, frozen
 from torch import nn
 
-from corenas import distributed, seeding
+from corenas import distributed
 from corenas.calibrate import evaluate
 from corenas.contracts import (
     Deriving,
@@ -27,7 +27,6 @@ from corenas.contracts import (
     Fingerprinted,
     LiveTask,
     Note,
-    Problem,
     Progress,
     RunDone,
     RunStarted,
@@ -47,6 +46,8 @@ from corenas.run.prepare import (
     files_of_other_runs,
     load_supernet,
     prepare,
+    refuse_ahead,
+    start_searcher,
     start_trainer,
     start_trial_runner,
     trials_folder,
@@ -170,6 +171,7 @@ class _Run:
 
     def _run_stages(self) -> dict[str, Any]:
         prepared = self.prepared
+        refuse_ahead(prepared, self.catalogue)
         supernet, derived = self._train_supernet()
         if "search" in prepared.stages:
             distributed.on_rank_zero(lambda: None if prepared.has_supernet else self.files.claim("trials/"))
@@ -278,18 +280,10 @@ class _Run:
     def _run_search(self, number: int, supernet: nn.Module | None) -> list[Trial]:
         """Return the trials of one search."""
         spec, prepared, target = self.spec, self.prepared, self.prepared.targets[number]
-        cost = prepared.cost if prepared.has_network else None
         before = distributed.on_rank_zero(lambda: [self.store.trials(earlier) for earlier in range(number)])
-        problem = Problem(
-            target.region,
-            prepared.objectives,
-            spec.search.trials,
-            cost,
-            target.constraints,
-            [*{(t.arch, t.fidelity): t for t in itertools.chain(*before) if t.ok}.values()],
-        )
+        told = [*{(t.arch, t.fidelity): t for t in itertools.chain(*before) if t.ok}.values()]
         with blaming_plugin(f"searcher {self.catalogue.name_of(spec.searcher)}"):
-            searcher = spec.searcher.start(problem, seeding.generator(spec.seed, "searcher"))
+            searcher = start_searcher(prepared, number, told)
         screen = start_trial_runner(prepared, number, supernet, lambda evaluator: evaluator.cheap)
         alone = [e for e in spec.evaluators if not e.cheap and is_exclusive(e)]
         # What another search of this run has measured is judged by the constraints of this one.

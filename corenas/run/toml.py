@@ -34,9 +34,11 @@ class Sources:
     """The sources of a spec's keys, which may come from several files: the spec, its space, the command line.
 
     keys: dotted key of the spec -> its source
+    tables: those around a key that the command line sets, which stand nowhere else if they are no keys
     """
 
     keys: dict[str, KeySource] = field(factory=dict)
+    tables: set[str] = field(factory=set)
 
     def add(self, file: str, text: str, *prefix: str) -> None:
         """Take in the keys of a file; `prefix` is what they stand under in the spec."""
@@ -46,15 +48,16 @@ class Sources:
     def override(self, table: dict[str, Any], assignment: str) -> None:
         """Do in a spec's table what `--set KEY=VALUE` asks for. Raises UserError if there is no such place."""
         key, sign, text = assignment.partition("=")
-        path = tuple(key.strip().split("."))
+        path = _key_path(key)
         if not sign or not all(path):
             raise UserError(f"expected KEY=VALUE, found {assignment!r}", key=("--set",))
         name = dotted_key(*path)
         for inner in [known for known in self.keys if known.startswith(f"{name}.")]:
             del self.keys[inner]
         self.keys[name] = KeySource("--set", None, path)
+        self.tables.update(dotted_key(*path[:n]) for n in range(1, len(path)))
         try:
-            value = tomli.loads(f"x = {text}")["x"]
+            (value,) = tomli.loads(f"x = {text}").values()  # one, however many lines there are
         except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
             value = text
         try:
@@ -71,6 +74,8 @@ class Sources:
             pattern = (*key[:-1], "block")
             from_pattern = key[-1:] == ("blocks",) and dotted_key(*pattern) in self.keys
             key = pattern if from_pattern else (*key, part)
+        if (name := dotted_key(*key)) in self.tables and name not in self.keys:
+            return attrs.evolve(fault, file="--set")
         known = next(n for n in range(len(key), -1, -1) if dotted_key(*key[:n]) in self.keys)
         source = self.keys[dotted_key(*key[:known])]
         return attrs.evolve(fault, key=(*source.key, *key[known:]), file=source.file, line=source.line)
@@ -83,6 +88,19 @@ class Sources:
         except UserError as error:
             faults = {(f.file, f.dotted, f.message): f for f in map(self.locate, error.faults)}
             raise UserError(faults=sorted(faults.values(), key=lambda f: (f.file or "", f.line or 0))) from None
+
+
+def _key_path(text: str) -> tuple[str, ...]:
+    """Return the parts of a dotted key of TOML, quoted or not, else what stands between its dots."""
+    path: list[str] = []
+    try:
+        table: Any = tomli.loads(f"{text} = 0")
+        while isinstance(table, dict):
+            ((part, table),) = table.items()
+            path.append(part)
+    except ValueError:
+        path = text.strip().split(".")
+    return tuple(path)
 
 
 def _with(item: Any, path: Sequence[str], value: Any) -> Any:

@@ -30,6 +30,7 @@ from corenas.contracts import (
     Mutator,
     MutatorContext,
     Phase,
+    Selective,
     Signals,
     Stateful,
     Tap,
@@ -402,16 +403,50 @@ def _learning_teaching(algorithm: Algorithm) -> dict[str, Any]:
 
 @_where_it_trains
 def checks_a_network_that_has_no_weights(algorithm: Algorithm, mutator: Mutator) -> None:
-    """What it says before there are weights and data (`Checking`) refuses no network that it trains."""
+    """What it says before there are weights and data (`Checking`) refuses no network that it trains.
+
+    The phases that it tells of are those that its trainer then has.
+    """
     if not isinstance(algorithm, Checking):
         return
     space, data = make_space(), Task()
     model = supernet(space, data).to("meta")
     cost = Cost(model, space, data.example)
     try:
-        algorithm.check(AlgorithmContext(model, space, cost, data, SETTINGS, torch.device("meta")))
+        told = algorithm.check(AlgorithmContext(model, space, cost, data, SETTINGS, torch.device("meta")))
     except UserError as error:
         raise AssertionError(f"refuses a network that it trains: {error}") from error
+    told = told or [Phase(space, SETTINGS)]
+    has = scene(algorithm, mutator).trainer.phases
+    wanted = [[(phase.space.to_table(), phase.train, phase.paths) for phase in phases] for phases in (told, has)]
+    assert wanted[0] == wanted[1], f"tells of {len(told)} phases, its trainer has {len(has)}, or others"
+
+
+@_where_it_trains
+def refuses_archs_before_a_run_as_in_a_step(algorithm: Algorithm, mutator: Mutator) -> None:
+    """Archs that `train_step` refuses are refused by `check_archs` too (`Selective`), and no others."""
+    if "mutator" not in algorithm.needs:
+        return
+    space = make_space()
+    largest, smallest = space.largest(), space.smallest()
+    for archs in ([largest], [smallest], [smallest, largest], [largest, smallest], some_archs(space)):
+        this = scene(algorithm, mutator)
+        step = OwnStep(archs, torch.optim.SGD(this.model.parameters(), lr=0.01), 0, this.task)
+        in_step = _refused(lambda this=this, step=step: this.trainer.train_step(next(batches(this.task)), step))
+        before = isinstance(algorithm, Selective) and _refused(
+            lambda archs=archs: algorithm.check_archs(archs, space)  # type: ignore[attr-defined]
+        )
+        says = {True: "refuses", False: "takes"}
+        text = f"`train_step` {says[in_step]} {[dict(arch) for arch in archs]}, which `check_archs` {says[before]}"
+        assert in_step == before, text
+
+
+def _refused(action: Callable[[], Any]) -> bool:
+    try:
+        action()
+    except UserError:
+        return True
+    return False
 
 
 @_where_it_trains
@@ -473,6 +508,7 @@ algorithm_checks = [
     learns_in_anyones_loop,
     killed_and_resumed_ends_with_the_same_bits,
     checks_a_network_that_has_no_weights,
+    refuses_archs_before_a_run_as_in_a_step,
     trains_what_its_distiller_learns,
     takes_a_batch_in_parts,
     derives_where_it_says_so,

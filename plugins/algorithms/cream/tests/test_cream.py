@@ -497,9 +497,8 @@ def test_what_could_never_work_is_refused():
         start(Cream(warmup=1), NoLogits())
     with pytest.raises(UserError, match="no path has come"):
         start(Cream(warmup=1)).derive()
-    this = scene(Cream(warmup=1, images=20), Paths(1))
-    with pytest.raises(UserError, match="takes 20 images"):
-        this.train()
+    with pytest.raises(UserError, match="takes 20 images of each part of a batch, which has 16"):
+        start(Cream(warmup=1, images=20))
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------

@@ -51,6 +51,21 @@ def processes_below(folder):
     return found
 
 
+def test_a_sigterm_while_a_cluster_begins_is_that_of_the_run(monkeypatch):
+    import ray
+
+    def terminate(number, frame):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "init", lambda *args, **settings: sys.exit(signal.SIGTERM))  # what its own handler does
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Ray(workers=1).start()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """A local cluster, which all tests use: a start takes seconds. Of it nothing may be left."""

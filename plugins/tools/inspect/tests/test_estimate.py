@@ -95,6 +95,24 @@ def test_what_only_a_step_shows_is_told_by_a_check(tmp_path, monkeypatch, catalo
         estimate(prepare(make_spec(tmp_path, catalogue), weights=False))
 
 
+def test_a_step_of_the_few_images_that_a_check_begins_with_is_not_refused_for_them(tmp_path, monkeypatch, catalogue):
+    def want(number):
+        def step(self, batch, step):
+            if len(batch[0]) < number:
+                raise UserError(f"wants {number} images", key=("algorithm",))
+            return own(self, batch, step)
+
+        return step
+
+    own = small.Trainer.train_step
+    monkeypatch.setattr(small.Trainer, "train_step", want(8))
+    found = estimate(prepare(make_spec(tmp_path, catalogue), weights=False))
+    assert found.tried.startswith("steps of 32 images")
+    monkeypatch.setattr(small.Trainer, "train_step", want(33))
+    with pytest.raises(UserError, match="wants 33 images"):
+        estimate(prepare(make_spec(tmp_path, catalogue), weights=False))
+
+
 def test_a_step_that_takes_too_long_ends_the_trying(tmp_path, monkeypatch, catalogue):
     monkeypatch.setattr(small.Task, "loss", lambda self, outputs, batch: time.sleep(30))
     start = time.perf_counter()

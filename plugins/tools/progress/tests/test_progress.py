@@ -339,6 +339,10 @@ def test_the_end_says_where_what_is_there_is_and_how_to_load_it(tmp_path):
     for name in ("network.py", "network.safetensors"):
         (tmp_path / "best" / name).touch()
     (tmp_path / "supernet.pt").touch()
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "run.sqlite").touch()
+    spaced = closing_lines(RunDone(tmp_path / "my run", RESULT, {"valid": 0, "test": 4}, METRICS))
+    assert any(line.endswith(f"listed by: corenas trials '{tmp_path}/my run'") for line in spaced)
     row = {**RESULT["table"][0], "constraints": "", "folder": "best-2"}
     result = {**RESULT, "table": [*RESULT["table"], row], "front": RESULT["front"] * 3}
     lines = closing_lines(RunDone(tmp_path, result, {"valid": 0, "test": 4}, METRICS))

@@ -381,6 +381,9 @@ def test_a_run_that_ends_gets_its_page(run_writer, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == f"report:    {folder / 'report.html'}\n"
+    folder = folder.rename(folder.with_name("two\nlines"))
+    corenas_event(RunDone(folder))
+    assert capsys.readouterr().err == f"report:    {folder.parent}/two\\nlines/report.html\n"
 
 
 def test_the_entry_module_imports_neither_torch_nor_plotly():

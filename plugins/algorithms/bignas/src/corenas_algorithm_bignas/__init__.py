@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
 from corenas.contracts import AlgorithmContext
 from corenas.hookspecs import hookimpl
+from corenas.space import Arch, SearchSpace
 
 if TYPE_CHECKING:
     from corenas_algorithm_bignas.trainer import BigNASTrainer
@@ -31,6 +32,12 @@ class BigNAS:
     stages: ClassVar[tuple[str, ...]] = ("train", "search")
     needs: ClassVar[tuple[str, ...]] = ("mutator", "searcher", "distiller")
     defaults: ClassVar[Mapping[str, str]] = {"distiller": "soft_cross_entropy"}
+
+    def check_archs(self, archs: Sequence[Arch], space: SearchSpace) -> None:
+        """Raise UserError if a mutator does not put the largest first."""
+        from corenas.teaching import refuse_unless_largest_first
+
+        refuse_unless_largest_first(archs, space.largest())
 
     def start(self, context: AlgorithmContext) -> BigNASTrainer:
         """Return the trainer of a supernet; its first step raises UserError if the task has nothing to distil."""

@@ -300,10 +300,14 @@ class _Called(nn.Module):
 def _samples(batch: Any, start: int, stop: int) -> Any:
     """Return copies of some samples of a batch. Raises UserError if it has too few."""
     sizes = {len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()}
-    if not sizes or min(sizes) < stop:
-        text = f"cream takes {stop} images of each part of a batch, which has {min(sizes, default=0)}"
-        raise UserError(text, key=("algorithm", "images"), hint="a larger train.batch_size, or fewer images")
+    _refuse_few(min(sizes, default=0), stop)
     return tree_map_only(Tensor, lambda tensor: tensor[start:stop].clone(), batch)
+
+
+def _refuse_few(images: int, wanted: int) -> None:
+    if images < wanted:
+        text = f"cream takes {wanted} images of each part of a batch, which has {images}"
+        raise UserError(text, key=("algorithm", "images"), hint="a larger train.batch_size, or fewer images")
 
 
 def _steps_per_epoch(context: AlgorithmContext) -> int:
@@ -331,6 +335,9 @@ def _refuse_what_cannot_be_ranked(options: Cream, context: AlgorithmContext) -> 
     if options.measured_on == "valid" and context.task.splits and not context.task.splits.get("valid"):
         hint = 'hold some out (task.valid), or measured_on = "train"'
         raise UserError("there is no validation data", key=("algorithm", "measured_on"), hint=hint)
+    there = min(context.train.batch_size, context.task.splits.get("train", context.train.batch_size))
+    part = there // (context.train.accumulate * distributed.world())
+    _refuse_few(part, options.images * (2 if options.pick == "meta" and options.measured_on == "train" else 1))
     if options.warmup >= context.train.epochs:
         text = f"the warm-up of {options.warmup} epochs is the whole training, of {context.train.epochs}"
         raise UserError(text, key=("algorithm", "warmup"), hint="the board is filled after it")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
 from corenas.contracts import AlgorithmContext
 from corenas.hookspecs import hookimpl
+from corenas.space import Arch, SearchSpace
 
 if TYPE_CHECKING:
     from corenas_algorithm_fairnas.trainer import FairNASTrainer
@@ -24,6 +26,12 @@ class FairNAS:
     stages: ClassVar[tuple[str, ...]] = ("train", "search", "retrain")
     needs: ClassVar[tuple[str, ...]] = ("mutator", "searcher")
     uses: ClassVar[tuple[str, ...]] = ("distiller", "teacher")
+
+    def check_archs(self, archs: Sequence[Arch], space: SearchSpace) -> None:
+        """Raise UserError for paths on which some choice is more often than another."""
+        from corenas_algorithm_fairnas.trainer import refuse_unfair
+
+        refuse_unfair(archs, space)
 
     def start(self, context: AlgorithmContext) -> FairNASTrainer:
         """Return the trainer of a supernet; its first step raises UserError for paths that are not fair."""

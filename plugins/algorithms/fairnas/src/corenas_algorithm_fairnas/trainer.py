@@ -29,7 +29,7 @@ class FairNASTrainer:
 
         Raises UserError for paths on which some choice is more often than another.
         """
-        _refuse_unfair(step.archs, self.space)
+        refuse_unfair(step.archs, self.space)
         loss_of, losses = lesson(self.task, batch, self.distiller, self.teacher), []
         for arch in step.archs:  # lines 6 to 9: the models that the permutations of all layers make
             with apply(self.supernet, arch):
@@ -37,7 +37,7 @@ class FairNASTrainer:
         return {"loss": torch.stack(losses).mean()}
 
 
-def _refuse_unfair(archs: Sequence[Arch], space: SearchSpace) -> None:
+def refuse_unfair(archs: Sequence[Arch], space: SearchSpace) -> None:
     """Raise UserError unless the archs use every choice equally often (definition 1), or once more than another.
 
     A variable whose choice all archs share, as a resolution may be, and one under a condition are not looked at.

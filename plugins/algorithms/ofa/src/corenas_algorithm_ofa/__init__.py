@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from attrs import field, frozen
 from attrs.validators import ge, gt, optional
 
-from corenas.contracts import AlgorithmContext, Surroundings
+from corenas.contracts import AlgorithmContext, Phase, Surroundings
 from corenas.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -66,11 +66,15 @@ class OnceForAll:
     needs: ClassVar[tuple[str, ...]] = ("mutator", "searcher", "distiller")
     defaults: ClassVar[Mapping[str, str]] = {"distiller": "soft_cross_entropy"}
 
-    def check(self, context: AlgorithmContext) -> None:
-        """Raise UserError for phases that do not end with the whole space, and for widths that cannot be sorted."""
+    def check(self, context: AlgorithmContext) -> Sequence[Phase]:
+        """Return the phases.
+
+        Raises UserError for those that do not end with the whole space, and for widths that cannot be sorted.
+        """
         from corenas_algorithm_ofa.phases import planned_stages
 
-        planned_stages(context, self.phases)
+        stages = planned_stages(context, self.phases)
+        return [Phase(stage.space, stage.train, paths=stage.paths) for stage in stages]
 
     def idle(self, around: Surroundings) -> Mapping[str, str]:
         """Return options that do nothing beside the others, and why."""

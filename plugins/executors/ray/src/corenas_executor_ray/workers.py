@@ -39,6 +39,9 @@ def started(options: Ray) -> Workers:
         except (OSError, ValueError, RuntimeError) as error:
             closing.close()
             raise _no_cluster(options.address or "this machine", error) from None
+        except BaseException:
+            closing.close()
+            raise
     most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
     if 0 < most < options.threads:  # where none has any, one that has may join
         closing.close()
@@ -109,12 +112,16 @@ def _connect(ray: Any, options: Ray, closing: ExitStack) -> None:
     closing.callback(setattr, driver, "print_worker_logs", driver.print_worker_logs)
     driver.print_worker_logs = partial(_to_stderr, driver.print_worker_logs)
     closing.callback(ray.shutdown)
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, terminated = signal.getsignal(signal.SIGTERM), False
     try:
         ray.init(options.address or "local", **settings)
+    except SystemExit:  # by its own handler of SIGTERM
+        terminated = True
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
+    if terminated:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _to_stderr(write: Callable[..., None], data: Any, file: Any, *given: Any, **more: Any) -> None:

@@ -23,14 +23,15 @@ _DRAWN = {
 
 def command(options: Namespace) -> None:
     """Print it."""
-    spec, sources, _ = open_spec(options.spec, options.set, options.plugin)
-    from corenas.run.prepare import files_of_other_runs, prepare
+    spec, sources, catalogue = open_spec(options.spec, options.set, options.plugin)
+    from corenas.run.prepare import files_of_other_runs, prepare, refuse_ahead
     from corenas_tool_inspect.archs import named_arch
     from corenas_tool_inspect.estimate import estimate
 
     with sources.locating(), redirect_stdout(sys.stderr):  # whatever a plugin prints
         files_of_other_runs(spec)
         prepared = prepare(spec, data=not options.no_data, weights=False)
+        refuse_ahead(prepared, catalogue)
         needs = None if options.no_data or options.no_try else estimate(prepared, limit=5.0)
     named = ("min", "default", "max") if prepared.has_network else ()
     archs = {name: named_arch(prepared.cost, name) for name in named}

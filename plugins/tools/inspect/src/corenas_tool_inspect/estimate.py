@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from corenas import seeding
 from corenas.contracts import Step, Trainer
+from corenas.errors import UserError
 from corenas.objectives import Trial
 from corenas.run.prepare import Prepared, load_supernet, memory_of_machine, prepare, start_trainer, start_trial_runner
 from corenas.run.stages import retrain
@@ -123,9 +124,11 @@ def estimate(prepared: Prepared, limit: float = 10.0) -> Estimate:
                 supernet = build_supernet(spec.backbone, spec.space, task)
             prepared = evolve(prepared, supernet=supernet)
             for settings in of_supernet.growing(prepared.device):
-                trainer = start_trainer(evolve(prepared, spec=evolve(spec, train=settings)))
-                number = sum(phase.train.epochs for phase in trainer.phases) * of_supernet.an_epoch
-                _try_steps(trainer, prepared, settings.batch_size, of_supernet)
+                whole = settings.batch_size == of_supernet.full
+                with nullcontext() if whole else suppress(UserError):  # a step of the spec's own size may be none
+                    trainer = start_trainer(evolve(prepared, spec=evolve(spec, train=settings)))
+                    number = sum(phase.train.epochs for phase in trainer.phases) * of_supernet.an_epoch
+                    _try_steps(trainer, prepared, settings.batch_size, of_supernet)
     if of_supernet.seconds:
         seconds["train"] = of_supernet.of_whole_batches() * number
         tried.append(of_supernet.told)
@@ -160,40 +163,41 @@ class _Steps:
     """What steps of a training take, tried with few images first.
 
     settings: of the training; images: that an epoch has
+    full: images of a whole batch
     seconds, peaks: of each size that was tried, the images of a step and its seconds, or the bytes at the peak
     """
 
     def __init__(self, settings: Train, images: int) -> None:
-        self._settings, self._full = settings, max(1, min(settings.batch_size, images))
-        self.an_epoch = images / self._full
+        self._settings, self.full = settings, max(1, min(settings.batch_size, images))
+        self.an_epoch = images / self.full
         self.seconds: list[tuple[int, float]] = []
         self.peaks: list[tuple[int, int]] = []
 
     def growing(self, device: torch.device) -> Iterator[Train]:
         """Yield the settings with more images a step, until steps are whole or enough is known."""
-        clock, spent, size = _Clock(device), 0.0, min(self._full, _FIRST * self._settings.accumulate)
+        clock, spent, size = _Clock(device), 0.0, min(self.full, _FIRST * self._settings.accumulate)
         while True:
             yield evolve(self._settings, batch_size=size, workers=0)
             spent += clock.lap()
             self.peaks.append((size, _peak(device)))
-            if size == self._full or (len(self.peaks) > 1 and spent >= _ENOUGH):
+            if size == self.full or (len(self.seconds) > 1 and spent >= _ENOUGH):
                 return
-            size = min(self._full, 4 * size)
+            size = min(self.full, 4 * size)
 
     @property
     def told(self) -> str:
         """How many images the steps have had that are judged by."""
-        told = [images for images, _ in self.seconds[-1 if self.seconds[-1][0] == self._full else -2 :]]
+        told = [images for images, _ in self.seconds[-1 if self.seconds[-1][0] == self.full else -2 :]]
         return f"steps of {' and '.join(map(str, told))} images"
 
     def of_whole_batches(self) -> float:
         """Seconds of a step of a whole batch."""
-        return _of_whole_batches(self.seconds, self._full)
+        return _of_whole_batches(self.seconds, self.full)
 
     def memory(self) -> int | None:
         """Bytes at the peak of steps of whole batches, as what more images took in the last two tries tells."""
         (size, peak), (before, less) = self.peaks[-1], self.peaks[-2] if len(self.peaks) > 1 else self.peaks[-1]
-        return peak + max(0, self._full - size) * (peak - less) // max(1, size - before) if peak else None
+        return peak + max(0, self.full - size) * (peak - less) // max(1, size - before) if peak else None
 
 
 def _of_whole_batches(steps: Sequence[tuple[int, float]], full: int) -> float:

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 def command(options: Namespace) -> None:
     """Write the network and print its files."""
+    from corenas.run.folder import refuse_filled
+
     folder = Path(options.source)
     path = folder / "spec.toml" if folder.is_dir() else folder
     if folder.is_dir() and not path.exists():
         raise UserError("this is no run directory", file=str(folder), hint="it has no spec.toml")
     options.to = options.to.resolve()
-    if options.to.exists() and (not options.to.is_dir() or any(options.to.iterdir())):
-        raise UserError("this is no empty folder", file=str(options.to), hint="another one: --to DIR")
+    refuse_filled(options.to)
     spec, sources, catalogue = open_spec(path, options.set, options.plugin)
     if options.front and (options.arch or not folder.is_dir()):
         raise UserError("a front is that of a run, with all its archs", key=("--front",), hint="RUN --front, no --arch")
@@ -64,6 +65,7 @@ def _write_front(prepared: Prepared, folder: Path, exporters: Sequence[Exporter]
 
     Raises UserError if the run has not come so far, or if retraining has left weights for some of them only.
     """
+    from corenas.run.folder import appearing
     from corenas.run.prepare import load_supernet
     from corenas.run.result import cost_card, exported, front_folders, write_folder
     from corenas.run.stages import retrain
@@ -75,17 +77,18 @@ def _write_front(prepared: Prepared, folder: Path, exporters: Sequence[Exporter]
     supernet = load_supernet(prepared, folder) if prepared.has_supernet else None
     retrained = "retrain" in prepared.stages
     rows = []
-    for place, (name, trial) in enumerate(front_folders(front, prepared.objectives), 1):
-        own, network = prepared, supernet
-        if retrained:
-            file = folder / ("retrain.pt" if place == 1 else f"retrain-front-{place}.pt")
-            if not file.exists():
-                text = "this run has retrained the best of its front alone"
-                raise UserError(text, file=str(folder), hint="run it with export.front = true to train them all")
-            own, network = retrain(prepared, trial.arch, file)
-        plain = exported(own, trial.arch, network, calibrated=not retrained)
-        write_folder(plain, trial.arch, cost_card(own, trial, test={}), own, options.to / name, exporters)
-        rows.append({"arch": dict(trial.arch), "metrics": dict(trial.metrics), "folder": str(options.to / name)})
+    with appearing(options.to) as part:
+        for place, (name, trial) in enumerate(front_folders(front, prepared.objectives), 1):
+            own, network = prepared, supernet
+            if retrained:
+                file = folder / ("retrain.pt" if place == 1 else f"retrain-front-{place}.pt")
+                if not file.exists():
+                    text = "this run has retrained the best of its front alone"
+                    raise UserError(text, file=str(folder), hint="run it with export.front = true to train them all")
+                own, network = retrain(prepared, trial.arch, file)
+            plain = exported(own, trial.arch, network, calibrated=not retrained)
+            write_folder(plain, trial.arch, cost_card(own, trial, test={}), own, part / name, exporters)
+            rows.append({"arch": dict(trial.arch), "metrics": dict(trial.metrics), "folder": str(options.to / name)})
     if options.json:
         print_json({"front": rows})
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def closing_lines(event: RunDone) -> list[str]:
     files = sorted(path.name for path in (folder / "best").glob("*") if path.is_file())
     lines.append(f"network:   {folder}/best/ ({', '.join(files)})")
     if result["trials"]:
-        lines.append(f"trials:    {folder}/run.sqlite, listed by: corenas trials {folder}")
+        lines.append(f"trials:    {folder}/run.sqlite, listed by: corenas trials {shlex.quote(str(folder))}")
     if (folder / "supernet.pt").exists():
         lines.append(f"supernet:  {folder}/supernet.pt")
     if {"network.py", "network.safetensors"} <= {*files}:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from corenas.contracts import Event, RunDone
+from corenas.errors import shown
 from corenas.hookspecs import hookimpl
 
 
@@ -43,4 +44,4 @@ def corenas_event(event: Event) -> None:
     if isinstance(event, RunDone):
         from corenas_tool_report.page import write_report
 
-        print(f"report:    {write_report([event.folder])}", file=sys.stderr)
+        print(shown(f"report:    {write_report([event.folder])}"), file=sys.stderr)
