@@ -106,7 +106,7 @@ class EvolutionSearch:
         self.generation = state["generation"]
         self.best = [Trial.from_json(trial) for trial in state["best"]]
         self.pending = [Arch(arch) for arch in state["pending"]]
-        self.missing = state["missing"]
+        self.missing = state.get("missing", 0)  # older states have all of a generation in `pending`
         self.waiting = set(state["waiting"])
         self.seen = set(state["seen"])
         self.rng.bit_generator.state = state["rng"]
