@@ -51,19 +51,30 @@ def processes_below(folder):
     return found
 
 
-def test_a_sigterm_while_a_cluster_begins_is_that_of_the_run(monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_while_a_cluster_begins_is_that_of_the_run_once_it_can_be_ended(monkeypatch, number):
     ray = workers._ray(None)  # imported with what the executor tells it by the environment, which later tests look at
+    happened = []
 
-    def terminate(number, frame):
+    def begin(*args, **settings):
+        ray._private.utils.set_sigterm_handler(lambda *_: sys.exit(15))  # as Ray does
+        signal.raise_signal(number)
+        happened.append("begun")
+
+    def interrupted(number, frame):
+        happened.append(number)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ray, "init", lambda *args, **settings: sys.exit(signal.SIGTERM))  # what its own handler does
-    before = signal.signal(signal.SIGTERM, terminate)
+    monkeypatch.setattr(ray, "init", begin)
+    monkeypatch.setattr(ray, "shutdown", lambda: happened.append("ended"))
+    before = signal.signal(number, interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):
             Ray(workers=1).start()
+        assert signal.getsignal(number) is interrupted
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+    assert happened == ["begun", number, "ended"]
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -112,16 +112,39 @@ def _connect(ray: Any, options: Ray, closing: ExitStack) -> None:
     closing.callback(setattr, driver, "print_worker_logs", driver.print_worker_logs)
     driver.print_worker_logs = partial(_to_stderr, driver.print_worker_logs)
     closing.callback(ray.shutdown)
-    handler, terminated = signal.getsignal(signal.SIGTERM), False
-    try:
+    utils = ray._private.utils
+    closing.callback(setattr, utils, "set_sigterm_handler", utils.set_sigterm_handler)
+    utils.set_sigterm_handler = lambda handler: None  # it would be Ray's, by which the process ends
+    with _interrupted_later():
         ray.init(options.address or "local", **settings)
-    except SystemExit:  # by its own handler of SIGTERM
-        terminated = True
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Let SIGTERM and SIGINT wait: a cluster that is broken off as it begins leaves processes, or aborts this one.
+
+    A second one does not wait. The handlers are then as they were, whatever C++ has put in their place.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, came = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, []
+
+    def wait(number: int, frame: Any) -> None:
+        came.append(number)
+        if len(came) > 1:
+            before[number](number, frame)  # type: ignore[operator]
+
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, wait)
+    try:
+        yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
-    if terminated:
-        signal.raise_signal(signal.SIGTERM)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _to_stderr(write: Callable[..., None], data: Any, file: Any, *given: Any, **more: Any) -> None:
