@@ -126,16 +126,23 @@ def outcome(folder):
     return trials, result, saved, networks, arch, store.curve("train")
 
 
-def gone(group, seconds=60):
-    """Whether nothing is left of a process and its workers, at the latest after some seconds."""
+def gone(group, seconds=90):
+    """Whether nothing runs of a process and its workers, at the latest after some seconds: Ray's wait for a minute."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
+        if not any(runs_in(group, path) for path in Path("/proc").glob("[0-9]*/stat")):
             return True
         time.sleep(0.05)
     return False
+
+
+def runs_in(group, path):
+    """Whether a process, of which this is the status, is one of a group and no zombie: not every init buries those."""
+    try:
+        state, _, own = path.read_text().rpartition(")")[2].split()[:3]
+    except OSError:
+        return False
+    return int(own) == group and state != "Z"
 
 
 def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
