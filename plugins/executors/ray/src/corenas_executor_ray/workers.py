@@ -111,7 +111,7 @@ def _connect(ray: Any, options: Ray, closing: ExitStack) -> None:
     # The one way to keep what the cluster tells, that a worker has died for instance, out of our stdout.
     closing.callback(setattr, driver, "print_worker_logs", driver.print_worker_logs)
     driver.print_worker_logs = partial(_to_stderr, driver.print_worker_logs)
-    closing.callback(ray.shutdown)
+    closing.callback(_end, ray)
     utils = ray._private.utils
     closing.callback(setattr, utils, "set_sigterm_handler", utils.set_sigterm_handler)
     utils.set_sigterm_handler = lambda handler: None  # it would be Ray's, by which the process ends
@@ -119,14 +119,24 @@ def _connect(ray: Any, options: Ray, closing: ExitStack) -> None:
         ray.init(options.address or "local", **settings)
 
 
+def _end(ray: Any) -> None:
+    """Disconnect from a cluster, and end one that was begun here."""
+    with _interrupted_later() as listen, futures.ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(ray.shutdown)
+        while not ending.done():  # its C++ takes our handlers away, after which a SIGTERM would be the end at once
+            listen()
+            futures.wait([ending], timeout=0.01)
+        ending.result()
+
+
 @contextmanager
-def _interrupted_later() -> Iterator[None]:
+def _interrupted_later() -> Iterator[Callable[[], None]]:
     """Let SIGTERM and SIGINT wait: a cluster that is broken off as it begins leaves processes, or aborts this one.
 
-    A second one does not wait. The handlers are then as they were, whatever C++ has put in their place.
+    A second one does not wait. Yields what puts the handlers back that C++ has replaced; in the end it is done.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
     before, came = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, []
 
@@ -135,11 +145,13 @@ def _interrupted_later() -> Iterator[None]:
         if len(came) > 1:
             before[number](number, frame)  # type: ignore[operator]
 
-    for number, handler in before.items():
-        if callable(handler):
-            signal.signal(number, wait)
+    def listen() -> None:
+        for number, handler in before.items():
+            signal.signal(number, wait if callable(handler) else handler)
+
+    listen()
     try:
-        yield
+        yield listen
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
