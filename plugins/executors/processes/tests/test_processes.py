@@ -67,9 +67,10 @@ def test_a_killed_process_loses_nothing_and_an_arch_that_kills_two_is_a_failed_t
     found = searched(Fragile(tmp_path, fatal, once), Processes(workers=2), **SHORT)
     assert (tmp_path / str(once)).exists()
     assert [trial.arch for trial in found] == [trial.arch for trial in alone]
-    (failed,) = (trial for trial in found if not trial.ok)
-    assert failed.arch["width"] == fatal
-    assert failed.error.startswith("its worker died twice")
+    failed = {trial.arch["width"]: trial.error for trial in found if not trial.ok}
+    # A worker may still be on its way to `once` when `fatal` ends both: then `once` dies of itself the second time.
+    assert {fatal} <= {*failed} <= {fatal, once}
+    assert all(error.startswith("its worker died twice") for error in failed.values())
 
 
 @pytest.mark.parametrize("check", executor_checks)

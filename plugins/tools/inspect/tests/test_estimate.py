@@ -176,7 +176,8 @@ def test_a_retraining_is_tried_as_well(tmp_path, monkeypatch, catalogue):
     prepared = prepare(spec, weights=False)
     images = prepared.task.splits["train"] + prepared.task.splits["valid"]
     found = estimate(prepared)
-    assert found.seconds["retrain"] == pytest.approx(2 * 5 * images / 32 * 0.02, rel=0.5)
+    least = 2 * 5 * images / 32 * 0.02  # a busy machine takes longer over the rest of a step
+    assert 0.9 * least < found.seconds["retrain"] < 3 * least
     assert found.tried.endswith("images alone")
 
 
@@ -200,4 +201,4 @@ def test_the_archs_of_a_search_are_not_taken_for_one_that_was_measured_before(tm
     offers = {"tasks": small.Patterns, "backbones": small.Backbone, "mutators": small.Paths, "algorithms": Algorithm,
               "searchers": Searcher, "evaluators": Remembering}  # fmt: skip
     spec = make_spec(tmp_path, small.make_catalogue("small", offers), search={"trials": 100, "batch": 4})
-    assert estimate(prepare(spec, weights=False)).seconds["search"] == pytest.approx(2.0, rel=0.3)
+    assert 1.9 < estimate(prepare(spec, weights=False)).seconds["search"] < 6
