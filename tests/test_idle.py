@@ -2,6 +2,7 @@
 
 import pytest
 import tomli_w
+from toys import DIGITS
 
 from corenas.errors import UserError
 from corenas.plugins import load_catalogue
@@ -9,18 +10,13 @@ from corenas.run.prepare import prepare
 from corenas.run.spec import load_spec
 
 CATALOGUE = load_catalogue()
-SPEC = {
-    "space": "mobilenetv3-tiny", "backbone": "mobilenetv3", "algorithm": "spos", "mutator": "uniform",
-    "task": {"type": "classification", "data": "digits"}, "train": {"epochs": 3, "batch_size": 32},
-    "evaluators": ["accuracy"], "searcher": "random", "search": {"trials": 30},
-}  # fmt: skip
 NO_SEARCH = ["algorithm=plain", "mutator={}", "searcher={}"]
 CELLS = ["space=darts-tiny", "backbone.type=darts"]
 
 
 def notes(folder, *sets):
     """What is told of a spec with some keys set, tables that are set to {} left out; no data is read."""
-    table = {key: item for key, item in SPEC.items() if f"{key}={{}}" not in sets}
+    table = {key: item for key, item in DIGITS.items() if f"{key}={{}}" not in sets}
     (folder / "spec.toml").write_text(tomli_w.dumps(table))
     spec, _ = load_spec(folder / "spec.toml", CATALOGUE, [item for item in sets if not item.endswith("={}")])
     return prepare(spec, data=False, weights=False).notes

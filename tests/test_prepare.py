@@ -4,6 +4,7 @@ from importlib.metadata import entry_points
 
 import pytest
 import tomli_w
+from toys import DIGITS
 
 from corenas.errors import UserError
 from corenas.plugins import load_catalogue
@@ -11,11 +12,6 @@ from corenas.run.prepare import prepare, refuse_ahead
 from corenas.run.spec import load_spec
 
 CATALOGUE = load_catalogue()
-SPEC = {
-    "space": "mobilenetv3-tiny", "backbone": "mobilenetv3", "algorithm": "spos", "mutator": "uniform",
-    "task": {"type": "classification", "data": "digits"}, "train": {"epochs": 2, "batch_size": 32},
-    "evaluators": ["accuracy"], "searcher": "random", "search": {"trials": 30},
-}  # fmt: skip
 DRAWS_ANY_NUMBER = {"flops_uniform", "max", "uniform", "weighted"}
 LARGEST_FIRST = {"attentive", "max", "sandwich"}
 TRAINS = {
@@ -31,7 +27,7 @@ TRAINS = {
 
 def check(folder, **keys):
     """A spec with some keys changed, those that are None left out, as `corenas check --no-data` looks at it."""
-    table = {key: item for key, item in {**SPEC, **keys}.items() if item is not None}
+    table = {key: item for key, item in {**DIGITS, **keys}.items() if item is not None}
     (folder / "spec.toml").write_text(tomli_w.dumps(table))
     refuse_ahead(prepare(load_spec(folder / "spec.toml", CATALOGUE)[0], data=False, weights=False), CATALOGUE)
 
@@ -96,7 +92,7 @@ def test_cream_wants_its_images_in_each_part_of_a_batch(tmp_path, train, algorit
 
 def test_a_default_that_is_not_installed_is_told_once_with_what_has_it(tmp_path):
     points = [point for point in entry_points(group="corenas") if point.name != "distiller-knowledge"]
-    table = {**SPEC, "algorithm": "bignas", "mutator": "sandwich"}
+    table = {**DIGITS, "algorithm": "bignas", "mutator": "sandwich"}
     (tmp_path / "spec.toml").write_text(tomli_w.dumps(table))
     with pytest.raises(UserError) as refused:
         load_spec(tmp_path / "spec.toml", load_catalogue(points))

@@ -136,6 +136,12 @@ class Names:
         return folder / "names.txt"
 
 
+DIGITS = {
+    "space": "mobilenetv3-tiny", "backbone": "mobilenetv3", "algorithm": "spos", "mutator": "uniform",
+    "task": {"type": "classification", "data": "digits"}, "train": {"epochs": 3, "batch_size": 32},
+    "evaluators": ["accuracy"], "searcher": "random", "search": {"trials": 30},
+}  # fmt: skip
+"""The table of a spec of real plugins, that is looked at and not run."""
 OFFERS = {
     "tasks": TaskOptions, "backbones": BackboneOptions, "mutators": MutatorOptions, "algorithms": AlgorithmOptions,
     "searchers": SearcherOptions, "evaluators": Accuracy, "exporters": Names,

@@ -79,6 +79,7 @@ class Prepared:
     targets: one for each of the run's searches
     retrain_task: `task`, or what `[retrain]` has of its own
     notes: what a person should know of the spec; no mistakes
+    phases: of the supernet's training, as its algorithm foretells them
     """
 
     spec: Spec
@@ -91,6 +92,7 @@ class Prepared:
     device: torch.device
     retrain_task: LiveTask
     notes: Sequence[str] = ()
+    phases: Sequence[Phase] = ()
 
     @property
     def stages(self) -> list[str]:
@@ -172,9 +174,10 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
             objectives = goals.read_objectives(spec.search, metrics)
     targets = _read_targets(spec, cost, metrics, faults) if metrics else []
     prepared = Prepared(spec, task, supernet, cost, metrics, objectives, targets, device, retrain_task)
+    phases = None
     if "train" in prepared.stages and isinstance(spec.algorithm, Checking):
         with collecting(faults):
-            spec.algorithm.check(_algorithm_context(prepared))
+            phases = spec.algorithm.check(_algorithm_context(prepared))
     if networks:
         _try_distillers(prepared, faults)
     if networks and data and spec.supernet is None:
@@ -182,7 +185,8 @@ def prepare(spec: Spec, data: bool = True, weights: bool = True, device: torch.d
             _try_weights(spec, supernet, whole, task)
     raise_if_any(faults)
     constraints = itertools.chain.from_iterable(target.constraints for target in targets)
-    return evolve(prepared, notes=notes_of(spec, supernet, task, metrics, constraints))
+    notes = notes_of(spec, supernet, task, metrics, constraints)
+    return evolve(prepared, notes=notes, phases=phases or (Phase(spec.space, spec.train),))
 
 
 def files_of_other_runs(spec: Spec) -> dict[str, Path]:
@@ -352,9 +356,8 @@ def refuse_ahead(prepared: Prepared, catalogue: Catalogue) -> None:
 def _try_mutator(prepared: Prepared) -> None:
     """Draw archs of some steps of each phase. Raises UserError for what is none, or none for the algorithm."""
     spec, algorithm = prepared.spec, prepared.spec.algorithm
-    context, rng = _algorithm_context(prepared), seeding.generator(spec.seed, "ahead")
-    phases = algorithm.check(context) if isinstance(algorithm, Checking) else None
-    for phase in phases or [Phase(spec.space, spec.train)]:
+    rng = seeding.generator(spec.seed, "ahead")
+    for phase in prepared.phases:
         sampler = start_sampler(spec.mutator, phase, prepared.cost, rng)
         for _ in range(_STEPS if isinstance(algorithm, Selective) else 1):
             archs = draw_archs(sampler, phase, lambda archs: rng.random(len(archs)).tolist())
