@@ -145,6 +145,20 @@ def runs_in(group, path):
     return int(own) == group and state != "Z"
 
 
+def killed(child, draw, log, seconds):
+    """Kill a process in one of three ways, of which it has to end cleanly within some seconds, with all its workers.
+
+    Returns the signal and its status.
+    """
+    how = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    os.kill(child, how)
+    status = ended(child, seconds)
+    clean = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
+    assert status in (clean[how], 0), f"{how.name}: {status}\n{log.read_text()[-3000:]}"
+    assert gone(child), f"{how.name} left workers behind"
+    return how, status
+
+
 def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
     """Kill runs of a spec so many times; every run that ends has to end as the one that was left alone.
 
@@ -169,14 +183,7 @@ def survive(spec, settings, kills, folder, seed=0, tell=lambda line: None):
         else:
             status = ended(child, draw.uniform(0, 0.1) * length, lambda n=before: trials(run) > n)
         if status is None:
-            how = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-            os.kill(child, how)
-            _, status = os.waitpid(child, 0)
-            clean = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
-            assert os.waitstatus_to_exitcode(status) in (clean[how], 0), (
-                f"{how.name}: {os.waitstatus_to_exitcode(status)}\n{log.read_text()[-3000:]}"
-            )
-            assert gone(child), f"{how.name} left workers behind"
+            how, _ = killed(child, draw, log, 3600)
             names = sorted(path.name for path in run.iterdir()) if run.exists() else []
             moments.append((names, trials(run)))
             tell(f"kill {len(moments)}, {how.name}: {trials(run)} trials, {', '.join(names)}")
@@ -231,13 +238,9 @@ def survive_again(name, spec, settings, whole, kills, folder, seed=0, tell=lambd
         share, reached = (0.02, lambda: not (place / "run/spec.toml").exists()) if early else (1, lambda: True)
         status = ended(child, draw.uniform(0, share) * length, reached)
         if status is None:
-            how, count = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]), count + 1
-            os.kill(child, how)
-            status = ended(child, 60)
-            clean = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
-            assert status in (clean[how], 0), f"{how.name}: {status}\n{log.read_text()[-3000:]}"
+            count += 1
+            how, status = killed(child, draw, log, 60)
             assert "Traceback" not in log.read_text(), log.read_text()[-3000:]
-            assert gone(child), f"{how.name} left workers behind"
             strange = sorted(left(place, True)[0].keys() ^ wanted[0].keys())
             tell(f"{name}: kill {count}, {how.name}: {len(strange)} files are missing or beside: {strange[:2]}")
         if status != 0 and state()[:2] != wanted[:2]:
